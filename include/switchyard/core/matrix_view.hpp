@@ -1,0 +1,124 @@
+// Views: where numbers lie, without owning them. Trivially copyable, 64-bit, any row and column stride.
+//
+// `matrix_view<T, Space>` is rows x columns of T; element (i, j) lies at data[i * row_stride + j * column_stride].
+// Row-major, column-major, blocks and broadcast (stride 0) rows are all cases. `Space` says which memory the pointer
+// belongs to: a view of device memory has a type of its own, so handing it to a CPU policy does not compile.
+#pragma once
+
+#include <switchyard/core/config.hpp>
+#include <switchyard/core/error.hpp>
+
+#include <concepts>
+#include <span>
+#include <type_traits>
+#include <utility>
+
+namespace switchyard {
+
+/// Ordinary memory, readable by the CPU.
+struct host_space {};
+
+template <class T, class Space = host_space>
+struct matrix_view {
+    using value_type = std::remove_const_t<T>;
+    using space = Space;
+
+    T* data = nullptr;
+    index_t rows = 0;
+    index_t columns = 0;
+    index_t row_stride = 0;     ///< elements from a row to the next
+    index_t column_stride = 1;  ///< elements from a column to the next
+
+    constexpr matrix_view() = default;
+
+    /// Dense row-major numbers.
+    SWITCHYARD_HD constexpr matrix_view(T* numbers, index_t row_count, index_t column_count)
+        : data(numbers), rows(row_count), columns(column_count), row_stride(column_count) {}
+
+    /// Strided numbers.
+    SWITCHYARD_HD constexpr matrix_view(T* numbers, index_t row_count, index_t column_count, index_t stride_of_rows,
+                                        index_t stride_of_columns)
+        : data(numbers),
+          rows(row_count),
+          columns(column_count),
+          row_stride(stride_of_rows),
+          column_stride(stride_of_columns) {}
+
+    /// A view of mutable numbers is a view of constant ones.
+    template <class U>
+    requires(std::is_const_v<T>&& std::same_as<U, value_type>) SWITCHYARD_HD
+        constexpr matrix_view(const matrix_view<U, Space>& other)  // NOLINT(google-explicit-constructor)
+        : data(other.data),
+          rows(other.rows),
+          columns(other.columns),
+          row_stride(other.row_stride),
+          column_stride(other.column_stride) {}
+
+    SWITCHYARD_HD constexpr T& operator()(index_t row, index_t column) const {
+        return data[row * row_stride + column * column_stride];
+    }
+    SWITCHYARD_HD constexpr T* row(index_t i) const { return data + i * row_stride; }
+    SWITCHYARD_HD constexpr index_t size() const { return rows * columns; }
+    SWITCHYARD_HD constexpr bool empty() const { return rows == 0 || columns == 0; }
+    /// Each row is contiguous (a row program may use vector loads).
+    SWITCHYARD_HD constexpr bool rows_contiguous() const { return column_stride == 1 || columns <= 1; }
+};
+
+/// The same view, columns as rows.
+template <class T, class Space>
+SWITCHYARD_HD constexpr matrix_view<T, Space> transposed(matrix_view<T, Space> m) {
+    return {m.data, m.columns, m.rows, m.column_stride, m.row_stride};
+}
+
+/// Which rows are real tokens: one byte a token, 0 for padding. Null means that every row is a token. The bytes lie in
+/// the memory of the policy that runs.
+struct token_mask {
+    const std::uint8_t* data = nullptr;
+    index_t size = 0;
+
+    SWITCHYARD_HD constexpr bool operator()(index_t token) const { return data == nullptr || data[token] != 0; }
+};
+
+/// How a container shows its numbers: `view_access<Container>::view(container)` returns a matrix_view. Specialise it to
+/// let a matrix type of your own be passed to every function here; backend/eigen.hpp does so for Eigen.
+template <class M>
+struct view_access;
+
+template <class T, class Space>
+struct view_access<matrix_view<T, Space>> {
+    SWITCHYARD_HD static constexpr matrix_view<T, Space> view(const matrix_view<T, Space>& m) { return m; }
+};
+
+/// Anything that can be viewed as a matrix: views, switchyard::matrix, Eigen's matrices, maps and blocks.
+template <class M>
+concept matrix_like = requires(M&& m) {
+    view_access<std::remove_cvref_t<M>>::view(m);
+};
+
+/// The view through which every public function reads or writes its matrix arguments.
+template <matrix_like M>
+constexpr auto as_view(M&& m) {
+    return view_access<std::remove_cvref_t<M>>::view(m);
+}
+
+/// The view type, the scalar and the memory of a matrix argument.
+template <matrix_like M>
+using view_type = decltype(as_view(std::declval<M>()));
+template <matrix_like M>
+using scalar_of = typename view_type<M>::value_type;
+template <matrix_like M>
+using space_of = typename view_type<M>::space;
+
+inline namespace SWITCHYARD_TARGET {
+
+/// Dense row-major numbers held by a span, which must hold rows x columns of them.
+template <class T, std::size_t N>
+matrix_view<T> view_of(std::span<T, N> numbers, index_t rows, index_t columns) {
+    require(rows >= 0 && columns >= 0, "rows = ", rows, " and columns = ", columns, " must not be negative");
+    require(static_cast<index_t>(numbers.size()) == rows * columns, "a span of ", numbers.size(),
+            " numbers cannot be viewed as ", rows, " x ", columns);
+    return {numbers.data(), rows, columns};
+}
+
+}  // namespace SWITCHYARD_TARGET
+}  // namespace switchyard

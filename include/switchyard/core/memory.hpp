@@ -1,0 +1,122 @@
+// Owning storage: `buffer` (one array, grows and never shrinks) and `matrix` (a dense row-major buffer with a shape).
+//
+// Both are parameterised over `Memory`, which says where the bytes lie and how they are obtained: `host_memory` here,
+// `thrust_memory` in backend/thrust.hpp, or an engine's own. A Memory has a `space` and static `allocate(bytes)`
+// (aligned to 64 bytes, never null) and `deallocate(pointer, bytes)`. New elements are not initialised.
+#pragma once
+
+#include <switchyard/core/config.hpp>
+#include <switchyard/core/error.hpp>
+#include <switchyard/core/matrix_view.hpp>
+
+#include <cstddef>
+#include <new>
+#include <type_traits>
+#include <utility>
+
+namespace switchyard {
+inline namespace SWITCHYARD_TARGET {
+
+/// Aligned operator new and delete.
+struct host_memory {
+    using space = host_space;
+    static constexpr std::size_t alignment = 64;
+
+    static void* allocate(std::size_t bytes) { return ::operator new (bytes, std::align_val_t{alignment}); }
+    static void deallocate(void* pointer, std::size_t /*bytes*/) noexcept {
+        ::operator delete (pointer, std::align_val_t{alignment});
+    }
+};
+
+/// An array that keeps its memory: `resize` allocates only when it needs more than it ever had. Growing does not keep
+/// the old elements. Movable, not copyable.
+template <class T, class Memory = host_memory>
+class buffer {
+    static_assert(std::is_trivially_copyable_v<T>, "switchyard::buffer holds plain numbers");
+
+  public:
+    buffer() = default;
+    explicit buffer(index_t count) { resize(count); }
+    buffer(buffer&& other) noexcept { swap(other); }
+    buffer& operator=(buffer&& other) noexcept {
+        swap(other);
+        return *this;
+    }
+    buffer(const buffer&) = delete;
+    buffer& operator=(const buffer&) = delete;
+    ~buffer() { release(); }
+
+    void resize(index_t count) {
+        if (count > capacity_) {
+            release();
+            data_ = static_cast<T*>(Memory::allocate(static_cast<std::size_t>(count) * sizeof(T)));
+            capacity_ = count;
+        }
+        size_ = count;
+    }
+
+    T* data() const noexcept { return data_; }
+    index_t size() const noexcept { return size_; }
+    T* begin() const noexcept { return data_; }
+    T* end() const noexcept { return data_ + size_; }
+    /// Host memory only.
+    T& operator[](index_t i) const noexcept { return data_[i]; }
+
+  private:
+    void release() noexcept {
+        if (data_ != nullptr) {
+            Memory::deallocate(data_, static_cast<std::size_t>(capacity_) * sizeof(T));
+        }
+        data_ = nullptr;
+        size_ = capacity_ = 0;
+    }
+    void swap(buffer& other) noexcept {
+        std::swap(data_, other.data_);
+        std::swap(size_, other.size_);
+        std::swap(capacity_, other.capacity_);
+    }
+
+    T* data_ = nullptr;
+    index_t size_ = 0;
+    index_t capacity_ = 0;
+};
+
+/// A dense row-major matrix that keeps its memory when it shrinks.
+template <class T, class Memory = host_memory>
+class matrix {
+  public:
+    using space = typename Memory::space;
+
+    matrix() = default;
+    matrix(index_t rows, index_t columns) { resize(rows, columns); }
+
+    void resize(index_t rows, index_t columns) {
+        require(rows >= 0 && columns >= 0, "a matrix cannot have ", rows, " x ", columns, " elements");
+        numbers_.resize(rows * columns);
+        rows_ = rows;
+        columns_ = columns;
+    }
+
+    index_t rows() const noexcept { return rows_; }
+    index_t columns() const noexcept { return columns_; }
+    T* data() const noexcept { return numbers_.data(); }
+    matrix_view<T, space> view() { return {numbers_.data(), rows_, columns_}; }
+    matrix_view<const T, space> view() const { return {numbers_.data(), rows_, columns_}; }
+    /// Host memory only.
+    T& operator()(index_t row, index_t column) const { return numbers_[row * columns_ + column]; }
+
+  private:
+    buffer<T, Memory> numbers_;
+    index_t rows_ = 0;
+    index_t columns_ = 0;
+};
+
+}  // namespace SWITCHYARD_TARGET
+
+template <class T, class Memory>
+struct view_access<matrix<T, Memory>> {
+    static matrix_view<T, typename Memory::space> view(matrix<T, Memory>& m) { return m.view(); }
+    static matrix_view<const T, typename Memory::space> view(const matrix<T, Memory>& m) { return m.view(); }
+};
+
+}  // namespace switchyard

@@ -1,0 +1,125 @@
+// Scratch memory that a training loop pays for once.
+//
+// A workspace hands out arrays within a scope and takes them all back when the scope ends. Memory is kept: once a step
+// of the largest shape has run, later steps allocate nothing. One workspace serves one call at a time.
+//
+//   workspace scratch;
+//   {
+//       const auto scope = scratch.open();
+//       std::int64_t* counts = scratch.take<std::int64_t>(experts);   // 64-byte aligned, not initialised
+//   }                                                                // back to where it was
+#pragma once
+
+#include <switchyard/core/config.hpp>
+#include <switchyard/core/memory.hpp>
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+
+namespace switchyard {
+inline namespace SWITCHYARD_TARGET {
+
+template <class Memory>
+class basic_workspace {
+  public:
+    basic_workspace() = default;
+    basic_workspace(const basic_workspace&) = delete;
+    basic_workspace& operator=(const basic_workspace&) = delete;
+
+    /// Returns what was taken since `open()` when it is destroyed.
+    class scope {
+      public:
+        explicit scope(basic_workspace& owner) : owner_(owner), chunk_(owner.chunk_), used_(owner.used_) {
+            ++owner_.depth_;
+        }
+        scope(const scope&) = delete;
+        scope& operator=(const scope&) = delete;
+        ~scope() { owner_.close(chunk_, used_); }
+
+      private:
+        basic_workspace& owner_;
+        int chunk_;
+        index_t used_;
+    };
+
+    [[nodiscard]] scope open() { return scope(*this); }
+
+    /// `count` elements, 64-byte aligned, not initialised, valid until the scope ends.
+    template <class T>
+    T* take(index_t count) {
+        const index_t bytes = (count * static_cast<index_t>(sizeof(T)) + 63) / 64 * 64;
+        while (used_ + bytes > room()) {
+            require(chunk_ + 1 < max_chunks, "a workspace holds at most ", max_chunks, " chunks");
+            ++chunk_;
+            used_ = 0;
+            if (room() == 0) {
+                grow(bytes);
+            }
+        }
+        T* const taken = reinterpret_cast<T*>(chunks_[static_cast<std::size_t>(chunk_)].data() + used_);
+        used_ += bytes;
+        return taken;
+    }
+
+    /// Bytes held.
+    index_t size() const { return total_; }
+
+  private:
+    // Each new chunk is at least twice everything before it, so that 40 chunks exceed any memory.
+    static constexpr int max_chunks = 40;
+
+    static constexpr index_t smallest_chunk = 4096;
+
+    index_t room() const { return chunk_ < 0 ? -1 : chunks_[static_cast<std::size_t>(chunk_)].size(); }
+
+    void grow(index_t bytes) {
+        const index_t twice = 2 * total_;
+        const index_t size = std::max({bytes, twice, smallest_chunk});
+        chunks_[static_cast<std::size_t>(chunk_)].resize(size);
+        total_ += size;
+    }
+
+    // When the outermost scope ends and needed several chunks, they become one: the next step of this shape then
+    // finds everything in place.
+    void close(int chunk, index_t used) {
+        --depth_;
+        chunk_ = chunk;
+        used_ = used;
+        if (depth_ == 0 && chunks_[1].size() != 0) {
+            merge();
+        }
+    }
+
+    void merge() noexcept {
+        const index_t everything = total_;
+        for (auto& c : chunks_) {
+            c = buffer<std::byte, Memory>();
+        }
+        total_ = 0;
+        chunk_ = -1;
+        used_ = 0;
+#if SWITCHYARD_EXCEPTIONS
+        try {
+            chunks_[0].resize(everything);
+            total_ = everything;
+        } catch (...) {  // no memory now: the next step asks again and may fail there, where it can be reported
+        }
+#else
+        chunks_[0].resize(everything);
+        total_ = everything;
+#endif
+    }
+
+    std::array<buffer<std::byte, Memory>, max_chunks> chunks_;
+    int chunk_ = -1;  // none yet
+    index_t used_ = 0;
+    index_t total_ = 0;
+    int depth_ = 0;
+};
+
+/// The workspace of the CPU policies.
+using workspace = basic_workspace<host_memory>;
+
+}  // namespace SWITCHYARD_TARGET
+}  // namespace switchyard
