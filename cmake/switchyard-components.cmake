@@ -1,0 +1,39 @@
+# The optional parts of switchyard. Read by the source tree and, installed, by find_package(switchyard): whatever is found
+# becomes a target, and nothing is ever demanded here.
+#
+#   switchyard::openmp   switchyard::switchyard with OpenMP on (the policy switchyard::par needs it)
+#   switchyard::thrust   with Thrust's headers, from a CUDA toolkit or from libthrust-dev; Thrust's host and device
+#                        systems (THRUST_HOST_SYSTEM, THRUST_DEVICE_SYSTEM) remain the user's choice
+#   switchyard::cuda     switchyard::thrust with the CUDA runtime, for .cu sources
+#
+# They are targets of their own because each brings compile flags or include paths along, and the main target must not.
+include_guard(GLOBAL)
+
+if(NOT TARGET OpenMP::OpenMP_CXX)
+    find_package(OpenMP QUIET COMPONENTS CXX GLOBAL)
+endif()
+if(TARGET OpenMP::OpenMP_CXX AND NOT TARGET switchyard::openmp)
+    add_library(switchyard::openmp INTERFACE IMPORTED GLOBAL)
+    target_link_libraries(switchyard::openmp INTERFACE switchyard::switchyard OpenMP::OpenMP_CXX)
+endif()
+
+if(NOT TARGET CUDA::cudart)
+    find_package(CUDAToolkit QUIET GLOBAL)
+endif()
+
+# A toolkit's Thrust (in cccl/ from CUDA 13 on) is newer than Debian's, so it is looked for first.
+find_path(SWITCHYARD_THRUST_INCLUDE_DIR thrust/version.h
+    HINTS ${CUDAToolkit_INCLUDE_DIRS}
+    PATH_SUFFIXES cccl
+    DOC "The folder that holds thrust/version.h")
+mark_as_advanced(SWITCHYARD_THRUST_INCLUDE_DIR)
+if(SWITCHYARD_THRUST_INCLUDE_DIR AND NOT TARGET switchyard::thrust)
+    add_library(switchyard::thrust INTERFACE IMPORTED GLOBAL)
+    target_link_libraries(switchyard::thrust INTERFACE switchyard::switchyard)
+    target_include_directories(switchyard::thrust SYSTEM INTERFACE "${SWITCHYARD_THRUST_INCLUDE_DIR}")
+endif()
+
+if(TARGET CUDA::cudart AND TARGET switchyard::thrust AND NOT TARGET switchyard::cuda)
+    add_library(switchyard::cuda INTERFACE IMPORTED GLOBAL)
+    target_link_libraries(switchyard::cuda INTERFACE switchyard::thrust CUDA::cudart)
+endif()
