@@ -1,0 +1,362 @@
+// The one file that knows vector instructions: `pack<S, W>`, W numbers of type float or double that move together.
+//
+// Row programs are written over packs. W = 1 is a plain scalar and works everywhere, on a device too (one thread a row);
+// W = native_width<S> is a vector register of the CPU the code is compiled for, through GCC and Clang's vector extensions,
+// with intrinsics only where those have no word for it: partial loads, fused multiply-add, comparison to a bit mask.
+//
+// All reductions have a fixed order that depends on W alone, never on addresses.
+#pragma once
+
+#include <switchyard/core/config.hpp>
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#if (defined(__GNUC__) || defined(__clang__)) && !defined(__CUDACC__)
+#define SWITCHYARD_DETAIL_VECTORS 1
+#else
+#define SWITCHYARD_DETAIL_VECTORS 0
+#endif
+
+#if SWITCHYARD_DETAIL_VECTORS && (defined(__x86_64__) || defined(__i386__))
+#include <immintrin.h>
+#endif
+
+namespace switchyard {
+inline namespace SWITCHYARD_TARGET {
+
+/// The integer of the same size, for bits and exponents.
+template <class S>
+struct float_bits;
+template <>
+struct float_bits<float> {
+    using type = std::int32_t;
+    static constexpr int mantissa = 23;
+    static constexpr float smallest_exponent = -87.0f;  // exp below is 0: forbidden experts, and nothing is denormal
+};
+template <>
+struct float_bits<double> {
+    using type = std::int64_t;
+    static constexpr int mantissa = 52;
+    static constexpr double smallest_exponent = -708.0;
+};
+
+#if !SWITCHYARD_DETAIL_VECTORS
+inline constexpr int register_bytes = 0;
+#elif defined(__AVX512F__) && defined(__AVX512DQ__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+inline constexpr int register_bytes = 64;
+#define SWITCHYARD_DETAIL_AVX512 1
+#elif defined(__AVX2__) && defined(__FMA__)
+inline constexpr int register_bytes = 32;
+#define SWITCHYARD_DETAIL_AVX2 1
+#else
+inline constexpr int register_bytes = 16;
+#endif
+#ifndef SWITCHYARD_DETAIL_AVX512
+#define SWITCHYARD_DETAIL_AVX512 0
+#endif
+#ifndef SWITCHYARD_DETAIL_AVX2
+#define SWITCHYARD_DETAIL_AVX2 0
+#endif
+
+/// Numbers of type S a vector register holds; 1 where there is none.
+template <class S>
+inline constexpr int native_width = register_bytes == 0 ? 1 : register_bytes / static_cast<int>(sizeof(S));
+
+/// W numbers. The primary template is a vector register; the scalar follows.
+template <class S, int W>
+struct pack;
+
+template <class S>
+struct pack<S, 1> {
+    static constexpr int width = 1;
+    S v;
+
+    SWITCHYARD_HD static pack all(S x) { return {x}; }
+    SWITCHYARD_HD static pack load(const S* p) { return {*p}; }
+    SWITCHYARD_HD static pack load_first(const S* p, index_t n, S fill) { return {n > 0 ? *p : fill}; }
+    SWITCHYARD_HD void store(S* p) const { *p = v; }
+    SWITCHYARD_HD void store_first(S* p, index_t n) const {
+        if (n > 0) {
+            *p = v;
+        }
+    }
+    SWITCHYARD_HD friend pack operator+(pack a, pack b) { return {a.v + b.v}; }
+    SWITCHYARD_HD friend pack operator-(pack a, pack b) { return {a.v - b.v}; }
+    SWITCHYARD_HD friend pack operator*(pack a, pack b) { return {a.v * b.v}; }
+    /// a > b ? a : b, so b where either is NaN.
+    SWITCHYARD_HD friend pack max(pack a, pack b) { return {a.v > b.v ? a.v : b.v}; }
+    /// a * b + c, fused where the target has the instruction.
+    SWITCHYARD_HD friend pack multiply_add(pack a, pack b, pack c) {
+#if defined(__FMA__) || defined(__CUDA_ARCH__)
+        return {std::fma(a.v, b.v, c.v)};
+#else
+        return {a.v * b.v + c.v};
+#endif
+    }
+    SWITCHYARD_HD friend std::uint32_t equal_bits(pack a, pack b) { return a.v == b.v ? 1u : 0u; }
+    SWITCHYARD_HD friend std::uint32_t at_least_bits(pack a, pack b) { return a.v >= b.v ? 1u : 0u; }
+    SWITCHYARD_HD friend S highest(pack a) { return a.v; }
+    SWITCHYARD_HD friend S total(pack a) { return a.v; }
+    /// 2^n where `shifted` holds n + bias in its low mantissa bits; value where x >= limit, else 0.
+    SWITCHYARD_HD friend pack scale_by_power(pack value, pack shifted, pack x, S limit) {
+        using bits = typename float_bits<S>::type;
+        bits word;
+        std::memcpy(&word, &shifted.v, sizeof word);
+        word = static_cast<bits>(static_cast<std::make_unsigned_t<bits>>(word) << float_bits<S>::mantissa);
+        S power;
+        std::memcpy(&power, &word, sizeof power);
+        return {x.v < limit ? S(0) : value.v * power};
+    }
+};
+
+#if SWITCHYARD_DETAIL_VECTORS
+
+template <class S, int W>
+struct pack {
+    static_assert(W > 1 && (W & (W - 1)) == 0);
+    static constexpr int width = W;
+    using bits = typename float_bits<S>::type;
+    typedef S numbers __attribute__((vector_size(W * sizeof(S))));
+    typedef bits words __attribute__((vector_size(W * sizeof(S))));
+    numbers v;
+
+    static pack all(S x) { return {x - numbers{}}; }
+    static pack load(const S* p) {
+        pack r;
+        std::memcpy(&r.v, p, sizeof r.v);
+        return r;
+    }
+    void store(S* p) const { std::memcpy(p, &v, sizeof v); }
+
+    /// The first n numbers of p (0 <= n <= W; nothing beyond is read), then `fill`.
+    static pack load_first(const S* p, index_t n, S fill) {
+#if SWITCHYARD_DETAIL_AVX512
+        if constexpr (sizeof(numbers) == 64) {
+            if constexpr (sizeof(S) == 4) {
+                const auto mask = static_cast<__mmask16>((1u << n) - 1u);
+                return {reinterpret_cast<numbers>(_mm512_mask_loadu_ps(_mm512_set1_ps(fill), mask, p))};
+            } else {
+                const auto mask = static_cast<__mmask8>((1u << n) - 1u);
+                return {reinterpret_cast<numbers>(_mm512_mask_loadu_pd(_mm512_set1_pd(fill), mask, p))};
+            }
+        }
+#elif SWITCHYARD_DETAIL_AVX2
+        if constexpr (sizeof(numbers) == 32) {
+            const words mask = first(n);
+            const auto raw = [&] {
+                if constexpr (sizeof(S) == 4) {
+                    return reinterpret_cast<numbers>(_mm256_maskload_ps(p, reinterpret_cast<__m256i>(mask)));
+                } else {
+                    return reinterpret_cast<numbers>(_mm256_maskload_pd(p, reinterpret_cast<__m256i>(mask)));
+                }
+            }();
+            return {mask != 0 ? raw : all(fill).v};
+        }
+#endif
+        alignas(numbers) S copy[W];
+        for (int i = 0; i < W; ++i) {
+            copy[i] = i < n ? p[i] : fill;
+        }
+        return load(copy);
+    }
+
+    /// Writes the first n numbers to p and nothing beyond.
+    void store_first(S* p, index_t n) const {
+#if SWITCHYARD_DETAIL_AVX512
+        if constexpr (sizeof(numbers) == 64) {
+            if constexpr (sizeof(S) == 4) {
+                _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1u), reinterpret_cast<__m512>(v));
+            } else {
+                _mm512_mask_storeu_pd(p, static_cast<__mmask8>((1u << n) - 1u), reinterpret_cast<__m512d>(v));
+            }
+            return;
+        }
+#elif SWITCHYARD_DETAIL_AVX2
+        if constexpr (sizeof(numbers) == 32) {
+            const words mask = first(n);
+            if constexpr (sizeof(S) == 4) {
+                _mm256_maskstore_ps(p, reinterpret_cast<__m256i>(mask), reinterpret_cast<__m256>(v));
+            } else {
+                _mm256_maskstore_pd(p, reinterpret_cast<__m256i>(mask), reinterpret_cast<__m256d>(v));
+            }
+            return;
+        }
+#endif
+        for (int i = 0; i < W && i < n; ++i) {
+            p[i] = v[i];
+        }
+    }
+
+    friend pack operator+(pack a, pack b) { return {a.v + b.v}; }
+    friend pack operator-(pack a, pack b) { return {a.v - b.v}; }
+    friend pack operator*(pack a, pack b) { return {a.v * b.v}; }
+    /// a > b ? a : b, so b where either is NaN.
+    friend pack max(pack a, pack b) { return {a.v > b.v ? a.v : b.v}; }
+    /// a * b + c, fused where the target has the instruction.
+    friend pack multiply_add(pack a, pack b, pack c) {
+#if SWITCHYARD_DETAIL_AVX512
+        if constexpr (sizeof(numbers) == 64 && sizeof(S) == 4) {
+            return {reinterpret_cast<numbers>(_mm512_fmadd_ps(reinterpret_cast<__m512>(a.v),
+                                                              reinterpret_cast<__m512>(b.v),
+                                                              reinterpret_cast<__m512>(c.v)))};
+        } else if constexpr (sizeof(numbers) == 64) {
+            return {reinterpret_cast<numbers>(_mm512_fmadd_pd(reinterpret_cast<__m512d>(a.v),
+                                                              reinterpret_cast<__m512d>(b.v),
+                                                              reinterpret_cast<__m512d>(c.v)))};
+        }
+#elif SWITCHYARD_DETAIL_AVX2
+        if constexpr (sizeof(numbers) == 32 && sizeof(S) == 4) {
+            return {reinterpret_cast<numbers>(_mm256_fmadd_ps(reinterpret_cast<__m256>(a.v),
+                                                              reinterpret_cast<__m256>(b.v),
+                                                              reinterpret_cast<__m256>(c.v)))};
+        } else if constexpr (sizeof(numbers) == 32) {
+            return {reinterpret_cast<numbers>(_mm256_fmadd_pd(reinterpret_cast<__m256d>(a.v),
+                                                              reinterpret_cast<__m256d>(b.v),
+                                                              reinterpret_cast<__m256d>(c.v)))};
+        }
+#endif
+        return {a.v * b.v + c.v};
+    }
+
+    /// Bit i is set where a[i] == b[i].
+    friend std::uint32_t equal_bits(pack a, pack b) {
+#if SWITCHYARD_DETAIL_AVX512
+        if constexpr (sizeof(numbers) == 64 && sizeof(S) == 4) {
+            return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(a.v), reinterpret_cast<__m512>(b.v), _CMP_EQ_OQ);
+        } else if constexpr (sizeof(numbers) == 64) {
+            return _mm512_cmp_pd_mask(reinterpret_cast<__m512d>(a.v), reinterpret_cast<__m512d>(b.v), _CMP_EQ_OQ);
+        }
+#endif
+        return sign_bits(a.v == b.v);
+    }
+    /// Bit i is set where a[i] >= b[i].
+    friend std::uint32_t at_least_bits(pack a, pack b) {
+#if SWITCHYARD_DETAIL_AVX512
+        if constexpr (sizeof(numbers) == 64 && sizeof(S) == 4) {
+            return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(a.v), reinterpret_cast<__m512>(b.v), _CMP_GE_OQ);
+        } else if constexpr (sizeof(numbers) == 64) {
+            return _mm512_cmp_pd_mask(reinterpret_cast<__m512d>(a.v), reinterpret_cast<__m512d>(b.v), _CMP_GE_OQ);
+        }
+#endif
+        return sign_bits(a.v >= b.v);
+    }
+
+    /// The largest of the numbers.
+    friend S highest(pack a) { return fold(a, [](auto x, auto y) { return max(x, y); }); }
+    /// Their sum, halves first: (a0 + a[W/2]) + ...
+    friend S total(pack a) { return fold(a, [](auto x, auto y) { return x + y; }); }
+
+    /// 2^n where `shifted` holds n + bias in its low mantissa bits; value where x >= limit, else 0.
+    friend pack scale_by_power(pack value, pack shifted, pack x, S limit) {
+        using unsigned_bits = std::make_unsigned_t<bits>;
+        typedef unsigned_bits unsigned_words __attribute__((vector_size(W * sizeof(S))));
+        const auto power = reinterpret_cast<numbers>(reinterpret_cast<unsigned_words>(shifted.v)
+                                                     << float_bits<S>::mantissa);
+#if SWITCHYARD_DETAIL_AVX512
+        if constexpr (sizeof(numbers) == 64 && sizeof(S) == 4) {
+            const auto keep = _mm512_cmp_ps_mask(reinterpret_cast<__m512>(x.v), _mm512_set1_ps(limit), _CMP_NLT_UQ);
+            return {reinterpret_cast<numbers>(
+                _mm512_maskz_mul_ps(keep, reinterpret_cast<__m512>(value.v), reinterpret_cast<__m512>(power)))};
+        }
+#endif
+        return {x.v < all(limit).v ? numbers{} : value.v * power};
+    }
+
+  private:
+    static words first(index_t n) {
+        words lane;
+        for (int i = 0; i < W; ++i) {
+            lane[i] = static_cast<bits>(i);
+        }
+        return lane < (static_cast<bits>(n) - words{});
+    }
+
+    static std::uint32_t sign_bits(words mask) {
+#if defined(__AVX__)
+        if constexpr (sizeof(words) == 32 && sizeof(S) == 4) {
+            return static_cast<std::uint32_t>(_mm256_movemask_ps(reinterpret_cast<__m256>(mask)));
+        } else if constexpr (sizeof(words) == 32) {
+            return static_cast<std::uint32_t>(_mm256_movemask_pd(reinterpret_cast<__m256d>(mask)));
+        }
+#endif
+#if defined(__SSE2__)
+        if constexpr (sizeof(words) == 16 && sizeof(S) == 4) {
+            return static_cast<std::uint32_t>(_mm_movemask_ps(reinterpret_cast<__m128>(mask)));
+        } else if constexpr (sizeof(words) == 16) {
+            return static_cast<std::uint32_t>(_mm_movemask_pd(reinterpret_cast<__m128d>(mask)));
+        }
+#endif
+        std::uint32_t set = 0;
+        for (int i = 0; i < W; ++i) {
+            set |= (mask[i] != 0 ? 1u : 0u) << i;
+        }
+        return set;
+    }
+
+    template <class Combine>
+    static S fold(pack a, Combine combine) {
+        constexpr int half = W / 2;
+        pack<S, half> low;
+        pack<S, half> high;
+        std::memcpy(&low.v, &a.v, sizeof low.v);
+        std::memcpy(&high.v, reinterpret_cast<const char*>(&a.v) + sizeof low.v, sizeof high.v);
+        const pack<S, half> folded = combine(low, high);
+        if constexpr (half == 1) {
+            return folded.v;
+        } else {
+            return pack<S, half>::fold(folded, combine);
+        }
+    }
+
+    template <class, int>
+    friend struct pack;
+};
+
+#endif  // SWITCHYARD_DETAIL_VECTORS
+
+/// e^x for x <= 0, exactly 1 at 0, exactly 0 below smallest_exponent and at -infinity, NaN at NaN. Relative error below 2
+/// ulp in float (a minimax polynomial of degree 5 after reduction by ln 2) and in double (degree 13).
+template <class S, int W>
+SWITCHYARD_HD pack<S, W> exp_nonpositive(pack<S, W> x) {
+    using P = pack<S, W>;
+    using facts = float_bits<S>;
+    // Adding 1.5 * 2^mantissa + bias leaves round(x / ln 2) + bias in the low bits of the sum.
+    constexpr S magic = sizeof(S) == 4 ? S(12582912.0 + 127.0) : S(6755399441055744.0 + 1023.0);
+    constexpr S log2_e = S(1.44269504088896340736);
+    constexpr S ln2_high = sizeof(S) == 4 ? S(0.693145751953125) : S(6.93147180369123816490e-01);
+    constexpr S ln2_low = sizeof(S) == 4 ? S(1.42860682030941723212e-6) : S(1.90821492927058770002e-10);
+    const P shifted = multiply_add(x, P::all(log2_e), P::all(magic));
+    const P n = shifted - P::all(magic);
+    P r = multiply_add(n, P::all(-ln2_high), x);
+    r = multiply_add(n, P::all(-ln2_low), r);
+    P y;
+    if constexpr (sizeof(S) == 4) {
+        y = P::all(S(0.008312501320796986));
+        y = multiply_add(y, r, P::all(S(0.04189033181356822)));
+        y = multiply_add(y, r, P::all(S(0.16667115389462486)));
+        y = multiply_add(y, r, P::all(S(0.49999230307606046)));
+    } else {
+        y = P::all(S(1.0 / 6227020800.0));
+        constexpr double factorials[] = {479001600.0, 39916800.0, 3628800.0, 362880.0, 40320.0, 5040.0,
+                                         720.0,       120.0,      24.0,      6.0,      2.0};
+        for (const double factorial : factorials) {
+            y = multiply_add(y, r, P::all(S(1.0 / factorial)));
+        }
+    }
+    y = multiply_add(y, r, P::all(S(1)));
+    y = multiply_add(y, r, P::all(S(1)));
+    return scale_by_power(y, shifted, x, facts::smallest_exponent);
+}
+
+/// The same for one number.
+template <class S>
+SWITCHYARD_HD S exp_nonpositive(S x) {
+    return exp_nonpositive(pack<S, 1>{x}).v;
+}
+
+}  // namespace SWITCHYARD_TARGET
+}  // namespace switchyard

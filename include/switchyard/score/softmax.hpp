@@ -1,0 +1,143 @@
+// Softmax over the experts of a token: p_te = exp(s_te - max_t) / sum_t, sum_t = sum_e exp(s_te - max_t).
+//
+// The row program here serves every router with a softmax gate. It reads R rows side by side (their reductions overlap in
+// the processor) and finds each row's maximum, its first position (the argmax, ties to the lower expert) and its sum of
+// exponentials. A sum that is not finite tells that the row holds NaN, +infinity, or nothing but -infinity: the check of
+// the scores costs nothing on good rows.
+#pragma once
+
+#include <switchyard/core/config.hpp>
+#include <switchyard/core/simd.hpp>
+
+#include <bit>
+#include <cstdint>
+#include <limits>
+
+namespace switchyard {
+inline namespace SWITCHYARD_TARGET {
+
+/// Columns rounded up to whole packs: the length of a scratch row.
+template <int W>
+SWITCHYARD_HD constexpr index_t padded(index_t columns) {
+    return (columns + W - 1) / W * W;
+}
+
+/// What the row program finds out about R rows.
+template <class S, int W, int R>
+struct softmax_statistics {
+    pack<S, W> column_maxima[R];  ///< lane i: maximum over columns i, i + W, ...; reduces to `maximum`
+    S maximum[R];
+    S sum[R];         ///< of exp(s - maximum)
+    index_t best[R];  ///< the first expert with the maximum; 0 where none compares equal (NaN)
+};
+
+namespace detail {
+
+/// The first set bits of R rows, gathered 64 columns at a time.
+template <int R>
+struct first_positions {
+    std::uint64_t bits[R] = {};
+    int filled = 0;
+    index_t start = 0;
+
+    SWITCHYARD_HD void add(int r, std::uint32_t mask) { bits[r] |= static_cast<std::uint64_t>(mask) << filled; }
+    SWITCHYARD_HD void advance(int width, index_t (&best)[R]) {
+        filled += width;
+        if (filled == 64) {
+            flush(best);
+        }
+    }
+    SWITCHYARD_HD void flush(index_t (&best)[R]) {
+        for (int r = 0; r < R; ++r) {
+            const index_t position = start + std::countr_zero(bits[r]);
+            best[r] = best[r] < 0 && bits[r] != 0 ? position : best[r];
+            bits[r] = 0;
+        }
+        start += filled;
+        filled = 0;
+    }
+};
+
+}  // namespace detail
+
+/// Maximum, argmax and sum of exponentials of R contiguous rows. Where `exponentials` is given, row r's exp(s - maximum) is
+/// left at exponentials + r * padded<W>(experts), the padding 0.
+template <int W, int R, class S>
+SWITCHYARD_HD softmax_statistics<S, W, R> softmax_rows(const S* const (&row)[R], index_t experts, S* exponentials) {
+    using P = pack<S, W>;
+    constexpr S lowest = -std::numeric_limits<S>::infinity();
+    const index_t whole = experts / W * W;
+    const index_t rest = experts - whole;
+    softmax_statistics<S, W, R> found;
+    P maximum[R];
+    P sum[R];
+    for (int r = 0; r < R; ++r) {
+        maximum[r] = P::all(lowest);
+        sum[r] = P::all(S(0));
+    }
+    for (index_t j = 0; j < whole; j += W) {
+        for (int r = 0; r < R; ++r) {
+            maximum[r] = max(maximum[r], P::load(row[r] + j));
+        }
+    }
+    for (int r = 0; r < R; ++r) {
+        if (rest != 0) {
+            maximum[r] = max(maximum[r], P::load_first(row[r] + whole, rest, lowest));
+        }
+        found.column_maxima[r] = maximum[r];
+        found.maximum[r] = highest(maximum[r]);
+        maximum[r] = P::all(found.maximum[r]);
+        found.best[r] = -1;
+    }
+
+    detail::first_positions<R> positions;
+    const auto visit = [&](int r, index_t j, P scores) {
+        const P exponential = exp_nonpositive<S, W>(scores - maximum[r]);
+        if (exponentials != nullptr) {
+            exponential.store(exponentials + r * padded<W>(experts) + j);
+        }
+        sum[r] = sum[r] + exponential;
+        positions.add(r, equal_bits(scores, maximum[r]));
+    };
+    for (index_t j = 0; j < whole; j += W) {
+        for (int r = 0; r < R; ++r) {
+            visit(r, j, P::load(row[r] + j));
+        }
+        positions.advance(W, found.best);
+    }
+    if (rest != 0) {
+        for (int r = 0; r < R; ++r) {
+            visit(r, whole, P::load_first(row[r] + whole, rest, lowest));
+        }
+        positions.advance(W, found.best);
+    }
+    positions.flush(found.best);
+    for (int r = 0; r < R; ++r) {
+        found.sum[r] = total(sum[r]);
+        found.best[r] = found.best[r] < 0 ? 0 : found.best[r];
+    }
+    return found;
+}
+
+/// column_sums[e] += sum_r exponentials[r][e] * scale[r], rows in order. `column_sums` is padded like the rows.
+template <int W, int R, class S>
+SWITCHYARD_HD void add_scaled_rows(const S* exponentials, index_t experts, const S (&scale)[R], S* column_sums) {
+    using P = pack<S, W>;
+    const index_t length = padded<W>(experts);
+    for (index_t j = 0; j < length; j += W) {
+        P sum = P::load(column_sums + j);
+        for (int r = 0; r < R; ++r) {
+            sum = multiply_add(P::load(exponentials + r * length + j), P::all(scale[r]), sum);
+        }
+        sum.store(column_sums + j);
+    }
+}
+
+/// A probability from what forward kept of its row.
+template <class S>
+SWITCHYARD_HD S softmax_value(S score, S row_maximum, S row_sum) {
+    return exp_nonpositive(score - row_maximum) / row_sum;
+}
+
+}  // namespace SWITCHYARD_TARGET
+}  // namespace switchyard
