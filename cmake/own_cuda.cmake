@@ -1,0 +1,31 @@
+# switchyard_own_cuda: how switchyard's own .cu files are compiled, where nvcc is found; the variable SWITCHYARD_HAS_NVCC
+# says whether it was. Compiling needs no GPU.
+set(SWITCHYARD_HAS_NVCC FALSE)
+if(SWITCHYARD_CUDA STREQUAL "OFF")
+    return()
+endif()
+
+include(CheckLanguage)
+check_language(CUDA)
+if(NOT CMAKE_CUDA_COMPILER)
+    if(SWITCHYARD_CUDA STREQUAL "AUTO")
+        message(STATUS "No nvcc found: switchyard's CUDA sources are not compiled")
+        return()
+    endif()
+    message(FATAL_ERROR "SWITCHYARD_CUDA is ${SWITCHYARD_CUDA}, but no CUDA compiler is found")
+endif()
+if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+    set(CMAKE_CUDA_ARCHITECTURES 80)
+endif()
+enable_language(CUDA)
+set(SWITCHYARD_HAS_NVCC TRUE)
+
+# CMake before 3.30 does not know how to ask nvcc 13 for C++20, hence the plain flag. -Wpedantic is not for nvcc, whose
+# own intermediate code it would warn about. A host function called from a device one is only a warning for nvcc.
+add_library(switchyard_own_cuda INTERFACE)
+target_link_libraries(switchyard_own_cuda INTERFACE switchyard::cuda)
+set(switchyard_cuda_flags -std=c++20 --extended-lambda --expt-relaxed-constexpr "SHELL:-Xcompiler -Wall,-Wextra")
+if(SWITCHYARD_WERROR)
+    list(APPEND switchyard_cuda_flags "SHELL:-Werror all-warnings" "SHELL:-Xcompiler -Werror")
+endif()
+target_compile_options(switchyard_own_cuda INTERFACE "$<$<COMPILE_LANGUAGE:CUDA>:${switchyard_cuda_flags}>")

@@ -1,0 +1,97 @@
+#!/usr/bin/env python3
+"""Builds and runs a small consumer of the library in one of the ways that consumers do, and checks what it is compiled with.
+
+usage: check_consumer.py KIND --source DIR --build DIR --prefix DIR --version X.Y.Z [--cmake CMAKE] [--compiler CXX]
+KIND   find_package | add_subdirectory | fetch_content | re_export | pkg_config
+source the library's source tree; build a scratch folder, emptied first; prefix where the library has been installed
+"""
+
+import argparse
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+HERE = pathlib.Path(__file__).resolve().parent / "consumers"
+
+
+def run(*command, **options):
+    """Runs a command and returns its output; shows the output and ends if it fails."""
+    done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                          **options)
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(map(str, command))}\nexited with {done.returncode}:\n{done.stdout}")
+    return done.stdout
+
+
+def configure_and_build(args, source, build, *options):
+    run(args.cmake, "-S", source, "-B", build, "-DCMAKE_BUILD_TYPE=Release", f"-DCMAKE_CXX_COMPILER={args.compiler}",
+        f"-DCMAKE_PREFIX_PATH={args.prefix}", f"-DEXPECTED_VERSION={args.version}", f"-DSWITCHYARD_SOURCE={args.source}",
+        "-DCMAKE_FIND_PACKAGE_NO_PACKAGE_REGISTRY=ON", *options)
+    run(args.cmake, "--build", build)
+
+
+def check_flags(file, openmp):
+    """The main target brings the language level and nothing else; switchyard::openmp brings OpenMP's flag as well."""
+    flags = dict(line.split("=", 1) for line in file.read_text().splitlines())
+    expected = {"COMPILE_OPTIONS": "", "COMPILE_DEFINITIONS": "", "LINK_OPTIONS": "", "COMPILE_FEATURES": "cxx_std_20"}
+    if openmp:
+        expected["COMPILE_DEFINITIONS"] = "CONSUMER_USES_OPENMP"
+        expected["COMPILE_OPTIONS"] = flags["COMPILE_OPTIONS"]
+        if "openmp" not in flags["COMPILE_OPTIONS"]:
+            sys.exit(f"{file.name}: switchyard::openmp does not turn OpenMP on: {flags}")
+    if flags != expected:
+        sys.exit(f"{file.name}: a consumer is compiled with\n{flags}\nbut should be with\n{expected}")
+
+
+def run_consumers(build):
+    programs = sorted(build.glob("*.flags"))
+    if not programs:
+        sys.exit(f"no consumer was built in {build}")
+    for flags in programs:
+        check_flags(flags, openmp=flags.stem.endswith("_openmp"))
+        print(f"{flags.stem}: {run(flags.with_suffix('')).strip()}")
+
+
+def pkg_config(args, build):
+    environment = dict(os.environ, PKG_CONFIG_PATH=f"{args.prefix}/share/pkgconfig")
+    version = run("pkg-config", "--modversion", "switchyard", env=environment).strip()
+    if version != args.version:
+        sys.exit(f"switchyard.pc says version {version}, not {args.version}")
+    flags = run("pkg-config", "--cflags", "--libs", "switchyard", env=environment).split()
+    stray = [flag for flag in flags if not flag.startswith("-I")]
+    if stray:
+        sys.exit(f"switchyard.pc brings {stray} along")
+    build.mkdir(parents=True)
+    run(args.compiler, "-std=c++20", HERE / "main.cpp", "-o", build / "consumer", *flags)
+    print(f"{' '.join(flags)}: {run(build / 'consumer').strip()}")
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("kind")
+    parser.add_argument("--source", required=True)
+    parser.add_argument("--build", required=True, type=pathlib.Path)
+    parser.add_argument("--prefix", required=True)
+    parser.add_argument("--version", required=True)
+    parser.add_argument("--cmake", default="cmake")
+    parser.add_argument("--compiler", default="c++")
+    args = parser.parse_args()
+    shutil.rmtree(args.build, ignore_errors=True)
+    if args.kind == "pkg_config":
+        pkg_config(args, args.build)
+    elif args.kind == "re_export":
+        engine = args.build / "engine"
+        configure_and_build(args, HERE / "re_export" / "engine", engine)
+        run(args.cmake, "--install", engine, "--prefix", args.build / "prefix")
+        args.prefix = f"{args.prefix};{args.build / 'prefix'}"
+        configure_and_build(args, HERE / "re_export" / "app", args.build / "app")
+        run_consumers(args.build / "app")
+    else:
+        configure_and_build(args, HERE / args.kind, args.build)
+        run_consumers(args.build)
+
+
+if __name__ == "__main__":
+    main()

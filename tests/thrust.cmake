@@ -1,0 +1,43 @@
+# The Thrust backend. Each thrust/*.cpp is built by the plain host compiler once a system that Thrust has for CPUs and becomes
+# one CTest test each, thrust_<system>/<stem>; thrust/tbb_*.cpp is for TBB alone. Where nvcc is found, thrust/*.cu compile,
+# too; they need a GPU to run, so they are not run.
+file(GLOB thrust_files CONFIGURE_DEPENDS "thrust/*.cpp")
+set(thrust_tbb_files ${thrust_files})
+list(FILTER thrust_tbb_files INCLUDE REGEX "/tbb_[^/]*[.]cpp$")
+list(FILTER thrust_files EXCLUDE REGEX "/tbb_[^/]*[.]cpp$")
+
+# switchyard_add_thrust_tests(<system> <files>...)
+function(switchyard_add_thrust_tests system)
+    if(NOT ARGN)
+        return()
+    endif()
+    string(TOUPPER "${system}" SYSTEM)
+    add_executable(test_thrust_${system} ${ARGN})
+    target_link_libraries(test_thrust_${system} PRIVATE
+        switchyard_doctest_main switchyard_own switchyard::thrust rapidcheck)
+    target_include_directories(test_thrust_${system} PRIVATE "${CMAKE_CURRENT_SOURCE_DIR}")
+    target_compile_definitions(test_thrust_${system} PRIVATE
+        THRUST_HOST_SYSTEM=THRUST_HOST_SYSTEM_CPP
+        THRUST_DEVICE_SYSTEM=THRUST_DEVICE_SYSTEM_${SYSTEM})
+    switchyard_add_file_tests(test_thrust_${system} thrust thrust_${system} ${ARGN})
+endfunction()
+
+switchyard_add_thrust_tests(cpp ${thrust_files})
+if(TARGET switchyard::openmp)
+    switchyard_add_thrust_tests(omp ${thrust_files})
+endif()
+find_package(TBB QUIET)
+if(TARGET TBB::tbb AND thrust_tbb_files)
+    switchyard_add_thrust_tests(tbb ${thrust_tbb_files})
+    target_link_libraries(test_thrust_tbb PRIVATE TBB::tbb)
+endif()
+
+file(GLOB cuda_files CONFIGURE_DEPENDS "thrust/*.cu")
+if(SWITCHYARD_HAS_NVCC AND cuda_files)
+    add_library(test_thrust_cuda OBJECT ${cuda_files})
+    target_link_libraries(test_thrust_cuda PRIVATE switchyard_own_cuda)
+    target_include_directories(test_thrust_cuda PRIVATE "${CMAKE_CURRENT_SOURCE_DIR}")
+    # What CTest can say of it: that every file compiled without a warning.
+    add_test(NAME nvcc/compiles COMMAND "${CMAKE_COMMAND}" --build "${PROJECT_BINARY_DIR}" --target test_thrust_cuda)
+    set_tests_properties(nvcc/compiles PROPERTIES LABELS nvcc TIMEOUT 1200)
+endif()
