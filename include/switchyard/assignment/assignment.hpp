@@ -1,0 +1,205 @@
+// What every assignment solver promises: the problem, the result and its certificate.
+//
+//   maximise   sum_t s[t, a(t)]      over assignments a of each token to one expert
+//   subject to lower_e <= load_e <= upper_e                    (quotas.hpp), and a(t) not forbidden (s = -inf)
+//
+// Prices p[E] prove how good an assignment is. For any p whatever, no assignment within the quotas can score more than
+//
+//   D(p) = sum_t max_e (s_te - p_e) + sum_e (upper_e max(p_e, 0) + lower_e min(p_e, 0))
+//
+// so D(p) - (the assignment's score), the *gap*, bounds how far it is from the best. It is a sum of terms that are
+// never negative:
+//
+//   sum_t [max_e (s_te - p_e) - (s_ta - p_a)] + sum_e [p_e > 0 ? p_e (upper_e - load_e) : -p_e (load_e - lower_e)]
+//
+// and is computed as that sum, in double, from the scores as they are: D minus the score would lose all its digits to
+// cancellation. It is 0 exactly where complementary slackness holds: every token at an expert that is best for it at
+// these prices, and experts with positive (negative) prices filled to the upper (lower) quota.
+//
+// A solver is a type of settings with a function found by its name,
+//
+//   assignment_result solve(solver, scores[T,E], quotas, mask, expert_of_token[T], prices[E], workspace,
+//                           initial_prices[E]);
+//
+// where prices and initial_prices may be null. Padding (mask 0) gets expert -1 and counts nowhere; its scores are not
+// read. Among equal optima any may be returned, always the same one.
+#pragma once
+
+#include <switchyard/assignment/quotas.hpp>
+#include <switchyard/core/config.hpp>
+#include <switchyard/core/error.hpp>
+#include <switchyard/core/matrix_view.hpp>
+#include <switchyard/core/scalar_traits.hpp>
+#include <switchyard/core/workspace.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <concepts>
+#include <cstdint>
+#include <limits>
+
+namespace switchyard {
+
+/// What a solver found, and how sure it is.
+struct assignment_result {
+    index_t tokens = 0;      ///< placed: rows that are not padding
+    double primal = 0;       ///< sum_t s[t, a(t)]
+    double dual = 0;         ///< D(prices) >= the score of any assignment
+    double gap = 0;          ///< dual - primal, summed without cancellation: how far the optimum can be above primal
+    double tolerance = 0;    ///< 1e-9 sum_t |s[t, a(t)]| + 1e-12
+    bool converged = false;  ///< gap <= tolerance: the assignment is optimal
+    index_t iterations = 0;  ///< the solver's own unit of work: see there
+};
+
+inline namespace SWITCHYARD_TARGET {
+
+/// A solver of the balanced assignment: see the top of this file.
+template <class Solver>
+concept assignment_solver =
+    requires(const Solver& solver, matrix_view<const float> scores, const quotas& bounds, token_mask mask,
+             std::int32_t* expert_of_token, double* prices, workspace& scratch, const double* initial_prices) {
+    { solve(solver, scores, bounds, mask, expert_of_token, prices, scratch, initial_prices) }
+    ->std::same_as<assignment_result>;
+};
+
+namespace detail {
+
+/// What one look at all scores of a problem finds.
+struct score_range {
+    double lowest = std::numeric_limits<double>::infinity();    ///< of the finite ones
+    double highest = -std::numeric_limits<double>::infinity();  ///< of the finite ones
+};
+
+/// A sum that loses next to nothing to rounding (Neumaier 1974).
+class accurate_sum {
+  public:
+    void add(double term) {
+        const double next = sum_ + term;
+        lost_ += std::abs(sum_) >= std::abs(term) ? (sum_ - next) + term : (term - next) + sum_;
+        sum_ = next;
+    }
+    double value() const { return sum_ + lost_; }
+
+  private:
+    double sum_ = 0;
+    double lost_ = 0;
+};
+
+/// a - b - (c - d), each difference exact: what is left of it is rounded once.
+inline double difference_of_differences(double a, double b, double c, double d) {
+    const auto rounding = [](double x, double y, double difference) {
+        const double y_seen = x - difference;
+        return (x - (difference + y_seen)) + (y_seen - y);
+    };
+    const double first = a - b;
+    const double second = c - d;
+    return (first - second) + (rounding(a, b, first) - rounding(c, d, second));
+}
+
+template <class S>
+double score_at(const matrix_view<const S>& scores, index_t token, index_t expert) {
+    return static_cast<double>(load_scalar(scores(token, expert)));
+}
+
+/// Scores beyond this in size leave no room for sums of them in double.
+inline constexpr double largest_score = 1e290;
+
+[[noreturn]] inline void fail_score(double score, index_t token, index_t expert) {
+    if (std::isnan(score)) fail("scores[", token, ", ", expert, "] is NaN");
+    if (std::isinf(score)) fail("scores[", token, ", ", expert, "] is +infinity");
+    fail("scores[", token, ", ", expert, "] = ", score, " is beyond 1e290 in size; -infinity forbids a pair");
+}
+
+/// Reads every token's scores: fails on the first that no solver can use, and on a token without any expert.
+template <class S>
+score_range require_scores(const matrix_view<const S>& scores, const token_mask& mask) {
+    score_range range;
+    for (index_t t = 0; t < scores.rows; ++t) {
+        if (!mask(t)) continue;
+        double lowest = std::numeric_limits<double>::infinity();
+        double highest = -lowest;
+        bool usable = true;
+        for (index_t e = 0; e < scores.columns; ++e) {
+            const double score = score_at(scores, t, e);
+            const bool forbidden = score == -std::numeric_limits<double>::infinity();
+            usable &= forbidden | (std::abs(score) <= largest_score);  // false for NaN
+            lowest = !forbidden && score < lowest ? score : lowest;
+            highest = score > highest ? score : highest;
+        }
+        if (!usable) [[unlikely]] {
+            for (index_t e = 0;; ++e) {
+                const double score = score_at(scores, t, e);
+                const bool forbidden = score == -std::numeric_limits<double>::infinity();
+                if (!forbidden && !(std::abs(score) <= largest_score)) fail_score(score, t, e);
+            }
+        }
+        require(highest >= lowest, "token ", t, " has every expert forbidden: all its scores are -infinity");
+        range.lowest = std::min(range.lowest, lowest);
+        range.highest = std::max(range.highest, highest);
+    }
+    return range;
+}
+
+/// The shapes and pointers that every solver is given.
+template <class S>
+void require_problem(const matrix_view<const S>& scores, const quotas& bounds, const token_mask& mask,
+                     const std::int32_t* expert_of_token) {
+    require(scores.rows >= 0 && scores.columns >= 0, "scores cannot be ", scores.rows, " x ", scores.columns);
+    require(scores.rows <= std::numeric_limits<std::int32_t>::max() &&
+                scores.columns < std::numeric_limits<std::int32_t>::max(),
+            "an assignment of ", scores.rows, " tokens to ", scores.columns, " experts: both must be below 2^31");
+    require(bounds.experts == scores.columns, "quotas for ", bounds.experts, " experts do not fit scores for ",
+            scores.columns);
+    require((bounds.lower_bounds == nullptr) == (bounds.upper_bounds == nullptr),
+            "quotas need both arrays of bounds or none");
+    require(mask.data == nullptr || mask.size == scores.rows, "a mask of ", mask.size, " bytes does not fit ",
+            scores.rows, " tokens");
+    require(scores.rows == 0 || expert_of_token != nullptr, "expert_of_token is null: there is nowhere to write ",
+            scores.rows, " experts");
+}
+
+/// The certificate of an assignment within the quotas at `prices`: primal, dual, gap and tolerance. O(T E).
+template <class S>
+assignment_result certify(const matrix_view<const S>& scores, const quotas& bounds, const std::int32_t* expert_of_token,
+                          const double* prices, index_t* load) {
+    assignment_result result;
+    accurate_sum primal, magnitude, dual, gap;
+    std::fill_n(load, scores.columns, index_t{0});
+    for (index_t t = 0; t < scores.rows; ++t) {
+        const index_t chosen = expert_of_token[t];
+        if (chosen < 0) continue;
+        result.tokens += 1;
+        load[chosen] += 1;
+        index_t best = chosen;
+        double best_margin = score_at(scores, t, chosen) - prices[chosen];
+        for (index_t e = 0; e < scores.columns; ++e) {
+            const double margin = score_at(scores, t, e) - prices[e];
+            best = margin > best_margin ? e : best;
+            best_margin = margin > best_margin ? margin : best_margin;
+        }
+        const double score = score_at(scores, t, chosen);
+        primal.add(score);
+        magnitude.add(std::abs(score));
+        dual.add(score_at(scores, t, best));
+        dual.add(-prices[best]);
+        if (best != chosen) {
+            gap.add(std::max(0.0, difference_of_differences(score_at(scores, t, best), prices[best], score,
+                                                            prices[chosen])));
+        }
+    }
+    for (index_t e = 0; e < scores.columns; ++e) {
+        const index_t bound = prices[e] > 0 ? std::min(bounds.upper(e), result.tokens) : bounds.lower(e);
+        dual.add(prices[e] * static_cast<double>(bound));
+        gap.add(prices[e] * static_cast<double>(bound - load[e]));
+    }
+    result.primal = primal.value();
+    result.dual = dual.value();
+    result.gap = gap.value();
+    result.tolerance = 1e-9 * magnitude.value() + 1e-12;
+    result.converged = result.gap <= result.tolerance;
+    return result;
+}
+
+}  // namespace detail
+}  // namespace SWITCHYARD_TARGET
+}  // namespace switchyard

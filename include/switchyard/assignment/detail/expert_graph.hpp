@@ -1,0 +1,425 @@
+// The exact heart of `hungarian`: shortest augmenting paths on a graph whose nodes are the experts.
+//
+// Nodes: the E experts, and one more, the *market* M, that stands for the freedom lower_e < upper_e. Expert e reserves
+// `reserved_e` places, lower_e <= reserved_e <= upper_e; the reservations of all experts must add up to the number of
+// tokens, and expert e must hold as many tokens as it reserved. What is too much at a node is its excess:
+//
+//   excess_e = load_e - reserved_e,   excess_M = sum reserved - tokens,   all of them together 0.
+//
+// Edges, and what a unit sent along them costs, at most 0 being impossible while the prices are right:
+//
+//   e -> f   a token t of e moves to f      min_t (s_te - s_tf) + p_f - p_e
+//   e -> M   e reserves one place more      p_M - p_e             if reserved_e < upper_e
+//   M -> e   e gives up a reserved place    p_e - p_M             if reserved_e > lower_e
+//
+// *Settling*: every token goes to an expert that is best for it at the prices, every reservation to the bound that its
+// price asks for. No edge has then a negative cost. *Draining*: while a node has excess, Dijkstra finds the cheapest
+// path to a node that lacks; the nodes passed on the way have their prices raised by how much nearer they are than that
+// node, which makes the path cost 0 and leaves no edge negative; then as many units as all its edges allow at that cost
+// move along it. Each round places at least one unit, whatever the prices were, so T rounds are the worst case, and
+// good prices leave few. When nothing lacks any more, the assignment is optimal and the prices prove it.
+//
+// Ties. A token that several experts suit equally goes, in settling, to the one with the most room; a path moves all
+// tokens that its lists show to be equally good at once; and filling a list stops as soon as it is full of tokens that
+// cannot be beaten. So equal scores or thousands of copies of a token cost no more than other scores.
+//
+// Cost: settling O(T E); a round O(E) for each expert Dijkstra visits, O(E) for each token moved, and now and then a
+// scan of one expert's tokens to refill a list. Memory O(T) and the lists.
+#pragma once
+
+#include <switchyard/assignment/assignment.hpp>
+#include <switchyard/assignment/detail/candidate_lists.hpp>
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+
+namespace switchyard {
+inline namespace SWITCHYARD_TARGET {
+namespace detail {
+
+template <class S>
+class expert_graph {
+  public:
+    static constexpr std::int32_t nobody = candidate_lists::nobody;
+    static constexpr double infinity = std::numeric_limits<double>::infinity();
+
+    /// Memory for up to `most_tokens` tokens.
+    expert_graph(const matrix_view<const S>& scores, index_t most_tokens, index_t candidates, workspace& scratch)
+        : scores_(scores),
+          experts_(scores.columns),
+          candidates_(candidates),
+          lists_(experts_, std::min(most_tokens, experts_), list_length(most_tokens), scratch),
+          owner_(scratch.take<std::int32_t>(most_tokens)),
+          next_(scratch.take<std::int32_t>(most_tokens)),
+          previous_(scratch.take<std::int32_t>(most_tokens)),
+          first_(scratch.take<std::int32_t>(experts_)),
+          load_(scratch.take<index_t>(experts_)),
+          lower_(scratch.take<index_t>(experts_)),
+          upper_(scratch.take<index_t>(experts_)),
+          reserved_(scratch.take<index_t>(experts_)),
+          excess_(scratch.take<index_t>(experts_ + 1)),
+          price_(scratch.take<double>(experts_ + 1)),
+          distance_(scratch.take<double>(experts_ + 1)),
+          nearest_(scratch.take<double>(experts_ + 1)),
+          from_(scratch.take<std::int32_t>(experts_ + 1)),
+          visited_(scratch.take<std::int32_t>(experts_ + 1)) {}
+
+    /// The tokens to place, rows of the scores, and the bounds on the loads. Prices stay as they are.
+    void pose(const std::int32_t* rows, index_t tokens, const quotas& bounds, index_t all_tokens) {
+        rows_ = rows;
+        tokens_ = tokens;
+        for (index_t e = 0; e < experts_; ++e) {
+            // A sample has its share of the bounds, rounded outwards.
+            const index_t lower = std::min(bounds.lower(e), all_tokens);
+            const index_t upper = std::min(bounds.upper(e), all_tokens);
+            lower_[e] = tokens == all_tokens ? lower : lower * tokens / all_tokens;
+            upper_[e] = tokens == all_tokens ? upper : (upper * tokens + all_tokens - 1) / all_tokens;
+        }
+    }
+
+    /// [E], and the market's price after them. Finite.
+    double* prices() const { return price_; }
+    /// [tokens]
+    const std::int32_t* experts_of_tokens() const { return owner_; }
+    index_t rounds() const { return rounds_; }
+    index_t load(index_t e) const { return load_[e]; }
+    index_t lower(index_t e) const { return lower_[e]; }
+    index_t upper(index_t e) const { return upper_[e]; }
+
+    index_t settle();
+    bool drain();
+
+    /// After drain() has failed: the nodes that the excess can reach, all others cannot be reached.
+    bool reached(index_t node) const { return nearest_[node] == infinity && distance_[node] < infinity; }
+    bool market_reached() const { return reached(experts_); }
+    /// The first token that expert e holds.
+    std::int32_t first_row(index_t e) const {
+        std::int32_t lowest = std::numeric_limits<std::int32_t>::max();
+        for (std::int32_t t = first_[e]; t != nobody; t = next_[t]) lowest = std::min(lowest, rows_[t]);
+        return lowest;
+    }
+
+  private:
+    index_t list_length(index_t tokens) const {
+        const index_t holders = std::max<index_t>(1, std::min(tokens, experts_));
+        return std::clamp<index_t>(tokens / (8 * holders), 1, std::max<index_t>(1, candidates_));
+    }
+    double score(std::int32_t t, index_t e) const { return score_at(scores_, rows_[t], e); }
+    bool is_market(index_t node) const { return node == experts_; }
+
+    void place(std::int32_t t, index_t e);
+    void settle_tied();
+    index_t roomiest(std::int32_t t, double margin) const;
+    index_t settle_reservations();
+    void open_row(index_t e);
+    void refill(index_t e, index_t f);
+    double cost(index_t u, index_t v) const;
+    std::int32_t find_path(index_t source);
+    void visit(index_t u);
+    void approach(index_t v);
+    void raise_prices(std::int32_t target);
+    index_t width(index_t source, index_t target) const;
+    void send(index_t source, index_t target, index_t units);
+    void move(std::int32_t t, index_t e, index_t f);
+
+    matrix_view<const S> scores_;
+    index_t experts_;
+    index_t candidates_;
+    candidate_lists lists_;
+    const std::int32_t* rows_ = nullptr;  // [tokens]: which row of the scores each token is
+    index_t tokens_ = 0;
+    index_t rounds_ = 0;
+    index_t visited_count_ = 0;
+    std::int32_t* owner_;     // [tokens]: its expert
+    std::int32_t* next_;      // [tokens]: the tokens of an expert, linked
+    std::int32_t* previous_;  // [tokens]
+    std::int32_t* first_;     // [E]
+    index_t* load_;           // [E]
+    index_t* lower_;          // [E]
+    index_t* upper_;          // [E]
+    index_t* reserved_;       // [E]
+    index_t* excess_;         // [E + 1]
+    double* price_;           // [E + 1]
+    double* distance_;        // [E + 1]: from the source, tentative until visited
+    double* nearest_;         // [E + 1]: the same, infinity once visited
+    std::int32_t* from_;      // [E + 1]: the node before on the path
+    std::int32_t* visited_;   // [E + 1]: nodes in the order of their distance
+};
+
+// ---- settling ----
+
+template <class S>
+void expert_graph<S>::place(std::int32_t t, index_t e) {
+    owner_[t] = static_cast<std::int32_t>(e);
+    next_[t] = first_[e];
+    previous_[t] = nobody;
+    if (first_[e] != nobody) previous_[first_[e]] = t;
+    first_[e] = t;
+    load_[e] += 1;
+}
+
+/// Every token to a best expert, every reservation to its bound, for the present prices. Returns the excess in all.
+template <class S>
+index_t expert_graph<S>::settle() {
+    std::fill_n(first_, experts_, nobody);
+    std::fill_n(load_, experts_, index_t{0});
+    const index_t holders = std::min(tokens_, experts_);
+    lists_.reset(holders, list_length(tokens_), owner_);
+    for (std::int32_t t = 0; t < tokens_; ++t) {
+        double best_margin = -infinity;
+        index_t best = nobody;
+        index_t equal = 0;
+        for (index_t e = 0; e < experts_; ++e) {
+            const double margin = score(t, e) - price_[e];
+            if (margin > best_margin) {
+                best_margin = margin;
+                best = e;
+                equal = 1;
+            } else if (margin == best_margin) {
+                equal += 1;
+            }
+        }
+        owner_[t] = nobody;
+        if (equal == 1) place(t, best);
+    }
+    settle_tied();
+    return settle_reservations();
+}
+
+/// Tokens with several best experts, once all others are placed.
+template <class S>
+void expert_graph<S>::settle_tied() {
+    for (std::int32_t t = 0; t < tokens_; ++t) {
+        if (owner_[t] != nobody) continue;
+        double best_margin = -infinity;
+        for (index_t e = 0; e < experts_; ++e) best_margin = std::max(best_margin, score(t, e) - price_[e]);
+        place(t, roomiest(t, best_margin));
+    }
+}
+
+/// Of the experts that give token t this margin: the one that lacks most of its lower bound, else of its upper bound.
+template <class S>
+index_t expert_graph<S>::roomiest(std::int32_t t, double margin) const {
+    index_t roomiest = nobody;
+    index_t most_lacking = 0;
+    index_t most_room = 0;
+    for (index_t e = 0; e < experts_; ++e) {
+        if (score(t, e) - price_[e] != margin) continue;
+        // A positive price asks for a full expert, a negative one for one at its lower bound.
+        const index_t lacking = std::max<index_t>(0, (price_[e] > price_[experts_] ? upper_[e] : lower_[e]) - load_[e]);
+        const index_t room = upper_[e] - load_[e];
+        if (roomiest == nobody || lacking > most_lacking || (lacking == most_lacking && room > most_room)) {
+            roomiest = e;
+            most_lacking = lacking;
+            most_room = room;
+        }
+    }
+    return roomiest;
+}
+
+template <class S>
+index_t expert_graph<S>::settle_reservations() {
+    const double market_price = price_[experts_];
+    index_t all_excess = 0;
+    index_t reserved = 0;
+    for (index_t e = 0; e < experts_; ++e) {
+        if (price_[e] > market_price) {
+            reserved_[e] = upper_[e];
+        } else if (price_[e] < market_price) {
+            reserved_[e] = lower_[e];
+        } else {
+            reserved_[e] = std::clamp(load_[e], lower_[e], upper_[e]);
+        }
+        reserved += reserved_[e];
+        excess_[e] = load_[e] - reserved_[e];
+        all_excess += std::max<index_t>(0, excess_[e]);
+    }
+    excess_[experts_] = reserved - tokens_;
+    return all_excess + std::max<index_t>(0, excess_[experts_]);
+}
+
+// ---- the lists of what may move ----
+
+template <class S>
+void expert_graph<S>::open_row(index_t e) {
+    lists_.open_row(e);
+    for (std::int32_t t = first_[e]; t != nobody; t = next_[t]) {
+        const double here = score(t, e);
+        for (index_t f = 0; f < experts_; ++f) lists_.offer(e, f, here - score(t, f), t);
+    }
+}
+
+template <class S>
+void expert_graph<S>::refill(index_t e, index_t f) {
+    const double least = lists_.bound(e, f);
+    lists_.clear(e, f);
+    for (std::int32_t t = first_[e]; t != nobody; t = next_[t]) {
+        lists_.offer(e, f, score(t, e) - score(t, f), t);
+        if (lists_.full_of(e, f, least)) {  // no token can be better than these
+            lists_.lower_bound_to(e, f, least);
+            return;
+        }
+    }
+}
+
+// ---- draining: Dijkstra's algorithm, and sending units along the path it finds ----
+
+/// Moves all excess to where it lacks. False: it cannot get there; `reached` says how far it got.
+template <class S>
+bool expert_graph<S>::drain() {
+    for (index_t source = 0; source <= experts_; ++source) {
+        while (excess_[source] > 0) {
+            const std::int32_t target = find_path(source);
+            if (target == nobody) return false;
+            raise_prices(target);
+            send(source, target, width(source, target));
+            rounds_ += 1;
+        }
+    }
+    return true;
+}
+
+/// What a unit from u to v costs, or no more than it costs where the list of (u, v) only has a bound.
+template <class S>
+double expert_graph<S>::cost(index_t u, index_t v) const {
+    const double price_step = price_[v] - price_[u];
+    if (is_market(v)) return reserved_[u] < upper_[u] ? std::max(0.0, price_step) : infinity;
+    if (is_market(u)) return reserved_[v] > lower_[v] ? std::max(0.0, price_step) : infinity;
+    return load_[u] > 0 ? std::max(0.0, lists_.best_keys(u)[v] + price_step) : infinity;
+}
+
+/// The nearest node that lacks units, or nobody.
+template <class S>
+std::int32_t expert_graph<S>::find_path(index_t source) {
+    std::fill_n(distance_, experts_ + 1, infinity);
+    std::fill_n(nearest_, experts_ + 1, infinity);
+    visited_count_ = 0;
+    distance_[source] = nearest_[source] = 0;
+    from_[source] = nobody;
+    for (;;) {
+        std::int32_t v = nobody;
+        double least = infinity;
+        for (index_t u = 0; u <= experts_; ++u) {
+            if (nearest_[u] < least || (nearest_[u] == least && least < infinity && excess_[u] < 0 && excess_[v] >= 0)) {
+                least = nearest_[u];
+                v = static_cast<std::int32_t>(u);
+            }
+        }
+        if (v == nobody) return nobody;
+        const std::int32_t u = from_[v];
+        if (u != nobody && !is_market(u) && !is_market(v) && !lists_.known(u, v)) {
+            refill(u, v);
+            approach(v);
+            continue;
+        }
+        if (excess_[v] < 0) return v;
+        visit(v);
+    }
+}
+
+/// Node u has its final distance: its neighbours may be nearer through it.
+template <class S>
+void expert_graph<S>::visit(index_t u) {
+    nearest_[u] = infinity;
+    visited_[visited_count_++] = static_cast<std::int32_t>(u);
+    if (!is_market(u) && load_[u] > 0) {
+        if (!lists_.has_row(u)) open_row(u);
+        const double* const keys = lists_.best_keys(u);
+        for (index_t v = 0; v < experts_; ++v) {
+            const double there = distance_[u] + std::max(0.0, keys[v] + (price_[v] - price_[u]));
+            if (there < distance_[v]) {
+                distance_[v] = nearest_[v] = there;
+                from_[v] = static_cast<std::int32_t>(u);
+            }
+        }
+    }
+    const auto reach = [&](index_t v) {
+        const double there = distance_[u] + cost(u, v);
+        if (there < distance_[v]) {
+            distance_[v] = nearest_[v] = there;
+            from_[v] = static_cast<std::int32_t>(u);
+        }
+    };
+    if (is_market(u)) {
+        for (index_t v = 0; v < experts_; ++v) reach(v);
+    } else {
+        reach(experts_);
+    }
+}
+
+/// The distance of v once more from all visited nodes, after an edge to it turned out longer than its bound.
+template <class S>
+void expert_graph<S>::approach(index_t v) {
+    distance_[v] = infinity;
+    from_[v] = nobody;
+    for (index_t i = 0; i < visited_count_; ++i) {
+        const std::int32_t u = visited_[i];
+        const double there = distance_[u] + cost(u, v);
+        if (there < distance_[v]) {
+            distance_[v] = there;
+            from_[v] = u;
+        }
+    }
+    nearest_[v] = distance_[v];
+}
+
+template <class S>
+void expert_graph<S>::raise_prices(std::int32_t target) {
+    for (index_t i = 0; i < visited_count_; ++i) {
+        price_[visited_[i]] += distance_[target] - distance_[visited_[i]];
+    }
+}
+
+/// How many units the path takes: no more than there are, than the target lacks, and than move at its cost.
+template <class S>
+index_t expert_graph<S>::width(index_t source, index_t target) const {
+    index_t units = std::min(excess_[source], -excess_[target]);
+    for (index_t v = target; v != source; v = from_[v]) {
+        const index_t u = from_[v];
+        const index_t here = is_market(v)   ? upper_[u] - reserved_[u]
+                             : is_market(u) ? reserved_[v] - lower_[v]
+                                            : lists_.count_best(u, v);
+        units = std::min(units, here);
+    }
+    return units;
+}
+
+/// Sends units along the path, last edge first: what arrives at a node does not take part in what leaves it.
+template <class S>
+void expert_graph<S>::send(index_t source, index_t target, index_t units) {
+    for (index_t v = target; v != source; v = from_[v]) {
+        const index_t u = from_[v];
+        if (is_market(v)) {
+            reserved_[u] += units;
+        } else if (is_market(u)) {
+            reserved_[v] -= units;
+        } else {
+            for (index_t i = 0; i < units; ++i) move(lists_.best(u, v), u, v);
+        }
+    }
+    excess_[source] -= units;
+    excess_[target] += units;
+}
+
+template <class S>
+void expert_graph<S>::move(std::int32_t t, index_t e, index_t f) {
+    const std::int32_t before = previous_[t];
+    const std::int32_t after = next_[t];
+    (before != nobody ? next_[before] : first_[e]) = after;
+    if (after != nobody) previous_[after] = before;
+    load_[e] -= 1;
+    place(t, f);
+    if (load_[e] == 0) {
+        lists_.close_row(e);
+    } else {
+        lists_.remove(e, t);
+    }
+    if (!lists_.has_row(f)) return;
+    const double there = score(t, f);
+    for (index_t g = 0; g < experts_; ++g) lists_.offer(f, g, there - score(t, g), t);
+}
+
+}  // namespace detail
+}  // namespace SWITCHYARD_TARGET
+}  // namespace switchyard
