@@ -6,6 +6,8 @@ set(thrust_tbb_files ${thrust_files})
 list(FILTER thrust_tbb_files INCLUDE REGEX "/tbb_[^/]*[.]cpp$")
 list(FILTER thrust_files EXCLUDE REGEX "/tbb_[^/]*[.]cpp$")
 
+add_custom_target(thrust_tests)
+
 # switchyard_add_thrust_tests(<system> <files>...)
 function(switchyard_add_thrust_tests system)
     if(NOT ARGN)
@@ -19,6 +21,7 @@ function(switchyard_add_thrust_tests system)
     target_compile_definitions(test_thrust_${system} PRIVATE
         THRUST_HOST_SYSTEM=THRUST_HOST_SYSTEM_CPP
         THRUST_DEVICE_SYSTEM=THRUST_DEVICE_SYSTEM_${SYSTEM})
+    add_dependencies(thrust_tests test_thrust_${system})
     switchyard_add_file_tests(test_thrust_${system} thrust thrust_${system} ${ARGN})
 endfunction()
 

@@ -1,0 +1,16 @@
+# Makes the API reference in build/docs: cmake -P cmake/doxygen.cmake. A warning of Doxygen's is an error.
+cmake_minimum_required(VERSION 3.24)
+cmake_path(GET CMAKE_CURRENT_LIST_DIR PARENT_PATH source)
+find_program(DOXYGEN doxygen REQUIRED)
+
+file(STRINGS "${source}/include/switchyard/version.hpp" lines REGEX "#define SWITCHYARD_VERSION_")
+string(REGEX REPLACE "[^0-9;]" "" version "${lines}")
+string(REPLACE ";" "." PROJECT_VERSION "${version}")
+set(PROJECT_SOURCE_DIR "${source}")
+set(SWITCHYARD_DOCS_DIR "${source}/build/docs")
+configure_file("${source}/docs/Doxyfile.in" "${SWITCHYARD_DOCS_DIR}/Doxyfile" @ONLY)
+execute_process(COMMAND "${DOXYGEN}" "${SWITCHYARD_DOCS_DIR}/Doxyfile" RESULT_VARIABLE status)
+if(NOT status EQUAL 0)
+    message(FATAL_ERROR "Doxygen found something to warn about")
+endif()
+message(STATUS "API reference of ${PROJECT_VERSION}: ${SWITCHYARD_DOCS_DIR}/html/index.html")
