@@ -109,7 +109,24 @@ using scalar_of = typename view_type<M>::value_type;
 template <matrix_like M>
 using space_of = typename view_type<M>::space;
 
+/// The same numbers, read only.
+template <class T, class Space>
+SWITCHYARD_HD constexpr matrix_view<const T, Space> const_view(const matrix_view<T, Space>& m) {
+    return m;
+}
+template <class T, class Space>
+SWITCHYARD_HD constexpr matrix_view<const T, Space> const_view(const matrix_view<const T, Space>& m) {
+    return m;
+}
+
 inline namespace SWITCHYARD_TARGET {
+
+/// Fails unless two matrices have the same shape; both are named in the sentence.
+template <class A, class B>
+void require_same_shape(const char* name_a, const A& a, const char* name_b, const B& b) {
+    require(a.rows == b.rows && a.columns == b.columns, name_a, " is ", a.rows, " x ", a.columns, "; ", name_b, " is ",
+            b.rows, " x ", b.columns);
+}
 
 /// Dense row-major numbers held by a span, which must hold rows x columns of them.
 template <class T, std::size_t N>

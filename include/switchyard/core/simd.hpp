@@ -1,8 +1,9 @@
 // The one file that knows vector instructions: `pack<S, W>`, W numbers of type float or double that move together.
 //
-// Row programs are written over packs. W = 1 is a plain scalar and works everywhere, on a device too (one thread a row);
-// W = native_width<S> is a vector register of the CPU the code is compiled for, through GCC and Clang's vector extensions,
-// with intrinsics only where those have no word for it: partial loads, fused multiply-add, comparison to a bit mask.
+// Row programs are written over packs. W = 1 is a plain scalar and works everywhere, on a device too (one thread a
+// row); W = native_width<S> is a vector register of the CPU the code is compiled for, through GCC and Clang's vector
+// extensions, with intrinsics only where those have no word for it: partial loads, fused multiply-add, comparison to a
+// bit mask.
 //
 // All reductions have a fixed order that depends on W alone, never on addresses.
 #pragma once
@@ -200,23 +201,19 @@ struct pack {
     friend pack multiply_add(pack a, pack b, pack c) {
 #if SWITCHYARD_DETAIL_AVX512
         if constexpr (sizeof(numbers) == 64 && sizeof(S) == 4) {
-            return {reinterpret_cast<numbers>(_mm512_fmadd_ps(reinterpret_cast<__m512>(a.v),
-                                                              reinterpret_cast<__m512>(b.v),
-                                                              reinterpret_cast<__m512>(c.v)))};
+            return {reinterpret_cast<numbers>(_mm512_fmadd_ps(
+                reinterpret_cast<__m512>(a.v), reinterpret_cast<__m512>(b.v), reinterpret_cast<__m512>(c.v)))};
         } else if constexpr (sizeof(numbers) == 64) {
-            return {reinterpret_cast<numbers>(_mm512_fmadd_pd(reinterpret_cast<__m512d>(a.v),
-                                                              reinterpret_cast<__m512d>(b.v),
-                                                              reinterpret_cast<__m512d>(c.v)))};
+            return {reinterpret_cast<numbers>(_mm512_fmadd_pd(
+                reinterpret_cast<__m512d>(a.v), reinterpret_cast<__m512d>(b.v), reinterpret_cast<__m512d>(c.v)))};
         }
 #elif SWITCHYARD_DETAIL_AVX2
         if constexpr (sizeof(numbers) == 32 && sizeof(S) == 4) {
-            return {reinterpret_cast<numbers>(_mm256_fmadd_ps(reinterpret_cast<__m256>(a.v),
-                                                              reinterpret_cast<__m256>(b.v),
-                                                              reinterpret_cast<__m256>(c.v)))};
+            return {reinterpret_cast<numbers>(_mm256_fmadd_ps(
+                reinterpret_cast<__m256>(a.v), reinterpret_cast<__m256>(b.v), reinterpret_cast<__m256>(c.v)))};
         } else if constexpr (sizeof(numbers) == 32) {
-            return {reinterpret_cast<numbers>(_mm256_fmadd_pd(reinterpret_cast<__m256d>(a.v),
-                                                              reinterpret_cast<__m256d>(b.v),
-                                                              reinterpret_cast<__m256d>(c.v)))};
+            return {reinterpret_cast<numbers>(_mm256_fmadd_pd(
+                reinterpret_cast<__m256d>(a.v), reinterpret_cast<__m256d>(b.v), reinterpret_cast<__m256d>(c.v)))};
         }
 #endif
         return {a.v * b.v + c.v};
@@ -246,16 +243,20 @@ struct pack {
     }
 
     /// The largest of the numbers.
-    friend S highest(pack a) { return fold(a, [](auto x, auto y) { return max(x, y); }); }
+    friend S highest(pack a) {
+        return fold(a, [](auto x, auto y) { return max(x, y); });
+    }
     /// Their sum, halves first: (a0 + a[W/2]) + ...
-    friend S total(pack a) { return fold(a, [](auto x, auto y) { return x + y; }); }
+    friend S total(pack a) {
+        return fold(a, [](auto x, auto y) { return x + y; });
+    }
 
     /// 2^n where `shifted` holds n + bias in its low mantissa bits; value where x >= limit, else 0.
     friend pack scale_by_power(pack value, pack shifted, pack x, S limit) {
         using unsigned_bits = std::make_unsigned_t<bits>;
         typedef unsigned_bits unsigned_words __attribute__((vector_size(W * sizeof(S))));
-        const auto power = reinterpret_cast<numbers>(reinterpret_cast<unsigned_words>(shifted.v)
-                                                     << float_bits<S>::mantissa);
+        const auto power =
+            reinterpret_cast<numbers>(reinterpret_cast<unsigned_words>(shifted.v) << float_bits<S>::mantissa);
 #if SWITCHYARD_DETAIL_AVX512
         if constexpr (sizeof(numbers) == 64 && sizeof(S) == 4) {
             const auto keep = _mm512_cmp_ps_mask(reinterpret_cast<__m512>(x.v), _mm512_set1_ps(limit), _CMP_NLT_UQ);
@@ -318,8 +319,8 @@ struct pack {
 
 #endif  // SWITCHYARD_DETAIL_VECTORS
 
-/// e^x for x <= 0, exactly 1 at 0, exactly 0 below smallest_exponent and at -infinity, NaN at NaN. Relative error below 2
-/// ulp in float (a minimax polynomial of degree 5 after reduction by ln 2) and in double (degree 13).
+/// e^x for x <= 0, exactly 1 at 0, exactly 0 below smallest_exponent and at -infinity, NaN at NaN. Relative error below
+/// 2 ulp in float (a minimax polynomial of degree 5 after reduction by ln 2) and in double (degree 13).
 template <class S, int W>
 SWITCHYARD_HD pack<S, W> exp_nonpositive(pack<S, W> x) {
     using P = pack<S, W>;

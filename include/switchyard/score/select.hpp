@@ -117,8 +117,8 @@ index_t collect_at_least(const S* row, index_t experts, S threshold, std::int32_
 
 }  // namespace detail
 
-/// Writes the k best scores of a row and their experts, best first. `column_maxima` holds, lane by lane, the maxima of the
-/// columns j, j + W, ...; it gives the threshold that most scores are refused by. O(E + k) on typical rows.
+/// Writes the k best scores of a row and their experts, best first. `column_maxima` holds, lane by lane, the maxima of
+/// the columns j, j + W, ...; it gives the threshold that most scores are refused by. O(E + k) on typical rows.
 template <int W, class S>
 SWITCHYARD_HD void select_top_k(const S* row, index_t experts, index_t k, pack<S, W> column_maxima, S* scores,
                                 std::int32_t* choices, [[maybe_unused]] S* scratch) {
@@ -151,10 +151,10 @@ SWITCHYARD_HD void select_top_k(const S* row, index_t experts, index_t k, pack<S
         for (index_t i = 0; i < count; ++i) {
             // Rank: those not below, minus those equal at or after i. Found in index order, so ties keep that order.
             const P mine = P::all(value[i]);
-            const std::uint64_t not_below = at_least_bits(first, mine) |
-                                            static_cast<std::uint64_t>(at_least_bits(second, mine)) << W;
-            const std::uint64_t equal = equal_bits(first, mine) |
-                                        static_cast<std::uint64_t>(equal_bits(second, mine)) << W;
+            const std::uint64_t not_below =
+                at_least_bits(first, mine) | static_cast<std::uint64_t>(at_least_bits(second, mine)) << W;
+            const std::uint64_t equal = equal_bits(first, mine) | static_cast<std::uint64_t>(equal_bits(second, mine))
+                                                                      << W;
             const int rank = std::popcount(not_below) - std::popcount(equal >> i);
             if (rank < k) {
                 scores[rank] = value[i];

@@ -1,9 +1,9 @@
 // Softmax over the experts of a token: p_te = exp(s_te - max_t) / sum_t, sum_t = sum_e exp(s_te - max_t).
 //
-// The row program here serves every router with a softmax gate. It reads R rows side by side (their reductions overlap in
-// the processor) and finds each row's maximum, its first position (the argmax, ties to the lower expert) and its sum of
-// exponentials. A sum that is not finite tells that the row holds NaN, +infinity, or nothing but -infinity: the check of
-// the scores costs nothing on good rows.
+// The row program here serves every router with a softmax gate. It reads R rows side by side (their reductions overlap
+// in the processor) and finds each row's maximum, its first position (the argmax, ties to the lower expert) and its sum
+// of exponentials. A sum that is not finite tells that the row holds NaN, +infinity, or nothing but -infinity: the
+// check of the scores costs nothing on good rows.
 #pragma once
 
 #include <switchyard/core/config.hpp>
@@ -60,8 +60,8 @@ struct first_positions {
 
 }  // namespace detail
 
-/// Maximum, argmax and sum of exponentials of R contiguous rows. Where `exponentials` is given, row r's exp(s - maximum) is
-/// left at exponentials + r * padded<W>(experts), the padding 0.
+/// Maximum, argmax and sum of exponentials of R contiguous rows. Where `exponentials` is given, row r's exp(s -
+/// maximum) is left at exponentials + r * padded<W>(experts), the padding 0.
 template <int W, int R, class S>
 SWITCHYARD_HD softmax_statistics<S, W, R> softmax_rows(const S* const (&row)[R], index_t experts, S* exponentials) {
     using P = pack<S, W>;

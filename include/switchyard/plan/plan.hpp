@@ -1,0 +1,195 @@
+// The plan: which expert each token goes to, in which row, with which weight. Everything downstream reads only this.
+//
+//   expert[T, k]    int32, best choice first; kept or dropped. -1 in all choices of a padding token.
+//   slot[T, k]      int32, the choice's row within its expert, -1 where dropped.
+//   gate[T, k]      the weight of the expert's output, 0 where dropped.
+//   offsets[E + 1]  int64: expert e owns rows offsets[e] .. offsets[e + 1]; offsets[E] is how many choices were kept.
+//   order[kept]     int64: row -> token * k + choice; expert by expert, slots rising. Its inverse is
+//                   row = offsets[expert] + slot, so sums over a token's choices have a fixed order and need no
+//                   atomics.
+//   load_before[E], load_after[E]   choices an expert was given, before and after capacity.
+//   balance_load[E] the choices the load-balancing loss counts (first choices, or all).
+//   row_maximum[T], row_sum[T]      what backward needs to recompute probabilities; training only.
+//   totals          kept, counted tokens, losses, status.
+//
+// `plan_view` is where these lie (any memory, no ownership, trivially copyable): an engine can point it at its own
+// tensors. `basic_plan` owns them. What a plan counts lives in the plan's memory: on a device nothing needs to be read
+// back, since row buffers can be sized by `row_bound` = min(T k, E C).
+#pragma once
+
+#include <switchyard/core/config.hpp>
+#include <switchyard/core/error.hpp>
+#include <switchyard/core/matrix_view.hpp>
+#include <switchyard/core/memory.hpp>
+#include <switchyard/core/philox.hpp>
+#include <switchyard/plan/capacity.hpp>
+
+#include <cstdint>
+#include <limits>
+
+namespace switchyard {
+
+/// How routing went, where exceptions cannot tell (asynchronous policies). CPU policies throw instead.
+enum class plan_status : std::int64_t {
+    good = 0,
+    bad_score = 1,   ///< NaN or +infinity
+    unroutable = 2,  ///< every expert forbidden to a token, and nothing may be dropped
+};
+
+/// The numbers of a plan that are not arrays. They live in the plan's memory.
+struct plan_totals {
+    std::int64_t kept = 0;            ///< choices that have a row
+    std::int64_t counted_tokens = 0;  ///< tokens that are not padding: the losses' denominator
+    double load_balancing_loss = 0;   ///< weight included; training only
+    double z_loss = 0;                ///< weight included; training only
+    plan_status status = plan_status::good;
+    std::int64_t status_token = -1;  ///< the first token with that status
+};
+
+/// What a plan was made by. Backward refuses a plan that its arguments cannot have made.
+struct plan_origin {
+    std::uint64_t settings = 0;  ///< a fingerprint of router and settings
+    bool training = false;
+    index_t width = 0;  ///< D where tokens were routed, 0 where scores were
+    noise_key noise{};
+
+    friend constexpr bool operator==(const plan_origin&, const plan_origin&) = default;
+};
+
+template <class S, class Space = host_space>
+struct plan_view {
+    using scalar = S;
+    using space = Space;
+
+    index_t tokens = 0;   ///< T
+    index_t experts = 0;  ///< E
+    index_t choices = 1;  ///< k
+    index_t capacity = unlimited;
+    index_t row_bound = 0;  ///< no plan of this shape keeps more rows
+
+    std::int32_t* expert = nullptr;        // [T, k]
+    std::int32_t* slot = nullptr;          // [T, k]
+    S* gate = nullptr;                     // [T, k]
+    std::int64_t* offsets = nullptr;       // [E + 1]
+    std::int64_t* order = nullptr;         // [row_bound]
+    std::int64_t* load_before = nullptr;   // [E]
+    std::int64_t* load_after = nullptr;    // [E]
+    std::int64_t* balance_load = nullptr;  // [E]
+    S* row_maximum = nullptr;              // [T], training
+    S* row_sum = nullptr;                  // [T], training
+    plan_totals* totals = nullptr;
+
+    plan_origin origin{};
+
+    /// The row of a choice among the dispatched rows, or -1 if it was dropped.
+    SWITCHYARD_HD constexpr index_t row_of(index_t position) const {
+        return slot[position] < 0 ? -1 : offsets[expert[position]] + slot[position];
+    }
+    SWITCHYARD_HD constexpr index_t token_of(std::int64_t position) const { return position / choices; }
+};
+
+inline namespace SWITCHYARD_TARGET {
+
+/// min(T k, E C) without overflow.
+constexpr index_t row_bound(index_t tokens, index_t choices, index_t experts, index_t capacity) {
+    const index_t all = tokens * choices;
+    return experts > 0 && capacity < all / experts + 1 && experts * capacity < all ? experts * capacity : all;
+}
+
+/// A plan that owns its arrays and keeps their memory from step to step. Movable, not copyable.
+template <class S, class Memory = host_memory>
+class basic_plan {
+  public:
+    using scalar = S;
+    using memory = Memory;
+    using space = typename Memory::space;
+
+    /// Shapes the arrays; allocates only what no earlier shape needed. Contents are then undefined.
+    void resize(index_t tokens, index_t experts, index_t choices, index_t capacity) {
+        const index_t positions = tokens * choices;
+        view_.tokens = tokens;
+        view_.experts = experts;
+        view_.choices = choices;
+        view_.capacity = capacity;
+        view_.row_bound = switchyard::row_bound(tokens, choices, experts, capacity);
+        view_.expert = grown(expert_, positions);
+        view_.slot = grown(slot_, positions);
+        view_.gate = grown(gate_, positions);
+        view_.offsets = grown(counts_, 4 * experts + 1);
+        view_.load_before = view_.offsets + experts + 1;
+        view_.load_after = view_.load_before + experts;
+        view_.balance_load = view_.load_after + experts;
+        view_.order = grown(order_, view_.row_bound);
+        view_.row_maximum = grown(row_statistics_, 2 * tokens);
+        view_.row_sum = view_.row_maximum + tokens;
+        view_.totals = grown(totals_, 1);
+        view_.origin = {};
+    }
+
+    /// Notes what the plan is made by; every router calls it.
+    void made_by(const plan_origin& origin) { view_.origin = origin; }
+
+    plan_view<S, space>& view() noexcept { return view_; }
+    const plan_view<S, space>& view() const noexcept { return view_; }
+
+    index_t tokens() const noexcept { return view_.tokens; }
+    index_t experts() const noexcept { return view_.experts; }
+    index_t choices() const noexcept { return view_.choices; }
+    index_t capacity() const noexcept { return view_.capacity; }
+    index_t row_bound() const noexcept { return view_.row_bound; }
+
+    matrix_view<const std::int32_t, space> expert() const { return {view_.expert, view_.tokens, view_.choices}; }
+    matrix_view<const std::int32_t, space> slot() const { return {view_.slot, view_.tokens, view_.choices}; }
+    matrix_view<const S, space> gate() const { return {view_.gate, view_.tokens, view_.choices}; }
+
+    /// Scores computed from tokens, kept for backward: [T, E] after `route`, empty after `route_scores`.
+    matrix<S, Memory>& scores() noexcept { return scores_; }
+    const matrix<S, Memory>& scores() const noexcept { return scores_; }
+
+    // Host memory only: what the plan counted.
+    const plan_totals& totals() const noexcept { return *view_.totals; }
+    index_t kept() const noexcept { return totals().kept; }
+    double load_balancing_loss() const noexcept { return totals().load_balancing_loss; }
+    double z_loss() const noexcept { return totals().z_loss; }
+    index_t offset(index_t expert) const noexcept { return view_.offsets[expert]; }
+
+  private:
+    template <class T>
+    static T* grown(buffer<T, Memory>& array, index_t count) {
+        array.resize(count);
+        return array.data();
+    }
+
+    plan_view<S, space> view_{};
+    buffer<std::int32_t, Memory> expert_;
+    buffer<std::int32_t, Memory> slot_;
+    buffer<S, Memory> gate_;
+    buffer<std::int64_t, Memory> counts_;
+    buffer<std::int64_t, Memory> order_;
+    buffer<S, Memory> row_statistics_;
+    buffer<plan_totals, Memory> totals_;
+    matrix<S, Memory> scores_;
+};
+
+/// The plan of the CPU policies; S is the type gates are computed in, float or double.
+template <class S>
+using plan = basic_plan<S, host_memory>;
+
+/// A plan or a view of one, as the functions downstream take it.
+template <class P>
+concept plan_like = requires(const P& p) {
+    p.view().totals;
+}
+|| requires(const P& p) { p.totals->kept; };
+
+template <class S, class Space>
+constexpr const plan_view<S, Space>& view_of_plan(const plan_view<S, Space>& p) {
+    return p;
+}
+template <class S, class Memory>
+const plan_view<S, typename Memory::space>& view_of_plan(const basic_plan<S, Memory>& p) {
+    return p.view();
+}
+
+}  // namespace SWITCHYARD_TARGET
+}  // namespace switchyard

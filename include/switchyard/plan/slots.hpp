@@ -1,0 +1,249 @@
+// Slots: which row of its expert a choice takes, and which choices find no row.
+//
+// Choices take slots in order: all first choices before any second (Lepikhin et al. 2020), and within a choice by token
+// position, or by falling gate of the token's first choice with the lower token first (batch priority: Riquelme et al.
+// 2021, arXiv 2106.05974). slot = number of choices before it with the same expert; kept iff slot < capacity. Integers
+// throughout: the same on every backend, policy and thread count (by gate order: from equal gates).
+//
+// Input is the plan's `expert` with each choice encoded: e >= 0 asks for a slot; `forbidden_choice(e)` names expert e,
+// which the token must not use, and takes none; `padding_choice` is no choice at all. Output: slot, offsets, order,
+// loads, kept, counted tokens, gates of dropped choices set to 0, and `expert` decoded.
+//
+// O(T k + blocks E k) time. Scratch from the workspace only.
+#pragma once
+
+#include <switchyard/backend/policy.hpp>
+#include <switchyard/core/config.hpp>
+#include <switchyard/core/workspace.hpp>
+#include <switchyard/plan/plan.hpp>
+
+#include <algorithm>
+#include <cstdint>
+
+namespace switchyard {
+
+/// Who takes slots first.
+enum class drop_order {
+    position,  ///< rising token index
+    gate,      ///< falling gate of the first choice, then rising token index
+};
+
+/// What the load-balancing loss counts.
+enum class balance_count {
+    first,  ///< first choices (Switch, GShard)
+    all,    ///< all k choices, divided by k (Mixtral, Megatron)
+};
+
+struct slot_settings {
+    drop_order order = drop_order::position;
+    balance_count balance = balance_count::first;
+};
+
+inline constexpr std::int32_t padding_choice = -1;
+
+/// Expert e, chosen but not usable: it keeps its place in the list of choices and gets no slot.
+SWITCHYARD_HD constexpr std::int32_t forbidden_choice(index_t expert) { return static_cast<std::int32_t>(-2 - expert); }
+/// The expert of an encoded choice; -1 for padding.
+SWITCHYARD_HD constexpr std::int32_t decoded_choice(std::int32_t code) { return code >= -1 ? code : -2 - code; }
+
+inline namespace SWITCHYARD_TARGET {
+
+/// Counts of choices by block of tokens: [blocks, k, E]. Filled by a row pass while its choices are in cache, or by
+/// `count_choices`; `place_choices` turns counts into first slots.
+struct choice_counts {
+    std::int32_t* count = nullptr;
+    std::int64_t* tokens = nullptr;  ///< [blocks] tokens that are not padding
+    index_t blocks = 0;
+    index_t block_rows = 1;
+    index_t stride = 0;  ///< k * E
+};
+
+/// Blocks of tokens for work that keeps `columns` counters a block: at least 256 rows and columns / 4, so that the
+/// counters never outweigh the choices.
+constexpr index_t rows_per_block(index_t rows, index_t columns) {
+    return std::max(rows_per_block(rows), (columns + 3) / 4);
+}
+
+template <class S>
+choice_counts take_choice_counts(const plan_view<S>& plan, workspace& scratch) {
+    choice_counts counts;
+    counts.block_rows = rows_per_block(plan.tokens, plan.experts);
+    counts.blocks = std::max<index_t>(1, (plan.tokens + counts.block_rows - 1) / counts.block_rows);
+    counts.stride = plan.choices * plan.experts;
+    counts.count = scratch.take<std::int32_t>(counts.blocks * counts.stride);
+    counts.tokens = scratch.take<std::int64_t>(counts.blocks);
+    return counts;
+}
+
+/// Counts the choices of one block. `priority` maps place in line to token; null is token order.
+template <class S>
+void count_choices(const plan_view<S>& plan, const choice_counts& counts, index_t block, const std::int32_t* priority) {
+    std::int32_t* const count = counts.count + block * counts.stride;
+    std::fill(count, count + counts.stride, 0);
+    const index_t first = block * counts.block_rows;
+    const index_t last = std::min(plan.tokens, first + counts.block_rows);
+    index_t tokens = 0;
+    for (index_t place = first; place < last; ++place) {
+        const std::int32_t* const code = plan.expert + (priority != nullptr ? priority[place] : place) * plan.choices;
+        tokens += code[0] != padding_choice ? 1 : 0;
+        for (index_t c = 0; c < plan.choices; ++c) {
+            if (code[c] >= 0) {
+                ++count[c * plan.experts + code[c]];
+            }
+        }
+    }
+    counts.tokens[block] = tokens;
+}
+
+namespace detail {
+
+/// Loads, offsets and, in place of each count, the first slot of its block and choice.
+template <class S>
+void scan_counts(const plan_view<S>& plan, const choice_counts& counts, balance_count balance) {
+    const index_t experts = plan.experts;
+    std::fill(plan.load_before, plan.load_before + experts, 0);
+    for (index_t c = 0; c < plan.choices; ++c) {
+        for (index_t b = 0; b < counts.blocks; ++b) {
+            std::int32_t* const count = counts.count + b * counts.stride + c * experts;
+            for (index_t e = 0; e < experts; ++e) {
+                const std::int32_t here = count[e];
+                count[e] = static_cast<std::int32_t>(plan.load_before[e]);
+                plan.load_before[e] += here;
+            }
+        }
+        if (c == 0 || balance == balance_count::all) {
+            std::copy(plan.load_before, plan.load_before + experts, plan.balance_load);
+        }
+    }
+    std::int64_t start = 0;
+    for (index_t e = 0; e < experts; ++e) {
+        plan.offsets[e] = start;
+        plan.load_after[e] = std::min<std::int64_t>(plan.load_before[e], plan.capacity);
+        start += plan.load_after[e];
+    }
+    plan.offsets[experts] = start;
+    plan.totals->kept = start;
+    plan.totals->counted_tokens = 0;
+    for (index_t b = 0; b < counts.blocks; ++b) {
+        plan.totals->counted_tokens += counts.tokens[b];
+    }
+}
+
+/// Hands out the slots of one block, whose counts are now first slots.
+template <class S>
+void place_block(const plan_view<S>& plan, const choice_counts& counts, index_t block, const std::int32_t* priority) {
+    std::int32_t* const next = counts.count + block * counts.stride;
+    const index_t first = block * counts.block_rows;
+    const index_t last = std::min(plan.tokens, first + counts.block_rows);
+    for (index_t place = first; place < last; ++place) {
+        const index_t token = priority != nullptr ? priority[place] : place;
+        for (index_t c = 0; c < plan.choices; ++c) {
+            const index_t position = token * plan.choices + c;
+            const std::int32_t code = plan.expert[position];
+            if (code >= 0) [[likely]] {
+                const std::int32_t slot = next[c * plan.experts + code]++;
+                if (slot < plan.capacity) [[likely]] {
+                    plan.slot[position] = slot;
+                    plan.order[plan.offsets[code] + slot] = position;
+                    continue;
+                }
+            }
+            plan.expert[position] = decoded_choice(code);
+            plan.slot[position] = -1;
+            plan.gate[position] = S(0);
+        }
+    }
+}
+
+/// Tokens by falling gate of the first choice, lower token first.
+template <class S>
+const std::int32_t* gate_priority(const plan_view<S>& plan, workspace& scratch) {
+    auto* const priority = scratch.take<std::int32_t>(plan.tokens);
+    for (index_t t = 0; t < plan.tokens; ++t) {
+        priority[t] = static_cast<std::int32_t>(t);
+    }
+    const S* const gate = plan.gate;
+    const index_t k = plan.choices;
+    std::sort(priority, priority + plan.tokens, [gate, k](std::int32_t a, std::int32_t b) {
+        const S x = gate[a * k] >= S(0) ? gate[a * k] : S(-1);  // NaN, from scores nobody checked, comes last
+        const S y = gate[b * k] >= S(0) ? gate[b * k] : S(-1);
+        return x > y || (x == y && a < b);
+    });
+    return priority;
+}
+
+}  // namespace detail
+
+/// Gives every choice of the plan its slot. `counts` are those of the plan's choices in token order, if a row pass made
+/// them already.
+template <host_policy Policy, class S>
+void place_choices(const Policy& policy, const plan_view<S>& plan, const slot_settings& settings, workspace& scratch,
+                   const choice_counts* counts = nullptr) {
+    const auto scope = scratch.open();
+    const std::int32_t* const priority =
+        settings.order == drop_order::gate ? detail::gate_priority(plan, scratch) : nullptr;
+    choice_counts own;
+    if (counts == nullptr || priority != nullptr) {
+        own = take_choice_counts(plan, scratch);
+        policy.parallel_for(own.blocks, [&](index_t b) { count_choices(plan, own, b, priority); });
+        counts = &own;
+    }
+    detail::scan_counts(plan, *counts, settings.balance);
+    policy.parallel_for(counts->blocks, [&](index_t b) { detail::place_block(plan, *counts, b, priority); });
+}
+
+/// No token left behind (Fedus et al. 2021, appendix B): `candidates` [T, rounds] hold each token's encoded choices,
+/// best first, and `candidate_gates` their gates. In round i the tokens still without a row try their i-th choice while
+/// that expert has room. The plan has k = 1; a token that finds no room keeps its first choice, dropped. `balance_load`
+/// counts first choices and `load_before` too. Sequential in the rounds and over tokens: O(T rounds).
+template <host_policy Policy, class S>
+void place_choices_in_rounds(const Policy&, const plan_view<S>& plan, const std::int32_t* candidates,
+                             const S* candidate_gates, index_t rounds, const slot_settings& settings,
+                             workspace& scratch) {
+    const auto scope = scratch.open();
+    const index_t experts = plan.experts;
+    for (index_t t = 0; t < plan.tokens; ++t) {
+        plan.gate[t] = candidate_gates[t * rounds];
+    }
+    const std::int32_t* const priority =
+        settings.order == drop_order::gate ? detail::gate_priority(plan, scratch) : nullptr;
+    std::fill(plan.load_before, plan.load_before + experts, 0);
+    std::fill(plan.load_after, plan.load_after + experts, 0);
+    plan.totals->counted_tokens = 0;
+    for (index_t t = 0; t < plan.tokens; ++t) {
+        const std::int32_t code = candidates[t * rounds];
+        plan.totals->counted_tokens += code != padding_choice ? 1 : 0;
+        if (code >= 0) {
+            ++plan.load_before[code];
+        }
+        plan.expert[t] = decoded_choice(code);
+        plan.slot[t] = -1;
+    }
+    std::copy(plan.load_before, plan.load_before + experts, plan.balance_load);
+    for (index_t round = 0; round < rounds; ++round) {
+        for (index_t place = 0; place < plan.tokens; ++place) {
+            const index_t t = priority != nullptr ? priority[place] : place;
+            const std::int32_t code = candidates[t * rounds + round];
+            if (plan.slot[t] < 0 && code >= 0 && plan.load_after[code] < plan.capacity) {
+                plan.expert[t] = code;
+                plan.slot[t] = static_cast<std::int32_t>(plan.load_after[code]++);
+                plan.gate[t] = candidate_gates[t * rounds + round];
+            }
+        }
+    }
+    plan.offsets[0] = 0;
+    for (index_t e = 0; e < experts; ++e) {
+        plan.offsets[e + 1] = plan.offsets[e] + plan.load_after[e];
+    }
+    plan.totals->kept = plan.offsets[experts];
+    for (index_t t = 0; t < plan.tokens; ++t) {
+        if (plan.slot[t] >= 0) {
+            plan.order[plan.offsets[plan.expert[t]] + plan.slot[t]] = t;
+        } else {
+            plan.gate[t] = S(0);
+        }
+    }
+}
+
+}  // namespace SWITCHYARD_TARGET
+}  // namespace switchyard

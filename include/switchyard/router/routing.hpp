@@ -1,0 +1,201 @@
+// What all routers share: the run they are in, what they do with bad scores, and the row pass over a softmax.
+//
+//   route_scores(policy, router, scores[T, E], training{.seed = 7, .step = n}, plan, workspace)
+//
+// is written by every router; router/route.hpp adds the allocating form, the form from tokens, and backward through the
+// projection. Without `training{}` a run is inference: no noise, no losses, nothing kept for backward.
+#pragma once
+
+#include <switchyard/backend/policy.hpp>
+#include <switchyard/core/config.hpp>
+#include <switchyard/core/error.hpp>
+#include <switchyard/core/matrix_view.hpp>
+#include <switchyard/core/scalar_traits.hpp>
+#include <switchyard/plan/plan.hpp>
+#include <switchyard/score/noise.hpp>
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <initializer_list>
+#include <limits>
+#include <type_traits>
+
+namespace switchyard {
+
+/// A training step: noise as the router's settings say, losses, and a plan that backward can use.
+struct training {
+    std::uint64_t seed = 0;
+    std::uint32_t stream = 0;  ///< a number of the layer's own: layers with the same stream share noise
+    std::uint32_t step = 0;
+    token_mask mask{};  ///< [T], 0 marks padding
+};
+
+/// Inference: decisions without noise.
+struct inference {
+    token_mask mask{};
+};
+
+/// Either of the two, as routers take it.
+struct run_mode {
+    bool is_training = false;
+    noise_key noise{};
+    token_mask mask{};
+    index_t width = 0;  ///< D where the scores were made from tokens; set by `route`
+
+    constexpr run_mode() = default;
+    constexpr run_mode(const training& t)  // NOLINT(google-explicit-constructor)
+        : is_training(true), noise{t.seed, t.stream, t.step, 0}, mask(t.mask) {}
+    constexpr run_mode(const inference& i) : mask(i.mask) {}  // NOLINT(google-explicit-constructor)
+};
+
+/// What is done about NaN and +infinity in scores. -infinity is never bad: it forbids an expert to a token.
+enum class bad_scores {
+    error,       ///< a sentence naming the first (token, expert); where work is asynchronous, a status in the plan
+    forbid_nan,  ///< NaN counts as -infinity; +infinity is still an error
+    unchecked,   ///< nothing is promised but that experts are in range
+};
+
+/// Settings of backward.
+struct backward_settings {
+    double loss_scale = 1;  ///< gradient of the total with respect to the auxiliary losses
+};
+
+inline namespace SWITCHYARD_TARGET {
+
+/// Fingerprint of settings: FNV-1a over their values.
+template <class... Values>
+constexpr std::uint64_t fingerprint(const Values&... values) {
+    std::uint64_t hash = 0xcbf29ce484222325u;
+    const auto mix = [&hash](std::uint64_t word) {
+        for (int byte = 0; byte < 8; ++byte) {
+            hash = (hash ^ ((word >> (8 * byte)) & 0xff)) * 0x100000001b3u;
+        }
+    };
+    const auto word_of = [](const auto& value) {
+        if constexpr (std::is_floating_point_v<std::remove_cvref_t<decltype(value)>>) {
+            return std::bit_cast<std::uint64_t>(static_cast<double>(value));
+        } else {
+            return static_cast<std::uint64_t>(value);
+        }
+    };
+    (mix(word_of(values)), ...);
+    return hash;
+}
+
+/// Scores as rows of compute scalars: converted, made contiguous and jittered on the way where needed.
+template <class Storage, class Space>
+struct score_rows {
+    using compute = compute_t<Storage>;
+    matrix_view<const Storage, Space> scores;
+    float logit_jitter = 0;
+    noise_key noise{};
+
+    /// Rows can be read where they lie.
+    SWITCHYARD_HD bool direct() const {
+        return std::is_same_v<Storage, compute> && logit_jitter == 0 && scores.rows_contiguous();
+    }
+    /// The row of a token: in place, or in `scratch` (E numbers).
+    SWITCHYARD_HD const compute* row(index_t token, compute* scratch) const {
+        if constexpr (std::is_same_v<Storage, compute>) {
+            if (direct()) {
+                return scores.row(token);
+            }
+        }
+        for (index_t e = 0; e < scores.columns; ++e) {
+            scratch[e] = load_scalar(scores(token, e));
+        }
+        if (logit_jitter != 0) {
+            for_each_uniform(for_purpose(noise, noise_purpose::logit_jitter), token, scores.columns,
+                             [&](index_t e, float u) { scratch[e] *= jitter_factor<compute>(u, logit_jitter); });
+        }
+        return scratch;
+    }
+};
+
+template <class Storage, class Space>
+score_rows<Storage, Space> score_rows_of(const matrix_view<const Storage, Space>& scores, float logit_jitter,
+                                         const noise_key& noise) {
+    return {scores, logit_jitter, noise};
+}
+
+/// The memory and the scalars of a call fit together, or a sentence says why not.
+template <class Policy, class Scores, class Plan>
+constexpr void require_memory() {
+    using space = typename Policy::memory::space;
+    static_assert(std::is_same_v<space, space_of<Scores>>,
+                  "switchyard: the scores do not lie in the memory this policy works in (host views for CPU policies, "
+                  "device views for device policies)");
+    static_assert(std::is_same_v<space, typename Plan::space>,
+                  "switchyard: the plan does not lie in the memory this policy works in");
+    static_assert(storage_scalar<scalar_of<Scores>>,
+                  "switchyard: scores must be float, double or a type with scalar_traits");
+    static_assert(std::is_same_v<compute_t<scalar_of<Scores>>, typename Plan::scalar>,
+                  "switchyard: a plan holds gates in the compute type of its scores: float for float, half and "
+                  "bfloat16, double for double");
+}
+
+/// Checks that hold for every router.
+template <class View>
+void require_scores(const View& scores, const token_mask& mask) {
+    require(scores.rows >= 0 && scores.columns >= 0, "scores have the shape ", scores.rows, " x ", scores.columns);
+    require(scores.columns >= 1, "scores have E = 0 experts: there must be at least one");
+    require(scores.data != nullptr || scores.rows == 0, "scores are a null pointer");
+    require(scores.rows < std::numeric_limits<std::int32_t>::max(), "T = ", scores.rows,
+            " tokens: a plan numbers slots in 32 bits, split the batch");
+    require(scores.columns < std::numeric_limits<std::int32_t>::max() / 2, "E = ", scores.columns,
+            " experts are too many");
+    require(mask.data == nullptr || mask.size == scores.rows, "the mask has ", mask.size,
+            " entries for T = ", scores.rows, " tokens");
+}
+
+/// A setting and its name, for sentences.
+template <class T>
+struct named_setting {
+    const char* name;
+    T value;
+};
+
+/// Noise settings lie in [0, 1).
+inline void require_rates(std::initializer_list<named_setting<float>> settings) {
+    for (const auto& setting : settings) {
+        require(setting.value >= 0 && setting.value < 1, setting.name, " = ", setting.value, " must lie in [0, 1)");
+    }
+}
+
+/// Loss weights are finite.
+inline void require_weights(std::initializer_list<named_setting<double>> settings) {
+    for (const auto& setting : settings) {
+        require(std::isfinite(setting.value), setting.name, " = ", setting.value, " must be finite");
+    }
+}
+
+/// Noise on the input needs the input.
+template <class Router>
+void require_noise_has_input(const Router& router, const run_mode& mode) {
+    require(!mode.is_training || mode.width != 0 || (router.input_jitter == 0 && router.input_dropout == 0),
+            "input_jitter and input_dropout act on tokens, and only scores were given: use route(), or logit_jitter");
+}
+
+constexpr plan_origin origin_of(const run_mode& mode, std::uint64_t settings) {
+    return {.settings = settings, .training = mode.is_training, .width = mode.width, .noise = mode.noise};
+}
+
+/// Raises the error for a row whose scores cannot be routed.
+template <class Source>
+[[noreturn]] void fail_bad_row(const Source& source, index_t token, plan_status status) {
+    if (status == plan_status::unroutable) {
+        fail("token ", token, " has every expert forbidden (-infinity) and may not be dropped");
+    }
+    for (index_t e = 0; e < source.scores.columns; ++e) {
+        const double score = static_cast<double>(load_scalar(source.scores(token, e)));
+        if (std::isnan(score) || score == std::numeric_limits<double>::infinity()) {
+            fail("score of (token ", token, ", expert ", e, ") is ", score,
+                 ": scores must be finite, or -infinity to forbid an expert");
+        }
+    }
+    fail("scores of token ", token, " leave the range of their type after noise");
+}
+
+}  // namespace SWITCHYARD_TARGET
+}  // namespace switchyard

@@ -1,0 +1,296 @@
+// The row pass of routers with a softmax gate: reads every score once and leaves each token's choices and gates, row
+// statistics for backward, and the column sums of the probabilities that the load-balancing loss needs.
+//
+// `softmax_pass` is the row program, written once over packs. What a row *chooses* is its `Select` parameter:
+//   select.template choose<W>(token, row, maximum, sum, best, column_maxima, scratch)
+//   select.padding(token)        the token is padding
+//   select.forbid_all(token)     every expert is forbidden to it
+// Backends run it over rows: `run_softmax_pass` below on CPU threads; backend/thrust.hpp, one thread a row.
+#pragma once
+
+#include <switchyard/backend/policy.hpp>
+#include <switchyard/core/config.hpp>
+#include <switchyard/core/workspace.hpp>
+#include <switchyard/plan/slots.hpp>
+#include <switchyard/router/routing.hpp>
+#include <switchyard/score/select.hpp>
+#include <switchyard/score/softmax.hpp>
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+namespace switchyard {
+
+/// The first tokens that could not be routed, -1 where there is none.
+struct row_events {
+    index_t bad = -1;
+    index_t unroutable = -1;
+};
+
+inline namespace SWITCHYARD_TARGET {
+
+template <class Source, class Select>
+struct softmax_pass {
+    using compute = typename Source::compute;
+
+    Source source;
+    token_mask mask{};
+    bad_scores bad = bad_scores::error;
+    Select select;
+    compute* row_maximum = nullptr;  ///< [T] or null
+    compute* row_sum = nullptr;      ///< [T] or null
+
+    SWITCHYARD_HD index_t experts() const { return source.scores.columns; }
+
+    /// Numbers of scratch for one block of rows.
+    template <int W, int R>
+    SWITCHYARD_HD index_t scratch_size() const {
+        return (2 * R + 1) * padded<W>(experts()) + selection_scratch<compute>(experts());
+    }
+
+    /// Rows first .. last. `column_sums` [padded E] is added to where given.
+    template <int W, int R>
+    SWITCHYARD_HD void run(index_t first, index_t last, compute* scratch, compute* column_sums,
+                           row_events& events) const {
+        index_t tile[R];
+        int filled = 0;
+        for (index_t token = first; token < last; ++token) {
+            if (!mask(token)) {
+                select.padding(token);
+                keep_statistics(token, compute(0), compute(0));
+                continue;
+            }
+            tile[filled++] = token;
+            if (filled == R) {
+                run_tile<W, R>(tile, scratch, column_sums, events);
+                filled = 0;
+            }
+        }
+        for (int i = 0; i < filled; ++i) {
+            const index_t single[1] = {tile[i]};
+            run_tile<W, 1>(single, scratch, column_sums, events);
+        }
+    }
+
+  private:
+    SWITCHYARD_HD void keep_statistics(index_t token, compute maximum, compute sum) const {
+        if (row_maximum != nullptr) {
+            row_maximum[token] = maximum;
+            row_sum[token] = sum;
+        }
+    }
+
+    template <int W, int R>
+    SWITCHYARD_HD void run_tile(const index_t (&token)[R], compute* scratch, compute* column_sums,
+                                row_events& events) const {
+        const index_t length = padded<W>(experts());
+        compute* const exponentials = column_sums != nullptr ? scratch + R * length : nullptr;
+        compute* const more = scratch + 2 * R * length;
+        const compute* row[R];
+        for (int r = 0; r < R; ++r) {
+            row[r] = source.row(token[r], scratch + r * length);
+        }
+        softmax_statistics<compute, W, R> found = softmax_rows<W, R>(row, experts(), exponentials);
+        compute scale[R];
+        for (int r = 0; r < R; ++r) {
+            scale[r] = compute(1) / found.sum[r];
+            if (!(found.sum[r] < std::numeric_limits<compute>::infinity())) [[unlikely]] {
+                scale[r] = run_bad_row<W, R>(token[r], r, row[r], scratch + r * length,
+                                             exponentials != nullptr ? exponentials + r * length : nullptr, more, found,
+                                             events);
+            } else {
+                select.template choose<W>(token[r], row[r], found.maximum[r], found.sum[r], found.best[r],
+                                          found.column_maxima[r], more);
+            }
+            keep_statistics(token[r], found.maximum[r], found.sum[r]);
+        }
+        if (column_sums != nullptr) {
+            add_scaled_rows<W, R>(exponentials, experts(), scale, column_sums);
+        }
+    }
+
+    /// A row with NaN, +infinity or only -infinity. Returns the scale of its exponentials, which are cleared where the
+    /// row is not used.
+    template <int W, int R>
+    SWITCHYARD_HD compute run_bad_row(index_t token, int r, const compute* row, compute* clean, compute* exponentials,
+                                      compute* more, softmax_statistics<compute, W, R>& found,
+                                      row_events& events) const {
+        constexpr compute infinity = std::numeric_limits<compute>::infinity();
+        bool is_bad = false;
+        bool is_open = false;
+        for (index_t e = 0; e < experts(); ++e) {
+            const compute score = row[e] == row[e] || bad != bad_scores::forbid_nan ? row[e] : -infinity;
+            is_bad = is_bad || !(score < infinity);
+            is_open = is_open || score > -infinity;
+            clean[e] = score;
+        }
+        if (is_open && (!is_bad || bad == bad_scores::unchecked)) {
+            const compute* const one[1] = {clean};
+            const softmax_statistics<compute, W, 1> again = softmax_rows<W, 1>(one, experts(), exponentials);
+            found.maximum[r] = again.maximum[0];
+            found.sum[r] = again.sum[0];
+            select.template choose<W>(token, clean, again.maximum[0], again.sum[0], again.best[0],
+                                      again.column_maxima[0], more);
+            return compute(1) / again.sum[0];
+        }
+        select.forbid_all(token);
+        index_t& event = is_bad && bad != bad_scores::unchecked ? events.bad : events.unroutable;
+        event = event < 0 ? token : event;
+        found.maximum[r] = 0;
+        found.sum[r] = 0;
+        if (exponentials != nullptr) {
+            for (index_t j = 0; j < padded<W>(experts()); ++j) {
+                exponentials[j] = 0;
+            }
+        }
+        return compute(0);
+    }
+};
+
+/// Chooses the best expert: Switch. Gate 1 / sum, since the maximum's exponential is 1.
+template <class S>
+struct select_best {
+    std::int32_t* expert;
+    S* gate;
+
+    template <int W>
+    SWITCHYARD_HD void choose(index_t token, const S*, S, S sum, index_t best, pack<S, W>, S*) const {
+        expert[token] = static_cast<std::int32_t>(best);
+        gate[token] = S(1) / sum;
+    }
+    SWITCHYARD_HD void padding(index_t token) const {
+        expert[token] = padding_choice;
+        gate[token] = S(0);
+    }
+    SWITCHYARD_HD void forbid_all(index_t token) const {
+        expert[token] = forbidden_choice(0);
+        gate[token] = S(0);
+    }
+};
+
+/// Chooses argmax(s + temperature * Gumbel); the gate is the unperturbed probability.
+template <class S>
+struct select_sampled {
+    select_best<S> best;
+    index_t experts;
+    float temperature;
+    noise_key noise;
+
+    template <int W>
+    SWITCHYARD_HD void choose(index_t token, const S* row, S maximum, S sum, index_t, pack<S, W>, S*) const {
+        index_t chosen = -1;
+        S highest_score = 0;
+        for_each_uniform(for_purpose(noise, noise_purpose::sampling), token, experts, [&](index_t e, float u) {
+            const S score = row[e] + static_cast<S>(temperature) * gumbel<S>(u);
+            if (row[e] > -std::numeric_limits<S>::infinity() && (chosen < 0 || score > highest_score)) {
+                highest_score = score;
+                chosen = e;
+            }
+        });
+        chosen = chosen < 0 ? 0 : chosen;
+        best.expert[token] = static_cast<std::int32_t>(chosen);
+        best.gate[token] = softmax_value(row[chosen], maximum, sum);
+    }
+    SWITCHYARD_HD void padding(index_t token) const { best.padding(token); }
+    SWITCHYARD_HD void forbid_all(index_t token) const { best.forbid_all(token); }
+};
+
+/// Chooses the k best. Gates are probabilities, or normalised over the k (which is softmax after selection).
+template <class S>
+struct select_list {
+    std::int32_t* expert;  ///< [T, k]
+    S* gate;               ///< [T, k]
+    index_t experts;
+    index_t k;
+    bool normalize;
+
+    template <int W>
+    SWITCHYARD_HD void choose(index_t token, const S* row, S maximum, S sum, index_t, pack<S, W> column_maxima,
+                              S* scratch) const {
+        using P = pack<S, W>;
+        S* const weight = gate + token * k;
+        std::int32_t* const choice = expert + token * k;
+        select_top_k<W>(row, experts, k, column_maxima, weight, choice, scratch);
+        constexpr S forbidden = -std::numeric_limits<S>::infinity();
+        for (index_t c = k - 1; c >= 0 && weight[c] == forbidden; --c) {
+            choice[c] = forbidden_choice(choice[c]);
+        }
+        P chosen = P::all(S(0));
+        for (index_t c = 0; c < k; c += W) {
+            const P e = exp_nonpositive<S, W>(P::load_first(weight + c, lanes<W>(c), forbidden) - P::all(maximum));
+            chosen = chosen + e;
+            e.store_first(weight + c, lanes<W>(c));
+        }
+        const P scale = P::all(S(1) / (normalize ? total(chosen) : sum));
+        for (index_t c = 0; c < k; c += W) {
+            (P::load_first(weight + c, lanes<W>(c), S(0)) * scale).store_first(weight + c, lanes<W>(c));
+        }
+    }
+    SWITCHYARD_HD void padding(index_t token) const {
+        for (index_t c = 0; c < k; ++c) {
+            expert[token * k + c] = padding_choice;
+            gate[token * k + c] = S(0);
+        }
+    }
+    SWITCHYARD_HD void forbid_all(index_t token) const {
+        for (index_t c = 0; c < k; ++c) {
+            expert[token * k + c] = forbidden_choice(c);
+            gate[token * k + c] = S(0);
+        }
+    }
+
+  private:
+    template <int W>
+    SWITCHYARD_HD index_t lanes(index_t c) const {
+        return k - c < W ? k - c : W;
+    }
+};
+
+/// Runs the pass over all rows on the CPU. `column_sums` [E] receives the sum over tokens of the probabilities, in a
+/// fixed order, unless null. `after_block(b)` runs when the rows of block b are done, while they are in cache. Blocks
+/// are those of `take_choice_counts`.
+template <host_policy Policy, class Pass, class AfterBlock>
+row_events run_softmax_pass(const Policy& policy, const Pass& pass, double* column_sums, workspace& scratch,
+                            AfterBlock&& after_block) {
+    using S = typename Pass::compute;
+    constexpr int W = native_width<S>;
+    constexpr int R = W == 1 ? 1 : 4;
+    const auto scope = scratch.open();
+    const index_t tokens = pass.source.scores.rows;
+    const index_t experts = pass.experts();
+    const index_t block_rows = rows_per_block(tokens, experts);
+    const index_t blocks = (tokens + block_rows - 1) / block_rows;
+    const index_t length = padded<W>(experts);
+    const index_t room = padded<64 / static_cast<int>(sizeof(S))>(pass.template scratch_size<W, R>());
+    S* const block_scratch = scratch.take<S>(blocks * room);
+    S* const block_sums = column_sums != nullptr ? scratch.take<S>(blocks * length) : nullptr;
+    row_events* const block_events = scratch.take<row_events>(blocks);
+    policy.parallel_for(blocks, [&](index_t b) {
+        block_events[b] = {};
+        S* const sums = block_sums != nullptr ? block_sums + b * length : nullptr;
+        if (sums != nullptr) {
+            std::fill(sums, sums + length, S(0));
+        }
+        pass.template run<W, R>(b * block_rows, std::min(tokens, (b + 1) * block_rows), block_scratch + b * room, sums,
+                                block_events[b]);
+        after_block(b);
+    });
+    row_events events;
+    for (index_t b = 0; b < blocks; ++b) {
+        events.bad = events.bad < 0 ? block_events[b].bad : events.bad;
+        events.unroutable = events.unroutable < 0 ? block_events[b].unroutable : events.unroutable;
+    }
+    if (column_sums != nullptr) {
+        std::fill(column_sums, column_sums + experts, 0.0);
+        for (index_t b = 0; b < blocks; ++b) {
+            for (index_t e = 0; e < experts; ++e) {
+                column_sums[e] += static_cast<double>(block_sums[b * length + e]);
+            }
+        }
+    }
+    return events;
+}
+
+}  // namespace SWITCHYARD_TARGET
+}  // namespace switchyard

@@ -1,0 +1,379 @@
+// Routing through a softmax gate, forward and backward, for any backend: the part Switch and top-k share.
+//
+// Forward: row pass -> slots -> losses. Backward: with a_e = d balance / d p_te, z_t = d z-loss / d s_te / p_te and g_c
+// the gradient of choice c's gate,
+//
+//   gate = p:           d s_te = p_te (a_e + z_t - dot_t) + [e chosen] p_te g_c,  dot_t = sum_e p_te a_e + sum_c p_tc
+//   g_c gate = p / sum_k p: d s_te = p_te (a_e + z_t - dot_t) + [e chosen] q_c (g_c - sum_c q_c g_c),  dot_t = sum_e
+//   p_te a_e
+//
+// where q are the normalised gates and dropped choices have g = 0. The verbs used, `route_rows`, `finish_losses` and
+// `run_rows`, have one overload a backend.
+#pragma once
+
+#include <switchyard/backend/policy.hpp>
+#include <switchyard/balance/load_balancing_loss.hpp>
+#include <switchyard/balance/z_loss.hpp>
+#include <switchyard/core/config.hpp>
+#include <switchyard/core/workspace.hpp>
+#include <switchyard/plan/slots.hpp>
+#include <switchyard/router/routing.hpp>
+#include <switchyard/router/softmax_pass.hpp>
+
+#include <algorithm>
+#include <cstdint>
+
+namespace switchyard {
+
+/// What a softmax router's settings come down to.
+struct softmax_settings {
+    slot_settings slots{};
+    double balance_weight = 0;
+    double z_weight = 0;
+    bad_scores bad = bad_scores::error;
+    bool may_drop = true;    ///< a token with every expert forbidden is dropped, not an error
+    bool normalize = false;  ///< gates over the k choices, not over all experts
+    index_t rounds = 0;      ///< of no-token-left-behind; 0 is off
+};
+
+inline namespace SWITCHYARD_TARGET {
+
+/// Raises what a CPU row pass found.
+template <class Source>
+void raise_row_events(const Source& source, const row_events& events, bool may_drop) {
+    const bool unroutable_first = events.unroutable >= 0 && (events.bad < 0 || events.unroutable < events.bad);
+    if (!may_drop && unroutable_first) {
+        fail_bad_row(source, events.unroutable, plan_status::unroutable);
+    }
+    if (events.bad >= 0) {
+        fail_bad_row(source, events.bad, plan_status::bad_score);
+    }
+}
+
+/// Row pass and slots on the CPU: choices are counted while a block's rows are in cache.
+template <host_policy Policy, class Pass, class S>
+void route_rows(const Policy& policy, const Pass& pass, const plan_view<S>& plan, const softmax_settings& settings,
+                double* column_sums, workspace& scratch) {
+    const auto scope = scratch.open();
+    const bool by_position = settings.slots.order == drop_order::position;
+    const choice_counts counts = take_choice_counts(plan, scratch);
+    if (plan.tokens == 0) {
+        count_choices(plan, counts, 0, nullptr);
+    }
+    const row_events events = run_softmax_pass(policy, pass, column_sums, scratch, [&](index_t block) {
+        if (by_position) {
+            count_choices(plan, counts, block, nullptr);
+        }
+    });
+    raise_row_events(pass.source, events, settings.may_drop);
+    place_choices(policy, plan, settings.slots, scratch, by_position ? &counts : nullptr);
+}
+
+/// Row pass that lists candidates, and slots in rounds, on the CPU.
+template <host_policy Policy, class Pass, class S>
+void route_rows_in_rounds(const Policy& policy, const Pass& pass, const plan_view<S>& plan,
+                          const softmax_settings& settings, double* column_sums, workspace& scratch) {
+    const row_events events = run_softmax_pass(policy, pass, column_sums, scratch, [](index_t) {});
+    raise_row_events(pass.source, events, settings.may_drop);
+    place_choices_in_rounds(policy, plan, pass.select.expert, pass.select.gate, settings.rounds, settings.slots,
+                            scratch);
+}
+
+/// sum_i f(i) for i in 0 .. count, in blocks of fixed size and fixed order.
+template <host_policy Policy, class F>
+double sum_over(const Policy& policy, index_t count, const F& f, workspace& scratch) {
+    const auto scope = scratch.open();
+    const index_t rows = rows_per_block(count);
+    const index_t blocks = block_count(count);
+    double* const partial = scratch.take<double>(blocks);
+    policy.parallel_for(blocks, [&](index_t b) {
+        double sum = 0;
+        for (index_t i = b * rows; i < std::min(count, (b + 1) * rows); ++i) {
+            sum += f(i);
+        }
+        partial[b] = sum;
+    });
+    double sum = 0;
+    for (index_t b = 0; b < blocks; ++b) {
+        sum += partial[b];
+    }
+    return sum;
+}
+
+/// Terms of the load-balancing loss of a plan.
+template <class S, class Space>
+SWITCHYARD_HD balance_terms balance_of(const plan_view<S, Space>& plan, const softmax_settings& settings) {
+    return {settings.balance_weight, plan.experts,
+            settings.slots.balance == balance_count::all && settings.rounds == 0 ? plan.choices : 1,
+            &plan.totals->counted_tokens, plan.balance_load};
+}
+
+/// Both losses, on the CPU.
+template <host_policy Policy, class S>
+void finish_losses(const Policy& policy, const plan_view<S>& plan, const softmax_settings& settings,
+                   const double* column_sums, workspace& scratch) {
+    plan.totals->load_balancing_loss = column_sums != nullptr ? balance_of(plan, settings).value(column_sums) : 0.0;
+    plan.totals->z_loss = 0;
+    plan.totals->status = plan_status::good;
+    plan.totals->status_token = -1;
+    if (plan.origin.training && settings.z_weight != 0 && plan.totals->counted_tokens > 0) {
+        const double squares = sum_over(
+            policy, plan.tokens,
+            [&](index_t t) {
+                const double lse = row_logsumexp(plan.row_maximum[t], plan.row_sum[t]);
+                return lse * lse;
+            },
+            scratch);
+        plan.totals->z_loss = settings.z_weight * squares / static_cast<double>(plan.totals->counted_tokens);
+    }
+}
+
+/// Forward: `select` writes choices and gates to the plan.
+template <class Policy, class Source, class S, class Space, class Workspace, class Select>
+void route_softmax(const Policy& policy, const Source& source, const run_mode& mode, const plan_view<S, Space>& plan,
+                   const softmax_settings& settings, Workspace& scratch, const Select& select) {
+    const auto scope = scratch.open();
+    const bool balance = mode.is_training && settings.balance_weight != 0;
+    double* const column_sums = balance ? scratch.template take<double>(plan.experts) : nullptr;
+    const softmax_pass<Source, Select> pass{
+        source, mode.mask, settings.bad, select, mode.is_training ? plan.row_maximum : nullptr, plan.row_sum};
+    route_rows(policy, pass, plan, settings, column_sums, scratch);
+    finish_losses(policy, plan, settings, column_sums, scratch);
+}
+
+/// Forward with no token left behind: the row pass lists `settings.rounds` candidates a token.
+template <class Policy, class Source, class S, class Space, class Workspace>
+void route_softmax_in_rounds(const Policy& policy, const Source& source, const run_mode& mode,
+                             const plan_view<S, Space>& plan, const softmax_settings& settings, Workspace& scratch) {
+    const auto scope = scratch.open();
+    const bool balance = mode.is_training && settings.balance_weight != 0;
+    double* const column_sums = balance ? scratch.template take<double>(plan.experts) : nullptr;
+    const select_list<S> candidates{scratch.template take<std::int32_t>(plan.tokens * settings.rounds),
+                                    scratch.template take<S>(plan.tokens * settings.rounds), plan.experts,
+                                    settings.rounds, false};
+    const softmax_pass<Source, select_list<S>> pass{
+        source, mode.mask, settings.bad, candidates, mode.is_training ? plan.row_maximum : nullptr, plan.row_sum};
+    route_rows_in_rounds(policy, pass, plan, settings, column_sums, scratch);
+    finish_losses(policy, plan, settings, column_sums, scratch);
+}
+
+/// The row program of backward: d_scores from d_gates and the losses.
+template <class Source, class S, class Space, class GateStorage, class ScoreStorage>
+struct softmax_backward_pass {
+    Source source;
+    plan_view<S, Space> plan;
+    matrix_view<const GateStorage, Space> d_gates;
+    matrix_view<ScoreStorage, Space> d_scores;
+    softmax_settings settings;
+    const S* balance_gradient;  ///< [padded E] a_e, or null
+    double z_weight;            ///< loss scale included
+
+    template <int W>
+    SWITCHYARD_HD index_t scratch_size() const {
+        return 2 * padded<W>(plan.experts) + padded<W>(plan.choices);
+    }
+
+    template <int W>
+    SWITCHYARD_HD void run(index_t first, index_t last, S* scratch) const {
+        for (index_t token = first; token < last; ++token) {
+            run_row<W>(token, scratch);
+        }
+    }
+
+  private:
+    SWITCHYARD_HD S gate_gradient(index_t token, index_t c) const {
+        return plan.slot[token * plan.choices + c] >= 0 ? load_scalar(d_gates(token, c)) : S(0);
+    }
+
+    template <int W>
+    SWITCHYARD_HD void run_row(index_t token, S* scratch) const {
+        using P = pack<S, W>;
+        const index_t experts = plan.experts;
+        const S sum = plan.row_sum[token];
+        S* const probability = scratch;
+        S* const row_copy = scratch + padded<W>(experts);
+        S* const chosen = row_copy + padded<W>(experts);
+        const S* const row = source.row(token, row_copy);
+        constexpr S lowest = -std::numeric_limits<S>::infinity();
+        // Padding, and tokens with every expert forbidden, count nowhere.
+        const S scale = sum > S(0) ? S(1) / sum : S(0);
+        if (scale == S(0)) {
+            for (index_t e = 0; e < experts; ++e) {
+                d_scores(token, e) = store_scalar<ScoreStorage>(S(0));
+            }
+            return;
+        }
+        const P maximum = P::all(plan.row_maximum[token]);
+        P weighted = P::all(S(0));
+        for (index_t j = 0; j < padded<W>(experts); j += W) {
+            const index_t rest = experts - j;
+            const P score = rest >= W ? P::load(row + j) : P::load_first(row + j, rest, lowest);
+            const P p = exp_nonpositive<S, W>(score - maximum) * P::all(scale);
+            p.store(probability + j);
+            if (balance_gradient != nullptr) {
+                weighted = multiply_add(p, P::load(balance_gradient + j), weighted);
+            }
+        }
+        S dot = total(weighted);
+        gate_terms(token, row, probability, chosen, dot);
+        const double z = z_weight != 0 ? z_loss_gradient(z_weight, row_logsumexp(plan.row_maximum[token], sum),
+                                                         plan.totals->counted_tokens)
+                                       : 0.0;
+        const P shift = P::all(static_cast<S>(z) - dot);
+        for (index_t j = 0; j < padded<W>(experts); j += W) {
+            const P a = balance_gradient != nullptr ? P::load(balance_gradient + j) + shift : shift;
+            (P::load(probability + j) * a).store(probability + j);
+        }
+        for (index_t c = 0; c < plan.choices; ++c) {
+            const std::int32_t expert = plan.expert[token * plan.choices + c];
+            probability[expert] += chosen[c];
+        }
+        write<W>(token, probability);
+    }
+
+    /// chosen[c] = what choice c adds to its score's gradient; `dot` gains the gates' share where gates are
+    /// probabilities.
+    SWITCHYARD_HD void gate_terms(index_t token, const S* row, const S* probability, S* chosen, S& dot) const {
+        const std::int32_t* const expert = plan.expert + token * plan.choices;
+        if (!settings.normalize) {
+            for (index_t c = 0; c < plan.choices; ++c) {
+                chosen[c] = probability[expert[c]] * gate_gradient(token, c);
+                dot += chosen[c];
+            }
+            return;
+        }
+        S sum = 0;
+        S mean = 0;
+        for (index_t c = 0; c < plan.choices; ++c) {
+            chosen[c] = exp_nonpositive(row[expert[c]] - plan.row_maximum[token]);
+            sum += chosen[c];
+            mean += chosen[c] * gate_gradient(token, c);
+        }
+        mean /= sum;
+        for (index_t c = 0; c < plan.choices; ++c) {
+            chosen[c] = chosen[c] / sum * (gate_gradient(token, c) - mean);
+        }
+    }
+
+    template <int W>
+    SWITCHYARD_HD void write(index_t token, S* gradient) const {
+        if (source.logit_jitter != 0) {
+            for_each_uniform(for_purpose(source.noise, noise_purpose::logit_jitter), token, plan.experts,
+                             [&](index_t e, float u) { gradient[e] *= jitter_factor<S>(u, source.logit_jitter); });
+        }
+        if constexpr (std::is_same_v<ScoreStorage, S>) {
+            if (d_scores.rows_contiguous()) {
+                using P = pack<S, W>;
+                S* const out = d_scores.row(token);
+                index_t j = 0;
+                for (; j + W <= plan.experts; j += W) {
+                    P::load(gradient + j).store(out + j);
+                }
+                P::load(gradient + j).store_first(out + j, plan.experts - j);
+                return;
+            }
+        }
+        for (index_t e = 0; e < plan.experts; ++e) {
+            d_scores(token, e) = store_scalar<ScoreStorage>(gradient[e]);
+        }
+    }
+};
+
+/// Runs a row program without reductions over all rows, on the CPU.
+template <host_policy Policy, class Pass, class S>
+void run_rows(const Policy& policy, const Pass& pass, index_t tokens, S*, workspace& scratch) {
+    constexpr int W = native_width<S>;
+    const auto scope = scratch.open();
+    const index_t rows = rows_per_block(tokens);
+    const index_t blocks = block_count(tokens);
+    const index_t room = padded<64 / static_cast<int>(sizeof(S))>(pass.template scratch_size<W>());
+    S* const block_scratch = scratch.take<S>(blocks * room);
+    policy.parallel_for(blocks, [&](index_t b) {
+        pass.template run<W>(b * rows, std::min(tokens, (b + 1) * rows), block_scratch + b * room);
+    });
+}
+
+/// Calls f(i) for i in 0 .. count, in any order, on the CPU.
+template <host_policy Policy, class F>
+void for_each_index(const Policy& policy, index_t count, const F& f) {
+    constexpr index_t grain = 4096;
+    policy.parallel_for((count + grain - 1) / grain, [&](index_t b) {
+        for (index_t i = b * grain; i < std::min(count, (b + 1) * grain); ++i) {
+            f(i);
+        }
+    });
+}
+
+namespace detail {
+
+/// gradient[e] = a_e, 0 in the padding.
+template <class S>
+struct fill_balance_gradient {
+    balance_terms terms;
+    double scale;
+    S* gradient;
+
+    SWITCHYARD_HD void operator()(index_t e) const {
+        gradient[e] = e < terms.experts ? static_cast<S>(scale * terms.gradient(e)) : S(0);
+    }
+};
+
+/// Where scores can be read here and now: do they have the maxima that the plan kept? Three rows are looked at.
+template <class Source, class S>
+void require_scores_of_plan(const Source& source, const plan_view<S>& plan, workspace& scratch) {
+    const auto scope = scratch.open();
+    S* const copy = scratch.take<S>(plan.experts);
+    for (const index_t token : {index_t{0}, plan.tokens / 2, plan.tokens - 1}) {
+        if (plan.tokens == 0 || !(plan.row_sum[token] > S(0))) {
+            continue;
+        }
+        const S* const row = source.row(token, copy);
+        S highest_score = lowest<S>();
+        for (index_t e = 0; e < plan.experts; ++e) {
+            highest_score = row[e] > highest_score ? row[e] : highest_score;
+        }
+        require(highest_score == plan.row_maximum[token], "the plan was not made from these scores: token ", token,
+                " had the maximum ", plan.row_maximum[token], " and now has ", highest_score);
+    }
+}
+
+}  // namespace detail
+
+/// What every backward checks about the plan it is given.
+template <class S, class Space, class Gates>
+void require_plan_for_backward(const plan_view<S, Space>& plan, const Gates& d_gates, index_t tokens, index_t experts,
+                               std::uint64_t settings) {
+    require(plan.origin.training, "the plan was made by inference; backward needs one made with training{}");
+    require(plan.origin.settings == settings, "the plan was made by a router with other settings");
+    require(plan.tokens == tokens && plan.experts == experts, "the plan was made for ", plan.tokens, " tokens x ",
+            plan.experts, " experts, not for ", tokens, " x ", experts);
+    require(d_gates.rows == plan.tokens && d_gates.columns == plan.choices, "d_gates is ", d_gates.rows, " x ",
+            d_gates.columns, "; the plan has ", plan.tokens, " tokens x ", plan.choices, " choices");
+}
+
+/// Backward of `route_softmax`: d_scores from d_gates, the balance loss and the z-loss.
+template <class Policy, class Source, class S, class Space, class Gates, class Scores, class Workspace>
+void route_softmax_backward(const Policy& policy, const Source& source, const plan_view<S, Space>& plan,
+                            const Gates& d_gates, const Scores& d_scores, const softmax_settings& settings,
+                            const backward_settings& backward, Workspace& scratch) {
+    using pass = softmax_backward_pass<Source, S, Space, typename Gates::value_type, typename Scores::value_type>;
+    constexpr index_t widest = 16;
+    const auto scope = scratch.open();
+    if constexpr (host_policy<Policy>) {
+        detail::require_scores_of_plan(source, plan, scratch);
+    }
+    S* balance_gradient = nullptr;
+    if (settings.balance_weight != 0) {
+        const index_t length = padded<widest>(plan.experts);
+        balance_gradient = scratch.template take<S>(length);
+        for_each_index(
+            policy, length,
+            detail::fill_balance_gradient<S>{balance_of(plan, settings), backward.loss_scale, balance_gradient});
+    }
+    run_rows(policy,
+             pass{source, plan, d_gates, d_scores, settings, balance_gradient, settings.z_weight * backward.loss_scale},
+             plan.tokens, balance_gradient, scratch);
+}
+
+}  // namespace SWITCHYARD_TARGET
+}  // namespace switchyard

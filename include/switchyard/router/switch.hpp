@@ -1,0 +1,118 @@
+// The Switch router: each token goes to its best expert, weighted by that expert's probability.
+//
+//   s = scores[T, E], p = softmax(s), expert = argmax s, gate = p[expert] (not renormalised: that would be 1 and have
+//   no gradient). Slots in order of position or gate, up to capacity; a dropped token's output is 0, so the residual
+//   carries it. losses: load balancing (balance/load_balancing_loss.hpp) and z-loss (balance/z_loss.hpp), weights
+//   included.
+//
+// Exploration, in training only: input jitter or input dropout on the router's copy of the tokens (never on what
+// experts receive), sampling (expert = argmax(s + temperature * Gumbel), gate unperturbed), or, for callers that have
+// only scores, logit jitter. All are off unless asked for; the paper trains with input_jitter = 1e-2.
+//
+// O(T E) time. CPU policies throw `error` on bad scores and settings; after the first step of a shape nothing is
+// allocated, and nothing synchronises. Ties: the lower expert.
+// Fedus, Zoph, Shazeer 2021, "Switch Transformers", arXiv 2101.03961.
+#pragma once
+
+#include <switchyard/core/config.hpp>
+#include <switchyard/core/error.hpp>
+#include <switchyard/core/matrix_view.hpp>
+#include <switchyard/plan/capacity.hpp>
+#include <switchyard/plan/plan.hpp>
+#include <switchyard/plan/slots.hpp>
+#include <switchyard/router/routing.hpp>
+#include <switchyard/router/softmax_routing.hpp>
+
+#include <cmath>
+#include <cstdint>
+
+namespace switchyard {
+
+struct switch_router {
+    capacity_rule capacity{.factor = 1.25};           ///< in training
+    capacity_rule inference_capacity{.factor = 2.0};  ///< otherwise
+    drop_order order = drop_order::position;
+
+    float input_jitter = 0;        ///< epsilon in [0, 1); the paper's is 1e-2. Needs tokens
+    float input_dropout = 0;       ///< rate in [0, 1); the paper's is 0.1. Needs tokens
+    float sample_temperature = 0;  ///< >= 0; 0 takes the argmax
+    float logit_jitter = 0;        ///< epsilon in [0, 1)
+
+    double balance_weight = 1e-2;
+    double z_weight = 0;               ///< ST-MoE uses 1e-3
+    index_t no_token_left_behind = 0;  ///< rounds: unplaced tokens try their i-th choice; 0 is off
+    bad_scores bad = bad_scores::error;
+};
+
+inline namespace SWITCHYARD_TARGET {
+
+constexpr std::uint64_t fingerprint_of(const switch_router& r) {
+    return fingerprint('s', r.sample_temperature, r.logit_jitter, r.input_jitter, r.input_dropout, r.balance_weight,
+                       r.z_weight, r.no_token_left_behind);
+}
+
+/// Fails with a sentence where a setting is out of range.
+inline void require_settings(const switch_router& r, index_t experts, const run_mode& mode) {
+    require_rates(
+        {{"input_jitter", r.input_jitter}, {"input_dropout", r.input_dropout}, {"logit_jitter", r.logit_jitter}});
+    require_weights({{"balance_weight", r.balance_weight}, {"z_weight", r.z_weight}});
+    require_noise_has_input(r, mode);
+    require(r.sample_temperature >= 0 && std::isfinite(r.sample_temperature),
+            "sample_temperature = ", r.sample_temperature, " must be finite and not negative");
+    require(r.no_token_left_behind >= 0 && r.no_token_left_behind <= experts,
+            "no_token_left_behind = ", r.no_token_left_behind, " must lie in 0..E = ", experts);
+    require(r.no_token_left_behind == 0 || r.sample_temperature == 0,
+            "no_token_left_behind and sample_temperature exclude each other: further choices are not sampled");
+}
+
+inline softmax_settings softmax_settings_of(const switch_router& r, index_t capacity) {
+    return {.slots = {.order = r.order},
+            .balance_weight = r.balance_weight,
+            .z_weight = r.z_weight,
+            .bad = r.bad,
+            .may_drop = capacity != unlimited,
+            .rounds = r.no_token_left_behind};
+}
+
+/// scores[T, E] -> plan, k = 1.
+template <class Policy, matrix_like Scores, class Plan, class Workspace>
+void route_scores(const Policy& policy, const switch_router& router, const Scores& scores, const run_mode& mode,
+                  Plan& plan, Workspace& scratch) {
+    using S = typename Plan::scalar;
+    require_memory<Policy, Scores, Plan>();
+    const auto input = const_view(as_view(scores));
+    require_scores(input, mode.mask);
+    require_settings(router, input.columns, mode);
+    const index_t capacity =
+        capacity_of(mode.is_training ? router.capacity : router.inference_capacity, input.rows, 1, input.columns);
+    plan.resize(input.rows, input.columns, 1, capacity);
+    plan.made_by(origin_of(mode, fingerprint_of(router)));
+    const auto source = score_rows_of(input, mode.is_training ? router.logit_jitter : 0.0f, mode.noise);
+    const softmax_settings settings = softmax_settings_of(router, capacity);
+    const select_best<S> best{plan.view().expert, plan.view().gate};
+    if (router.no_token_left_behind > 0) {
+        route_softmax_in_rounds(policy, source, mode, plan.view(), settings, scratch);
+    } else if (mode.is_training && router.sample_temperature > 0) {
+        route_softmax(policy, source, mode, plan.view(), settings, scratch,
+                      select_sampled<S>{best, input.columns, router.sample_temperature, mode.noise});
+    } else {
+        route_softmax(policy, source, mode, plan.view(), settings, scratch, best);
+    }
+}
+
+/// d_gates[T, 1] and the losses -> d_scores[T, E]. Gates of dropped tokens get no gradient; padding rows are 0.
+template <class Policy, class Plan, matrix_like Scores, matrix_like Gates, matrix_like Out, class Workspace>
+void route_scores_backward(const Policy& policy, const switch_router& router, const Plan& plan, const Scores& scores,
+                           const Gates& d_gates, Out&& d_scores, Workspace& scratch,
+                           const backward_settings& backward = {}) {
+    const auto input = const_view(as_view(scores));
+    const auto& made = view_of_plan(plan);
+    require_plan_for_backward(made, as_view(d_gates), input.rows, input.columns, fingerprint_of(router));
+    require_same_shape("d_scores", as_view(d_scores), "scores", input);
+    route_softmax_backward(policy, score_rows_of(input, router.logit_jitter, made.origin.noise), made,
+                           const_view(as_view(d_gates)), as_view(d_scores), softmax_settings_of(router, made.capacity),
+                           backward, scratch);
+}
+
+}  // namespace SWITCHYARD_TARGET
+}  // namespace switchyard

@@ -1,0 +1,120 @@
+// The top-k router: each token goes to its k best experts.
+//
+//   s = scores[T, E]; experts = the k largest scores, best first
+//   softmax before: gate_c = softmax(s)[expert_c]; with renormalize, divided by their sum over the k choices
+//   softmax after:  gate = softmax over the k chosen scores (the same numbers as before + renormalize)
+//
+// Slots are choice-major: all first choices before any second. Without a capacity nothing is dropped. The balance loss
+// uses the full softmax and counts first choices, or all k divided by k. Renormalised gates are not renormalised again
+// over what capacity keeps.
+//
+// k = 1 with normalised gates gives every gate the value 1 and the router no gradient: an error in training.
+// O(T (E + k)) time. Ties: the lower expert. CPU policies throw `error`; nothing is allocated after the first step of a
+// shape, nothing synchronises.
+// Shazeer et al. 2017, arXiv 1701.06538; Jiang et al. 2024, "Mixtral of Experts", arXiv 2401.04088 (softmax after);
+// Qwen and DeepSeek-V2 weigh before, Megatron-Core names both.
+#pragma once
+
+#include <switchyard/core/config.hpp>
+#include <switchyard/core/error.hpp>
+#include <switchyard/core/matrix_view.hpp>
+#include <switchyard/plan/capacity.hpp>
+#include <switchyard/plan/plan.hpp>
+#include <switchyard/plan/slots.hpp>
+#include <switchyard/router/routing.hpp>
+#include <switchyard/router/softmax_routing.hpp>
+
+#include <cmath>
+#include <cstdint>
+
+namespace switchyard {
+
+/// Where the softmax stands.
+enum class softmax_order {
+    before,  ///< over all experts, then the k largest
+    after,   ///< over the k largest scores
+};
+
+struct top_k_router {
+    index_t k = 2;  ///< 1..E
+    softmax_order softmax = softmax_order::before;
+    bool renormalize = false;  ///< softmax before: divide by the sum over the k choices
+
+    capacity_rule capacity{};            ///< in training; none by default
+    capacity_rule inference_capacity{};  ///< otherwise
+    drop_order order = drop_order::position;
+
+    float input_jitter = 0;   ///< epsilon in [0, 1). Needs tokens
+    float input_dropout = 0;  ///< rate in [0, 1). Needs tokens
+    float logit_jitter = 0;   ///< epsilon in [0, 1)
+
+    double balance_weight = 1e-2;
+    balance_count balance = balance_count::first;
+    double z_weight = 0;
+    bad_scores bad = bad_scores::error;
+};
+
+inline namespace SWITCHYARD_TARGET {
+
+constexpr bool normalizes(const top_k_router& r) { return r.renormalize || r.softmax == softmax_order::after; }
+
+constexpr std::uint64_t fingerprint_of(const top_k_router& r) {
+    return fingerprint('k', r.k, normalizes(r), r.logit_jitter, r.input_jitter, r.input_dropout, r.balance_weight,
+                       static_cast<int>(r.balance), r.z_weight);
+}
+
+/// Fails with a sentence where a setting is out of range.
+inline void require_settings(const top_k_router& r, index_t experts, const run_mode& mode) {
+    require(r.k >= 1 && r.k <= experts, "k = ", r.k, " must lie in 1..E = ", experts);
+    require_rates(
+        {{"input_jitter", r.input_jitter}, {"input_dropout", r.input_dropout}, {"logit_jitter", r.logit_jitter}});
+    require_weights({{"balance_weight", r.balance_weight}, {"z_weight", r.z_weight}});
+    require_noise_has_input(r, mode);
+    require(!(mode.is_training && r.k == 1 && normalizes(r)),
+            "k = 1 with normalised gates makes every gate 1 and leaves the router no gradient: use softmax before, "
+            "without renormalize");
+}
+
+inline softmax_settings softmax_settings_of(const top_k_router& r, index_t capacity) {
+    return {.slots = {.order = r.order, .balance = r.balance},
+            .balance_weight = r.balance_weight,
+            .z_weight = r.z_weight,
+            .bad = r.bad,
+            .may_drop = capacity != unlimited,
+            .normalize = normalizes(r)};
+}
+
+/// scores[T, E] -> plan with k choices.
+template <class Policy, matrix_like Scores, class Plan, class Workspace>
+void route_scores(const Policy& policy, const top_k_router& router, const Scores& scores, const run_mode& mode,
+                  Plan& plan, Workspace& scratch) {
+    using S = typename Plan::scalar;
+    require_memory<Policy, Scores, Plan>();
+    const auto input = const_view(as_view(scores));
+    require_scores(input, mode.mask);
+    require_settings(router, input.columns, mode);
+    const index_t capacity = capacity_of(mode.is_training ? router.capacity : router.inference_capacity, input.rows,
+                                         router.k, input.columns);
+    plan.resize(input.rows, input.columns, router.k, capacity);
+    plan.made_by(origin_of(mode, fingerprint_of(router)));
+    const auto source = score_rows_of(input, mode.is_training ? router.logit_jitter : 0.0f, mode.noise);
+    route_softmax(policy, source, mode, plan.view(), softmax_settings_of(router, capacity), scratch,
+                  select_list<S>{plan.view().expert, plan.view().gate, input.columns, router.k, normalizes(router)});
+}
+
+/// d_gates[T, k] and the losses -> d_scores[T, E].
+template <class Policy, class Plan, matrix_like Scores, matrix_like Gates, matrix_like Out, class Workspace>
+void route_scores_backward(const Policy& policy, const top_k_router& router, const Plan& plan, const Scores& scores,
+                           const Gates& d_gates, Out&& d_scores, Workspace& scratch,
+                           const backward_settings& backward = {}) {
+    const auto input = const_view(as_view(scores));
+    const auto& made = view_of_plan(plan);
+    require_plan_for_backward(made, as_view(d_gates), input.rows, input.columns, fingerprint_of(router));
+    require_same_shape("d_scores", as_view(d_scores), "scores", input);
+    route_softmax_backward(policy, score_rows_of(input, router.logit_jitter, made.origin.noise), made,
+                           const_view(as_view(d_gates)), as_view(d_scores), softmax_settings_of(router, made.capacity),
+                           backward, scratch);
+}
+
+}  // namespace SWITCHYARD_TARGET
+}  // namespace switchyard
