@@ -28,7 +28,7 @@ class error : public std::runtime_error {
 /// Called with the sentence where exceptions are off. It must not return: abort, longjmp or end the thread.
 using error_handler = void (*)(const char* sentence);
 
-namespace detail {
+namespace fatal {
 
 inline void print_and_abort(const char* sentence) {
     std::fprintf(stderr, "switchyard: %s\n", sentence);
@@ -40,13 +40,13 @@ inline error_handler& current_error_handler() {
     return handler;
 }
 
-}  // namespace detail
+}  // namespace fatal
 
 /// Replaces the handler used where exceptions are off and returns the old one; null restores the default. Set it before
 /// threads start: it is one plain pointer for the whole program.
 inline error_handler set_error_handler(error_handler handler) {
-    const error_handler old = detail::current_error_handler();
-    detail::current_error_handler() = handler != nullptr ? handler : &detail::print_and_abort;
+    const error_handler old = fatal::current_error_handler();
+    fatal::current_error_handler() = handler != nullptr ? handler : &fatal::print_and_abort;
     return old;
 }
 
@@ -78,7 +78,7 @@ template <class... Parts>
 #if SWITCHYARD_EXCEPTIONS
     throw error(sentence);
 #else
-    switchyard::detail::current_error_handler()(sentence.c_str());
+    switchyard::fatal::current_error_handler()(sentence.c_str());
     std::abort();
 #endif
 }

@@ -80,6 +80,7 @@ struct pack<S, 1> {
     SWITCHYARD_HD static pack load(const S* p) { return {*p}; }
     SWITCHYARD_HD static pack load_first(const S* p, index_t n, S fill) { return {n > 0 ? *p : fill}; }
     SWITCHYARD_HD void store(S* p) const { *p = v; }
+    SWITCHYARD_HD void stream(S* p) const { *p = v; }
     SWITCHYARD_HD void store_first(S* p, index_t n) const {
         if (n > 0) {
             *p = v;
@@ -132,6 +133,27 @@ struct pack {
         return r;
     }
     void store(S* p) const { std::memcpy(p, &v, sizeof v); }
+
+    /// Writes past the cache, to an address that is a multiple of the pack's size. Fence before others read it.
+    void stream(S* p) const {
+#if SWITCHYARD_DETAIL_AVX512
+        if constexpr (sizeof(numbers) == 64) {
+            _mm512_stream_si512(reinterpret_cast<__m512i*>(p), reinterpret_cast<__m512i>(v));
+            return;
+        }
+#elif SWITCHYARD_DETAIL_AVX2
+        if constexpr (sizeof(numbers) == 32) {
+            _mm256_stream_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(v));
+            return;
+        }
+#elif defined(__SSE2__)
+        if constexpr (sizeof(numbers) == 16) {
+            _mm_stream_si128(reinterpret_cast<__m128i*>(p), reinterpret_cast<__m128i>(v));
+            return;
+        }
+#endif
+        store(p);
+    }
 
     /// The first n numbers of p (0 <= n <= W; nothing beyond is read), then `fill`.
     static pack load_first(const S* p, index_t n, S fill) {

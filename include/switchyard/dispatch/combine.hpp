@@ -1,0 +1,81 @@
+// Combine: y[t] = sum_c gate[t, c] * rows[row of (t, c)], choices in order; a token none of whose choices was kept gets
+// zeros.
+//
+// rows[R, D] (expert outputs in expert order, R >= kept) -> y[T, D]. `accumulate` adds onto y instead; `apply_gates =
+// false` sums unweighted, for plans whose gates were applied to the experts' input.
+//
+// Backward: d_rows[r] = gate * d_y[token of r], d_gates[t, c] = rows[row of (t, c)] . d_y[t], 0 for dropped choices.
+// O(kept D). Nothing is allocated by the forms that write into given views; nothing synchronises.
+#pragma once
+
+#include <switchyard/core/config.hpp>
+#include <switchyard/core/matrix_view.hpp>
+#include <switchyard/core/memory.hpp>
+#include <switchyard/dispatch/dispatch.hpp>
+#include <switchyard/dispatch/rows.hpp>
+#include <switchyard/plan/plan.hpp>
+
+namespace switchyard {
+
+struct combine_settings {
+    bool apply_gates = true;
+    bool accumulate = false;  ///< y += instead of y =
+};
+
+/// Gradients of combine.
+template <class Rows, class Gates>
+struct combine_gradients {
+    Rows d_rows;    ///< [kept, D]
+    Gates d_gates;  ///< [T, k]
+};
+
+inline namespace SWITCHYARD_TARGET {
+
+/// Writes into y.
+template <class Policy, class Plan, matrix_like Rows, matrix_like Tokens>
+void combine(const Policy& policy, const Plan& plan, const Rows& rows, Tokens&& y,
+             const combine_settings& settings = {}) {
+    const auto& p = view_of_plan(plan);
+    const auto out = as_view(y);
+    detail::require_tokens("y", p, out);
+    detail::require_rows<Policy>("rows", p, as_view(rows), out.columns);
+    sum_rows(policy, p, settings.apply_gates, settings.accumulate, const_view(as_view(rows)), out);
+}
+
+/// Allocates y[T, D].
+template <class Policy, class Plan, matrix_like Rows>
+auto combine(const Policy& policy, const Plan& plan, const Rows& rows) {
+    matrix<scalar_of<Rows>, typename Policy::memory> y(view_of_plan(plan).tokens, as_view(rows).columns);
+    combine(policy, plan, rows, y);
+    return y;
+}
+
+/// Writes d_rows (kept rows only) and d_gates[T, k].
+template <class Policy, class Plan, matrix_like Rows, matrix_like Tokens, matrix_like DRows, matrix_like Gates>
+void combine_backward(const Policy& policy, const Plan& plan, const Rows& rows, const Tokens& d_y, DRows&& d_rows,
+                      Gates&& d_gates, const combine_settings& settings = {}) {
+    const auto& p = view_of_plan(plan);
+    const auto out = const_view(as_view(d_y));
+    detail::require_tokens("d_y", p, out);
+    detail::require_rows<Policy>("rows", p, as_view(rows), out.columns);
+    detail::require_rows<Policy>("d_rows", p, as_view(d_rows), out.columns);
+    detail::require_gates(p, as_view(d_gates));
+    gather_rows(policy, p, settings.apply_gates, out, as_view(d_rows));
+    if (settings.apply_gates) {
+        dot_rows(policy, p, const_view(as_view(rows)), out, as_view(d_gates));
+    }
+}
+
+/// Allocates both gradients.
+template <class Policy, class Plan, matrix_like Rows, matrix_like Tokens>
+auto combine_backward(const Policy& policy, const Plan& plan, const Rows& rows, const Tokens& d_y) {
+    using memory = typename Policy::memory;
+    const auto& p = view_of_plan(plan);
+    combine_gradients<matrix<scalar_of<Rows>, memory>, matrix<std::remove_cvref_t<decltype(*p.gate)>, memory>>
+        gradients{{as_view(rows).rows, as_view(rows).columns}, {p.tokens, p.choices}};
+    combine_backward(policy, plan, rows, d_y, gradients.d_rows, gradients.d_gates);
+    return gradients;
+}
+
+}  // namespace SWITCHYARD_TARGET
+}  // namespace switchyard

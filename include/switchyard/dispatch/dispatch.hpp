@@ -1,0 +1,110 @@
+// Dispatch: every kept choice's token, in expert order. rows[r] = x[token of r]; expert e owns rows offsets[e] ..
+// offsets[e + 1].
+//
+// x[T, D] -> rows[R, D] with R >= kept; rows beyond the kept ones are not touched, so a buffer of plan.row_bound() rows
+// always suffices and nothing need be read back. With `apply_gates` the expert's input is weighted: rows[r] = gate *
+// x[token].
+//
+// Backward: d_x[t] = sum_c d_rows[row of (t, c)], choices in order, weighted with the gates if they were applied, and
+// then d_gates[t, c] = d_rows[row] . x[t]. No atomics: the plan's token-major inverse gives each sum a fixed order.
+// O(kept D). Nothing is allocated by the forms that write into given views; nothing synchronises.
+#pragma once
+
+#include <switchyard/core/config.hpp>
+#include <switchyard/core/error.hpp>
+#include <switchyard/core/matrix_view.hpp>
+#include <switchyard/core/memory.hpp>
+#include <switchyard/dispatch/rows.hpp>
+#include <switchyard/plan/plan.hpp>
+
+namespace switchyard {
+
+struct dispatch_settings {
+    bool apply_gates = false;  ///< weigh the experts' input instead of their output
+};
+
+inline namespace SWITCHYARD_TARGET {
+
+namespace detail {
+
+/// Rows in expert order must have room for what the plan keeps; where that cannot be read here, for what it may keep.
+template <class Policy, class Plan, class Rows>
+void require_rows(const char* name, const Plan& plan, const Rows& rows, index_t width) {
+    static_assert(std::is_same_v<typename Policy::memory::space, typename Rows::space>,
+                  "switchyard: an argument does not lie in the memory this policy works in");
+    require(rows.columns == width, name, " has rows of ", rows.columns, " numbers; tokens have ", width);
+    index_t needed = plan.row_bound;
+    if constexpr (host_policy<Policy>) {
+        needed = plan.offsets[plan.experts];
+    }
+    require(rows.rows >= needed, name, " has ", rows.rows, " rows; the plan needs ", needed);
+}
+
+template <class Plan, class Tokens>
+void require_tokens(const char* name, const Plan& plan, const Tokens& tokens) {
+    require(tokens.rows == plan.tokens, name, " has ", tokens.rows, " rows; the plan was made for ", plan.tokens,
+            " tokens");
+}
+
+template <class Plan, class Gates>
+void require_gates(const Plan& plan, const Gates& d_gates) {
+    require(d_gates.rows == plan.tokens && d_gates.columns == plan.choices, "d_gates is ", d_gates.rows, " x ",
+            d_gates.columns, "; the plan has ", plan.tokens, " tokens x ", plan.choices, " choices");
+}
+
+}  // namespace detail
+
+/// Writes the rows into `rows`.
+template <class Policy, class Plan, matrix_like Tokens, matrix_like Rows>
+void dispatch(const Policy& policy, const Plan& plan, const Tokens& x, Rows&& rows,
+              const dispatch_settings& settings = {}) {
+    const auto& p = view_of_plan(plan);
+    const auto in = const_view(as_view(x));
+    const auto out = as_view(rows);
+    detail::require_tokens("x", p, in);
+    detail::require_rows<Policy>("rows", p, out, in.columns);
+    gather_rows(policy, p, settings.apply_gates, in, out);
+}
+
+/// Allocates: rows[kept, D] on the CPU, rows[row_bound, D] where kept cannot be read without waiting.
+template <class Policy, class Plan, matrix_like Tokens>
+auto dispatch(const Policy& policy, const Plan& plan, const Tokens& x, const dispatch_settings& settings = {}) {
+    const auto& p = view_of_plan(plan);
+    const auto in = const_view(as_view(x));
+    matrix<scalar_of<Tokens>, typename Policy::memory> rows;
+    if constexpr (host_policy<Policy>) {
+        rows.resize(p.offsets[p.experts], in.columns);
+    } else {
+        rows.resize(p.row_bound, in.columns);
+    }
+    dispatch(policy, plan, x, rows, settings);
+    return rows;
+}
+
+/// d_x[T, D] from d_rows, for gates not applied to the experts' input.
+template <class Policy, class Plan, matrix_like Rows, matrix_like Tokens>
+void dispatch_backward(const Policy& policy, const Plan& plan, const Rows& d_rows, Tokens&& d_x) {
+    const auto& p = view_of_plan(plan);
+    const auto out = as_view(d_x);
+    detail::require_tokens("d_x", p, out);
+    detail::require_rows<Policy>("d_rows", p, as_view(d_rows), out.columns);
+    sum_rows(policy, p, false, false, const_view(as_view(d_rows)), out);
+}
+
+/// d_x[T, D] and d_gates[T, k] from d_rows and x, for `apply_gates`.
+template <class Policy, class Plan, matrix_like Input, matrix_like Rows, matrix_like Tokens, matrix_like Gates>
+void dispatch_backward(const Policy& policy, const Plan& plan, const Input& x, const Rows& d_rows, Tokens&& d_x,
+                       Gates&& d_gates) {
+    const auto& p = view_of_plan(plan);
+    const auto in = const_view(as_view(x));
+    const auto out = as_view(d_x);
+    detail::require_tokens("x", p, in);
+    require_same_shape("d_x", out, "x", in);
+    detail::require_rows<Policy>("d_rows", p, as_view(d_rows), in.columns);
+    detail::require_gates(p, as_view(d_gates));
+    sum_rows(policy, p, true, false, const_view(as_view(d_rows)), out);
+    dot_rows(policy, p, const_view(as_view(d_rows)), in, as_view(d_gates));
+}
+
+}  // namespace SWITCHYARD_TARGET
+}  // namespace switchyard
