@@ -9,6 +9,8 @@ namespace ref = switchyard::reference;
 TEST_CASE("reference choices: falling score, equal scores by rising index") {
     CHECK(ref::ranked_experts({1, 3, 3, 2}) == ref::list<switchyard::index_t>{1, 2, 3, 0});
     CHECK(ref::ranked_experts({0, -0.0, 0}) == ref::list<switchyard::index_t>{0, 1, 2});
+    const auto equal = ref::ranked_experts(ref::filled(40, 1.5));  // long enough for an unstable sort to show
+    for (switchyard::index_t e = 0; e < 40; ++e) CHECK(equal[e] == e);
     CHECK(ref::top_k_experts({{5, 5}, {1, 2}}, 1, {}) == ref::integers{{0}, {1}});
     CHECK(ref::top_k_experts({{5, 5}, {1, 2}}, 2, {0, 1}) == ref::integers{{-1, -1}, {1, 0}});
 }

@@ -20,8 +20,8 @@ TEST_CASE("reference noise: formulas of the factors") {
     CHECK(ref::jitter_factor(0.25f, 0.5f) == 1.0f);
     CHECK(ref::jitter_factor(0.25f, 0.0f) == 0.75f);
     CHECK(ref::jitter_factor(0.25f, 1.0f) == 1.25f);
-    CHECK(ref::dropout_factor(0.5f, 0.25f) == 0.0f);
-    CHECK(ref::dropout_factor(0.5f, 0.5f) == 2.0f);  // kept iff u >= rate
+    CHECK(ref::dropout_factor(0.5f, 0.25f) == 0.0);
+    CHECK(ref::dropout_factor(0.5f, 0.5f) == 2.0);  // kept iff u >= rate
     CHECK(ref::gumbel(0.5f) == doctest::Approx(-std::log(std::log(2.0))).epsilon(1e-14));
 }
 
@@ -65,7 +65,7 @@ TEST_CASE("reference noise: dropout removes its share and keeps the mean") {
     sy::index_t removed = 0;
     for (sy::index_t t = 0; t < many; ++t) {
         const double factor = ref::input_factor({.input_dropout = 0.25f}, key, t, 2);
-        CHECK((factor == 0 || factor == static_cast<double>(1.0f / 0.75f)));
+        CHECK((factor == 0 || factor == 1 / 0.75));
         removed += factor == 0 ? 1 : 0;
         sum += factor;
     }

@@ -20,6 +20,14 @@ TEST_CASE("reference slots: by gate, the surest tokens stay; equal gates by posi
     const auto order = ref::token_order(ref::drop_order::gate, {0.7, 0.6, 0.8, 0.9, 0.7});
     CHECK(order == ref::list<index_t>{3, 2, 0, 4, 1});
     CHECK(ref::token_order(ref::drop_order::position, {0.7, 0.6, 0.8}) == ref::list<index_t>{0, 1, 2});
+    // Long enough for an unstable sort to show: 40 gates of two values in turn.
+    auto gates = ref::filled(40, 0.5);
+    for (index_t t = 0; t < 40; t += 2) gates[t] = 0.25;
+    const auto long_order = ref::token_order(ref::drop_order::gate, gates);
+    for (index_t i = 0; i < 20; ++i) {
+        CHECK(long_order[i] == 2 * i + 1);
+        CHECK(long_order[20 + i] == 2 * i);
+    }
     const ref::integers wanted{{0}, {0}, {1}, {0}};
     CHECK(ref::take_slots(wanted, 2, 2, {3, 2, 0, 1}) == ref::integers{{1}, {-1}, {0}, {0}});
 }
@@ -60,14 +68,15 @@ TEST_CASE("reference slots: offsets, order and loads of a plan") {
 }
 
 TEST_CASE("reference slots: against counting, on random choices") {
-    std::mt19937 generator(9);
+    std::mt19937 random(9);
+    const auto below = [&](index_t bound) { return std::uniform_int_distribution<index_t>(0, bound - 1)(random); };
     for (int round = 0; round < 200; ++round) {
-        const index_t tokens = generator() % 20;
-        const index_t experts = 1 + generator() % 5;
-        const index_t choices = 1 + generator() % 3;
-        const index_t capacity = generator() % 8;
+        const index_t tokens = below(20);
+        const index_t experts = 1 + below(5);
+        const index_t choices = 1 + below(3);
+        const index_t capacity = below(8);
         ref::integers wanted(tokens, choices);
-        for (index_t& e : wanted.values) e = static_cast<index_t>(generator() % (experts + 1)) - 1;
+        for (index_t& e : wanted.values) e = below(experts + 1) - 1;
         const auto by_position = ref::token_order(ref::drop_order::position, ref::filled(tokens, 0.0));
         const auto slots = ref::take_slots(wanted, experts, capacity, by_position);
         std::set<std::pair<index_t, index_t>> seen;

@@ -72,7 +72,7 @@ inline matrix route_scores_backward(const plan& made, const matrix& scores, cons
 
 /// The scores of tokens x[T, D] under the centroids w[E, D]: what the assignment is found from. No noise.
 inline matrix base_scores(const matrix& x, const matrix& w, const mask_list& mask = {}) {
-    return project({}, x, transpose(w), mask, {});
+    return reference::project({}, x, transpose(w), mask, {});
 }
 
 /// Routes tokens x[T, D] by the centroids w[E, D].
@@ -84,7 +84,7 @@ inline plan route(const base_router& router, const matrix& x, const matrix& w, c
 inline projection_gradients route_backward(const plan& made, const matrix& x, const matrix& w, const matrix& d_gates,
                                            const mask_list& mask = {}) {
     const matrix d_scores = reference::route_scores_backward(made, base_scores(x, w, mask), d_gates);
-    auto gradients = project_backward({}, x, transpose(w), mask, {}, d_scores);
+    auto gradients = reference::project_backward({}, x, transpose(w), mask, {}, d_scores);
     gradients.d_w = transpose(gradients.d_w);
     return gradients;
 }

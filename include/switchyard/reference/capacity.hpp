@@ -64,13 +64,13 @@ inline index_t capacity_for(const capacity_rule& rule, index_t tokens, index_t e
 
     const double rows = static_cast<double>(tokens) * static_cast<double>(rule.count_choices ? choices : 1);
     const double wanted = rounded(rows * *rule.factor / static_cast<double>(experts), rule.rounding);
-    require(wanted < 0x1p53, "capacity_factor = ", *rule.factor, " gives a capacity of ", wanted,
-            ", which must be below 2^53");
+    if (wanted >= 9e18) return unlimited;  // beyond 64 bits, and no load gets there
     auto capacity = static_cast<index_t>(wanted);
     if (capacity < rule.minimum) capacity = rule.minimum;
     const index_t above = capacity % rule.multiple;
-    if (above != 0) capacity += rule.multiple - above;
-    return capacity;
+    if (above == 0) return capacity;
+    const index_t missing = rule.multiple - above;
+    return missing <= unlimited - capacity ? capacity + missing : unlimited;
 }
 
 }  // namespace switchyard::reference::inline SWITCHYARD_TARGET

@@ -7,7 +7,8 @@
 //
 // What experts receive is never jittered. u = u(token, column) is uniform in (0, 1) and comes from Philox: a pure
 // function of seed, stream, step, purpose, token and column, so backward draws the same numbers again instead of
-// storing them. The factors are float32 whatever the scores are, as in the library, so that both use the same ones.
+// storing them. u and the jitter factor are float32 whatever the scores are, as in the library, so that both use the
+// same ones.
 //
 // Fedus, Zoph, Shazeer, "Switch Transformers", arXiv 2101.03961. Gumbel-max sampling: adding Gumbel noise to logits
 // and taking the maximum draws from their softmax.
@@ -62,8 +63,8 @@ inline float uniform_for(noise_key key, noise_purpose purpose, index_t token, in
 /// 1 - eps + 2 eps u, in float.
 inline float jitter_factor(float eps, float u) { return 1.0f - eps + 2.0f * eps * u; }
 
-/// 0 with probability `rate`, else what keeps the mean, in float.
-inline float dropout_factor(float rate, float u) { return u >= rate ? 1.0f / (1.0f - rate) : 0.0f; }
+/// 0 with probability `rate`, else what keeps the mean.
+inline double dropout_factor(float rate, float u) { return u >= rate ? 1.0 / (1.0 - static_cast<double>(rate)) : 0.0; }
 
 /// A standard Gumbel number.
 inline double gumbel(float u) { return -std::log(-std::log(static_cast<double>(u))); }
@@ -78,7 +79,7 @@ inline double input_factor(const exploration& settings, const maybe_noise& noise
     }
     if (settings.input_dropout > 0) {
         const float u = uniform_for(*noise, noise_purpose::input_dropout, token, column);
-        factor *= static_cast<double>(dropout_factor(settings.input_dropout, u));
+        factor *= dropout_factor(settings.input_dropout, u);
     }
     return factor;
 }

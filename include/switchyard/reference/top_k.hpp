@@ -142,16 +142,16 @@ inline matrix route_scores_backward(const top_k_router& router, const plan& made
 /// Routes tokens x[T, D] by the router's weights w[D, E].
 inline plan route(const top_k_router& router, const matrix& x, const matrix& w, const mask_list& mask = {},
                   const maybe_noise& noise = {}) {
-    return reference::route_scores(router, project(router.noise, x, w, mask, noise), mask, noise);
+    return reference::route_scores(router, reference::project(router.noise, x, w, mask, noise), mask, noise);
 }
 
 /// The gradients of x and w from that of the gates, losses included.
 inline projection_gradients route_backward(const top_k_router& router, const plan& made, const matrix& x,
                                            const matrix& w, const matrix& d_gates, const mask_list& mask = {},
                                            const maybe_noise& noise = {}) {
-    const matrix scores = project(router.noise, x, w, mask, noise);
+    const matrix scores = reference::project(router.noise, x, w, mask, noise);
     const matrix d_scores = reference::route_scores_backward(router, made, scores, d_gates, mask, noise);
-    return project_backward(router.noise, x, w, mask, noise, d_scores);
+    return reference::project_backward(router.noise, x, w, mask, noise, d_scores);
 }
 
 }  // namespace switchyard::reference::inline SWITCHYARD_TARGET
