@@ -43,6 +43,28 @@ TEST_CASE("reference noise: each purpose, token and column has its own number, d
     CHECK(seen.size() == 4 * 5 * 9);
 }
 
+TEST_CASE("reference noise: the numbers are those of (token, column) for the documented purposes") {
+    const auto scores = gaussian(7, 5, 1);
+    const auto number = [](std::uint32_t purpose, sy::index_t t, sy::index_t column) {
+        auto with_purpose = key;
+        with_purpose.purpose = purpose;
+        return sy::uniform_at(with_purpose, t, column);
+    };
+    const auto sampled = ref::selection_scores({.sample_temperature = 2}, scores, key);
+    for (sy::index_t t = 0; t < 7; ++t) {
+        for (sy::index_t c = 0; c < 5; ++c) {
+            const double jitter = static_cast<double>(ref::jitter_factor(0.25f, number(1, t, c)));
+            CHECK(ref::input_factor({.input_jitter = 0.25f}, key, t, c) == jitter);
+            const double dropout = ref::dropout_factor(0.5f, number(2, t, c));
+            CHECK(ref::input_factor({.input_dropout = 0.5f}, key, t, c) == dropout);
+            CHECK(ref::input_factor({.input_jitter = 0.25f, .input_dropout = 0.5f}, key, t, c) == jitter * dropout);
+            CHECK(sampled(t, c) == doctest::Approx(scores(t, c) + 2 * ref::gumbel(number(3, t, c))).epsilon(1e-14));
+            CHECK(ref::logit_factor({.logit_jitter = 0.25f}, key, t, c) ==
+                  static_cast<double>(ref::jitter_factor(0.25f, number(4, t, c))));
+        }
+    }
+}
+
 TEST_CASE("reference noise: jitter stays in its range and keeps the mean") {
     double sum = 0;
     double smallest = 2;
