@@ -60,7 +60,11 @@ SWITCHYARD_HD constexpr philox_words noise_words(const noise_key& key, index_t t
 }
 
 /// Uniform in (0, 1), 24 bits: never 0 and never 1.
-SWITCHYARD_HD constexpr float uniform(std::uint32_t word) { return (static_cast<float>(word >> 8) + 0.5f) * 0x1p-24f; }
+SWITCHYARD_HD constexpr float uniform(std::uint32_t word) {
+    // The upper half has no room for the half and rounds to even, which the last number would do up to 1.
+    const float u = (static_cast<float>(word >> 8) + 0.5f) * 0x1p-24f;
+    return u < 1.0f ? u : 1.0f - 0x1p-24f;
+}
 
 /// The uniform number of (token, column).
 SWITCHYARD_HD constexpr float uniform_at(const noise_key& key, index_t token, index_t column) {
