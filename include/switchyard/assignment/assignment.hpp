@@ -158,10 +158,34 @@ void require_problem(const matrix_view<const S>& scores, const quotas& bounds, c
             scores.rows, " experts");
 }
 
+/// By how much token t would rather be at another expert than at `chosen`, at these prices; 0 if it would not. Margins
+/// that differ by less than `rounding` are compared exactly.
+template <class S>
+double regret(const matrix_view<const S>& scores, index_t t, index_t chosen, const double* prices, double rounding) {
+    const double score = score_at(scores, t, chosen);
+    double best_other = -std::numeric_limits<double>::infinity();
+    for (index_t e = 0; e < scores.columns; ++e) {
+        const double margin = score_at(scores, t, e) - prices[e];
+        best_other = margin > best_other && e != chosen ? margin : best_other;
+    }
+    if (best_other < score - prices[chosen] - rounding) return 0.0;
+    double most = 0;
+    for (index_t e = 0; e < scores.columns; ++e) {
+        const double other = score_at(scores, t, e);
+        if (other == -std::numeric_limits<double>::infinity()) continue;
+        most = std::max(most, difference_of_differences(other, prices[e], score, prices[chosen]));
+    }
+    return most;
+}
+
 /// The certificate of an assignment within the quotas at `prices`: primal, dual, gap and tolerance. O(T E).
 template <class S>
 assignment_result certify(const matrix_view<const S>& scores, const quotas& bounds, const std::int32_t* expert_of_token,
-                          const double* prices, index_t* load) {
+                          const double* prices, const score_range& range, index_t* load) {
+    double largest = std::max(std::abs(range.lowest), std::abs(range.highest));
+    for (index_t e = 0; e < scores.columns; ++e) largest = std::max(largest, std::abs(prices[e]));
+    const double rounding = 16 * std::numeric_limits<double>::epsilon() * largest;
+
     assignment_result result;
     accurate_sum primal, magnitude, dual, gap;
     std::fill_n(load, scores.columns, index_t{0});
@@ -170,22 +194,14 @@ assignment_result certify(const matrix_view<const S>& scores, const quotas& boun
         if (chosen < 0) continue;
         result.tokens += 1;
         load[chosen] += 1;
-        index_t best = chosen;
-        double best_margin = score_at(scores, t, chosen) - prices[chosen];
-        for (index_t e = 0; e < scores.columns; ++e) {
-            const double margin = score_at(scores, t, e) - prices[e];
-            best = margin > best_margin ? e : best;
-            best_margin = margin > best_margin ? margin : best_margin;
-        }
         const double score = score_at(scores, t, chosen);
+        const double regretted = regret(scores, t, chosen, prices, rounding);
         primal.add(score);
         magnitude.add(std::abs(score));
-        dual.add(score_at(scores, t, best));
-        dual.add(-prices[best]);
-        if (best != chosen) {
-            gap.add(std::max(0.0, difference_of_differences(score_at(scores, t, best), prices[best], score,
-                                                            prices[chosen])));
-        }
+        dual.add(score);
+        dual.add(-prices[chosen]);
+        dual.add(regretted);
+        gap.add(regretted);
     }
     for (index_t e = 0; e < scores.columns; ++e) {
         const index_t bound = prices[e] > 0 ? std::min(bounds.upper(e), result.tokens) : bounds.lower(e);

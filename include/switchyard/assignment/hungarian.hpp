@@ -29,6 +29,8 @@
 
 #include <switchyard/assignment/assignment.hpp>
 #include <switchyard/assignment/detail/expert_graph.hpp>
+#include <switchyard/assignment/detail/expert_paths.hpp>
+#include <switchyard/assignment/detail/price_repair.hpp>
 #include <switchyard/core/philox.hpp>
 
 #include <algorithm>
@@ -82,10 +84,19 @@ void price_by_samples(expert_graph<S>& graph, const hungarian& solver, const quo
         graph.pose(sample, size, bounds, tokens);
         graph.settle();
         graph.drain();  // a sample may be infeasible where the whole is not: its prices serve all the same
-        double* const prices = graph.prices();
-        for (index_t e = 0; e < bounds.experts; ++e) prices[e] -= prices[bounds.experts];
-        prices[bounds.experts] = 0;
+        graph.count_prices_from_market();
     }
+}
+
+/// Writes the assignment and certifies it.
+template <class S>
+assignment_result read_out(expert_graph<S>& graph, const matrix_view<const S>& scores, const quotas& bounds,
+                           const score_range& range, const std::int32_t* rows, index_t tokens,
+                           std::int32_t* expert_of_token, index_t* load) {
+    for (index_t i = 0; i < tokens; ++i) expert_of_token[rows[i]] = graph.experts_of_tokens()[i];
+    graph.count_prices_from_market();
+    graph.price_closed_experts();
+    return certify(scores, bounds, expert_of_token, graph.prices(), range, load);
 }
 
 /// "expert 3" or "experts 0, 2, 5 and 9 more", of those that `chosen` names.
@@ -164,13 +175,14 @@ assignment_result solve(const hungarian& solver, const Scores& score_matrix, con
     }
     if (!graph.drain()) detail::fail_infeasible(graph, bounds.experts);
 
-    for (index_t i = 0; i < tokens; ++i) expert_of_token[rows[i]] = graph.experts_of_tokens()[i];
-    double* const found_prices = graph.prices();
-    for (index_t e = 0; e < bounds.experts; ++e) found_prices[e] -= found_prices[bounds.experts];
     auto* const load = scratch.take<index_t>(bounds.experts);
-    assignment_result result = detail::certify(scores, bounds, expert_of_token, found_prices, load);
+    assignment_result result = detail::read_out(graph, scores, bounds, range, rows, tokens, expert_of_token, load);
+    if (!result.converged) {
+        graph.repair();
+        result = detail::read_out(graph, scores, bounds, range, rows, tokens, expert_of_token, load);
+    }
     result.iterations = graph.rounds();
-    if (prices != nullptr) std::copy_n(found_prices, bounds.experts, prices);
+    if (prices != nullptr) std::copy_n(graph.prices(), bounds.experts, prices);
     return result;
 }
 

@@ -44,25 +44,23 @@ inline index_t capacity_of(const capacity_rule& rule, index_t tokens, index_t ch
     require(!(rule.factor && rule.number), "a capacity has a factor or a number, not both");
     require(rule.minimum >= 0, "capacity minimum = ", rule.minimum, " must not be negative");
     require(rule.multiple >= 1, "capacity multiple = ", rule.multiple, " must be at least 1");
-    double rows = 0;
     if (rule.number) {
         require(*rule.number >= 0, "capacity = ", *rule.number, " must not be negative");
-        rows = static_cast<double>(*rule.number);
-    } else if (rule.factor) {
-        const double factor = *rule.factor;
-        require(std::isfinite(factor) && factor >= 0, "capacity factor = ", factor, " must be finite and not negative");
-        const double share = static_cast<double>(tokens) * static_cast<double>(rule.counts_choices ? choices : 1) *
-                             factor / static_cast<double>(experts);
-        const double nearest = std::nearbyint(share);
-        if (std::abs(share - nearest) <= 1e-9 * std::fmax(1.0, std::abs(share))) {
-            rows = nearest;
-        } else if (rule.rounding == capacity_rounding::floor) {
-            rows = std::floor(share);
-        } else {
-            rows = rule.rounding == capacity_rounding::ceil ? std::ceil(share) : nearest;
-        }
-    } else {
+        return *rule.number;
+    }
+    if (!rule.factor) {
         return unlimited;
+    }
+    const double factor = *rule.factor;
+    require(std::isfinite(factor) && factor >= 0, "capacity factor = ", factor, " must be finite and not negative");
+    const double share = static_cast<double>(tokens) * static_cast<double>(rule.counts_choices ? choices : 1) * factor /
+                         static_cast<double>(experts);
+    const double nearest = std::nearbyint(share);
+    double rows = nearest;
+    if (std::abs(share - nearest) > 1e-9 * share) {
+        rows = rule.rounding == capacity_rounding::floor  ? std::floor(share)
+               : rule.rounding == capacity_rounding::ceil ? std::ceil(share)
+                                                          : nearest;
     }
     rows = std::fmax(rows, static_cast<double>(rule.minimum));
     const auto multiple = static_cast<double>(rule.multiple);

@@ -190,8 +190,8 @@ template <class Source>
     for (index_t e = 0; e < source.scores.columns; ++e) {
         const double score = static_cast<double>(load_scalar(source.scores(token, e)));
         if (std::isnan(score) || score == std::numeric_limits<double>::infinity()) {
-            fail("score of (token ", token, ", expert ", e, ") is ", score,
-                 ": scores must be finite, or -infinity to forbid an expert");
+            fail("scores[", token, ", ", e, "] is ", std::isnan(score) ? "NaN" : "+infinity",
+                 ": a score must be finite, or -infinity to forbid an expert");
         }
     }
     fail("scores of token ", token, " leave the range of their type after noise");

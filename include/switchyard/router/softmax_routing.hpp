@@ -207,7 +207,8 @@ struct softmax_backward_pass {
         P weighted = P::all(S(0));
         for (index_t j = 0; j < padded<W>(experts); j += W) {
             const index_t rest = experts - j;
-            const P score = rest >= W ? P::load(row + j) : P::load_first(row + j, rest, lowest);
+            // NaN, where forward took it for -infinity, is that here, too.
+            const P score = max(rest >= W ? P::load(row + j) : P::load_first(row + j, rest, lowest), P::all(lowest));
             const P p = exp_nonpositive<S, W>(score - maximum) * P::all(scale);
             p.store(probability + j);
             if (balance_gradient != nullptr) {
@@ -245,7 +246,7 @@ struct softmax_backward_pass {
         S sum = 0;
         S mean = 0;
         for (index_t c = 0; c < plan.choices; ++c) {
-            chosen[c] = exp_nonpositive(row[expert[c]] - plan.row_maximum[token]);
+            chosen[c] = exp_nonpositive(detail::usable(row[expert[c]]) - plan.row_maximum[token]);
             sum += chosen[c];
             mean += chosen[c] * gate_gradient(token, c);
         }

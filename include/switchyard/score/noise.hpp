@@ -49,15 +49,22 @@ SWITCHYARD_HD S gumbel(float u) {
     return -std::log(-std::log(static_cast<S>(u)));
 }
 
-/// Calls f(column, u) with the uniform number of every column of a token: one Philox call serves four columns.
+/// Calls f(i, u) with the uniform number of column first + i, for i in 0 .. count; first is a multiple of 4: one Philox
+/// call serves four columns.
 template <class F>
-SWITCHYARD_HD void for_each_uniform(const noise_key& key, index_t token, index_t columns, F&& f) {
-    for (index_t start = 0; start < columns; start += 4) {
-        const philox_words words = noise_words(key, token, start / 4);
-        for (index_t lane = 0; lane < 4 && start + lane < columns; ++lane) {
+SWITCHYARD_HD void for_each_uniform(const noise_key& key, index_t token, index_t first, index_t count, F&& f) {
+    for (index_t start = 0; start < count; start += 4) {
+        const philox_words words = noise_words(key, token, (first + start) / 4);
+        for (index_t lane = 0; lane < 4 && start + lane < count; ++lane) {
             f(start + lane, uniform(words.word[lane]));
         }
     }
+}
+
+/// All columns of a row.
+template <class F>
+SWITCHYARD_HD void for_each_uniform(const noise_key& key, index_t token, index_t columns, F&& f) {
+    for_each_uniform(key, token, index_t{0}, columns, static_cast<F&&>(f));
 }
 
 /// What is done to the router's copy of the tokens before projection.
@@ -69,17 +76,17 @@ struct input_noise {
     constexpr bool active() const { return jitter != 0 || dropout != 0; }
 };
 
-/// values[0 .. columns) *= the noise factors of the token; jitter first, then dropout. Also what backward multiplies
-/// gradients with.
+/// values[i] *= the noise factor of column first + i, for i in 0 .. count; first is a multiple of 4. Jitter first, then
+/// dropout. Also what backward multiplies gradients with.
 template <class S>
-SWITCHYARD_HD void apply_input_noise(const input_noise& noise, index_t token, S* values, index_t columns) {
+SWITCHYARD_HD void apply_input_noise(const input_noise& noise, index_t token, index_t first, S* values, index_t count) {
     if (noise.jitter != 0) {
-        for_each_uniform(for_purpose(noise.key, noise_purpose::input_jitter), token, columns,
-                         [&](index_t j, float u) { values[j] *= jitter_factor<S>(u, noise.jitter); });
+        for_each_uniform(for_purpose(noise.key, noise_purpose::input_jitter), token, first, count,
+                         [&](index_t i, float u) { values[i] *= jitter_factor<S>(u, noise.jitter); });
     }
     if (noise.dropout != 0) {
-        for_each_uniform(for_purpose(noise.key, noise_purpose::input_dropout), token, columns,
-                         [&](index_t j, float u) { values[j] *= dropout_factor<S>(u, noise.dropout); });
+        for_each_uniform(for_purpose(noise.key, noise_purpose::input_dropout), token, first, count,
+                         [&](index_t i, float u) { values[i] *= dropout_factor<S>(u, noise.dropout); });
     }
 }
 

@@ -19,6 +19,8 @@
 // move along it. Each round places at least one unit, whatever the prices were, so T rounds are the worst case, and
 // good prices leave few. When nothing lacks any more, the assignment is optimal and the prices prove it.
 //
+// An expert whose upper quota is 0 is closed: its price is infinite, and nothing leads to it.
+//
 // Ties. A token that several experts suit equally goes, in settling, to the one with the most room; a path moves all
 // tokens that its lists show to be equally good at once; and filling a list stops as soon as it is full of tokens that
 // cannot be beaten. So equal scores or thousands of copies of a token cost no more than other scores.
@@ -75,10 +77,11 @@ class expert_graph {
             const index_t upper = std::min(bounds.upper(e), all_tokens);
             lower_[e] = tokens == all_tokens ? lower : lower * tokens / all_tokens;
             upper_[e] = tokens == all_tokens ? upper : (upper * tokens + all_tokens - 1) / all_tokens;
+            if (upper == 0) price_[e] = infinity;
         }
     }
 
-    /// [E], and the market's price after them. Finite.
+    /// [E], and the market's price after them. Those of closed experts are infinite, all others finite.
     double* prices() const { return price_; }
     /// [tokens]
     const std::int32_t* experts_of_tokens() const { return owner_; }
@@ -89,6 +92,9 @@ class expert_graph {
 
     index_t settle();
     bool drain();
+    void repair();
+    void count_prices_from_market();
+    void price_closed_experts();
 
     /// After drain() has failed: the nodes that the excess can reach, all others cannot be reached.
     bool reached(index_t node) const { return nearest_[node] == infinity && distance_[node] < infinity; }
@@ -122,6 +128,13 @@ class expert_graph {
     index_t width(index_t source, index_t target) const;
     void send(index_t source, index_t target, index_t units);
     void move(std::int32_t t, index_t e, index_t f);
+    void know_all();
+    double length(index_t u, index_t v) const;
+    void cancel_cycles();
+    bool shorten_all();
+    bool lower_all();
+    std::int32_t find_cycle();
+    bool send_round(index_t v);
 
     matrix_view<const S> scores_;
     index_t experts_;
@@ -181,6 +194,7 @@ index_t expert_graph<S>::settle() {
             }
         }
         owner_[t] = nobody;
+        require(best != nobody, "token ", rows_[t], " is forbidden to every expert that may take tokens at all");
         if (equal == 1) place(t, best);
     }
     settle_tied();
@@ -239,6 +253,26 @@ index_t expert_graph<S>::settle_reservations() {
     return all_excess + std::max<index_t>(0, excess_[experts_]);
 }
 
+/// Only differences of prices matter to the paths; to the certificate, those to the market's.
+template <class S>
+void expert_graph<S>::count_prices_from_market() {
+    for (index_t e = 0; e <= experts_; ++e) price_[e] -= price_[experts_];
+}
+
+/// Gives closed experts the lowest prices at which nobody prefers them.
+template <class S>
+void expert_graph<S>::price_closed_experts() {
+    for (index_t e = 0; e < experts_; ++e) {
+        if (price_[e] < infinity) continue;
+        double price = 0;
+        for (std::int32_t t = 0; t < tokens_; ++t) {
+            const double margin = score(t, owner_[t]) - price_[owner_[t]];
+            price = std::max(price, std::nextafter(score(t, e) - margin, infinity));
+        }
+        price_[e] = price;
+    }
+}
+
 // ---- the lists of what may move ----
 
 template <class S>
@@ -261,163 +295,6 @@ void expert_graph<S>::refill(index_t e, index_t f) {
             return;
         }
     }
-}
-
-// ---- draining: Dijkstra's algorithm, and sending units along the path it finds ----
-
-/// Moves all excess to where it lacks. False: it cannot get there; `reached` says how far it got.
-template <class S>
-bool expert_graph<S>::drain() {
-    for (index_t source = 0; source <= experts_; ++source) {
-        while (excess_[source] > 0) {
-            const std::int32_t target = find_path(source);
-            if (target == nobody) return false;
-            raise_prices(target);
-            send(source, target, width(source, target));
-            rounds_ += 1;
-        }
-    }
-    return true;
-}
-
-/// What a unit from u to v costs, or no more than it costs where the list of (u, v) only has a bound.
-template <class S>
-double expert_graph<S>::cost(index_t u, index_t v) const {
-    const double price_step = price_[v] - price_[u];
-    if (is_market(v)) return reserved_[u] < upper_[u] ? std::max(0.0, price_step) : infinity;
-    if (is_market(u)) return reserved_[v] > lower_[v] ? std::max(0.0, price_step) : infinity;
-    return load_[u] > 0 ? std::max(0.0, lists_.best_keys(u)[v] + price_step) : infinity;
-}
-
-/// The nearest node that lacks units, or nobody.
-template <class S>
-std::int32_t expert_graph<S>::find_path(index_t source) {
-    std::fill_n(distance_, experts_ + 1, infinity);
-    std::fill_n(nearest_, experts_ + 1, infinity);
-    visited_count_ = 0;
-    distance_[source] = nearest_[source] = 0;
-    from_[source] = nobody;
-    for (;;) {
-        std::int32_t v = nobody;
-        double least = infinity;
-        for (index_t u = 0; u <= experts_; ++u) {
-            if (nearest_[u] < least || (nearest_[u] == least && least < infinity && excess_[u] < 0 && excess_[v] >= 0)) {
-                least = nearest_[u];
-                v = static_cast<std::int32_t>(u);
-            }
-        }
-        if (v == nobody) return nobody;
-        const std::int32_t u = from_[v];
-        if (u != nobody && !is_market(u) && !is_market(v) && !lists_.known(u, v)) {
-            refill(u, v);
-            approach(v);
-            continue;
-        }
-        if (excess_[v] < 0) return v;
-        visit(v);
-    }
-}
-
-/// Node u has its final distance: its neighbours may be nearer through it.
-template <class S>
-void expert_graph<S>::visit(index_t u) {
-    nearest_[u] = infinity;
-    visited_[visited_count_++] = static_cast<std::int32_t>(u);
-    if (!is_market(u) && load_[u] > 0) {
-        if (!lists_.has_row(u)) open_row(u);
-        const double* const keys = lists_.best_keys(u);
-        for (index_t v = 0; v < experts_; ++v) {
-            const double there = distance_[u] + std::max(0.0, keys[v] + (price_[v] - price_[u]));
-            if (there < distance_[v]) {
-                distance_[v] = nearest_[v] = there;
-                from_[v] = static_cast<std::int32_t>(u);
-            }
-        }
-    }
-    const auto reach = [&](index_t v) {
-        const double there = distance_[u] + cost(u, v);
-        if (there < distance_[v]) {
-            distance_[v] = nearest_[v] = there;
-            from_[v] = static_cast<std::int32_t>(u);
-        }
-    };
-    if (is_market(u)) {
-        for (index_t v = 0; v < experts_; ++v) reach(v);
-    } else {
-        reach(experts_);
-    }
-}
-
-/// The distance of v once more from all visited nodes, after an edge to it turned out longer than its bound.
-template <class S>
-void expert_graph<S>::approach(index_t v) {
-    distance_[v] = infinity;
-    from_[v] = nobody;
-    for (index_t i = 0; i < visited_count_; ++i) {
-        const std::int32_t u = visited_[i];
-        const double there = distance_[u] + cost(u, v);
-        if (there < distance_[v]) {
-            distance_[v] = there;
-            from_[v] = u;
-        }
-    }
-    nearest_[v] = distance_[v];
-}
-
-template <class S>
-void expert_graph<S>::raise_prices(std::int32_t target) {
-    for (index_t i = 0; i < visited_count_; ++i) {
-        price_[visited_[i]] += distance_[target] - distance_[visited_[i]];
-    }
-}
-
-/// How many units the path takes: no more than there are, than the target lacks, and than move at its cost.
-template <class S>
-index_t expert_graph<S>::width(index_t source, index_t target) const {
-    index_t units = std::min(excess_[source], -excess_[target]);
-    for (index_t v = target; v != source; v = from_[v]) {
-        const index_t u = from_[v];
-        const index_t here = is_market(v)   ? upper_[u] - reserved_[u]
-                             : is_market(u) ? reserved_[v] - lower_[v]
-                                            : lists_.count_best(u, v);
-        units = std::min(units, here);
-    }
-    return units;
-}
-
-/// Sends units along the path, last edge first: what arrives at a node does not take part in what leaves it.
-template <class S>
-void expert_graph<S>::send(index_t source, index_t target, index_t units) {
-    for (index_t v = target; v != source; v = from_[v]) {
-        const index_t u = from_[v];
-        if (is_market(v)) {
-            reserved_[u] += units;
-        } else if (is_market(u)) {
-            reserved_[v] -= units;
-        } else {
-            for (index_t i = 0; i < units; ++i) move(lists_.best(u, v), u, v);
-        }
-    }
-    excess_[source] -= units;
-    excess_[target] += units;
-}
-
-template <class S>
-void expert_graph<S>::move(std::int32_t t, index_t e, index_t f) {
-    const std::int32_t before = previous_[t];
-    const std::int32_t after = next_[t];
-    (before != nobody ? next_[before] : first_[e]) = after;
-    if (after != nobody) previous_[after] = before;
-    load_[e] -= 1;
-    place(t, f);
-    if (load_[e] == 0) {
-        lists_.close_row(e);
-    } else {
-        lists_.remove(e, t);
-    }
-    if (!lists_.has_row(f)) return;
-    const double there = score(t, f);
-    for (index_t g = 0; g < experts_; ++g) lists_.offer(f, g, there - score(t, g), t);
 }
 
 }  // namespace detail

@@ -1,0 +1,191 @@
+// The BASE router: balanced assignment in training, the best expert at inference.
+//
+//   training    maximise sum_t s[t, a(t)] with every expert receiving T / E tokens (floor or ceil where E does not
+//   divide T,
+//               the optimum choosing which). No capacity, no auxiliary loss, no dropped token. The assignment has no
+//               gradient.
+//   inference   a(t) = argmax s_t, ties to the lower expert, no balance, no drops.
+//   gate        sigmoid(s[t, a(t)]): the expert embeddings (centroids) learn through it alone.
+//
+// The layer's output is y = x + gate * f(x) for a residual expert f: combine with `accumulate` onto x.
+// T counts tokens that are not padding. A token with every expert forbidden is an error: nothing may be dropped. NaN
+// and +infinity are errors in training whatever `bad` says, except that `forbid_nan` is not offered there.
+//
+// `Solver` is any type of settings with a `solve` (assignment/assignment.hpp); `hungarian` is exact. CPU policies; the
+// solver runs on the calling thread. Time is the solver's, O(T E) at inference. Lewis, Bhosale, Dettmers, Goyal,
+// Zettlemoyer 2021, "BASE Layers", arXiv 2103.16716.
+#pragma once
+
+#include <switchyard/assignment/hungarian.hpp>
+#include <switchyard/backend/policy.hpp>
+#include <switchyard/core/config.hpp>
+#include <switchyard/core/error.hpp>
+#include <switchyard/core/matrix_view.hpp>
+#include <switchyard/core/workspace.hpp>
+#include <switchyard/plan/plan.hpp>
+#include <switchyard/plan/slots.hpp>
+#include <switchyard/router/routing.hpp>
+#include <switchyard/router/softmax_routing.hpp>
+#include <switchyard/score/sigmoid.hpp>
+
+#include <cstdint>
+#include <limits>
+
+namespace switchyard {
+
+template <class Solver = hungarian>
+struct base_router {
+    Solver solver{};
+    bad_scores bad = bad_scores::error;  ///< at inference; training always checks
+};
+
+inline namespace SWITCHYARD_TARGET {
+
+template <class Solver>
+constexpr std::uint64_t fingerprint_of(const base_router<Solver>&) {
+    return fingerprint('b');
+}
+
+/// The row program of greedy choice: argmax on raw scores, sigmoid gate.
+template <class Source, class S>
+struct greedy_pass {
+    Source source;
+    token_mask mask{};
+    bad_scores bad = bad_scores::error;
+    std::int32_t* expert;
+    S* gate;
+
+    template <int W>
+    SWITCHYARD_HD index_t scratch_size() const {
+        return padded<W>(source.scores.columns);
+    }
+
+    template <int W>
+    SWITCHYARD_HD void run(index_t first, index_t last, S* scratch, row_events& events) const {
+        for (index_t token = first; token < last; ++token) {
+            expert[token] = padding_choice;
+            gate[token] = S(0);
+            if (mask(token)) {
+                choose(token, source.row(token, scratch), events);
+            }
+        }
+    }
+
+  private:
+    SWITCHYARD_HD void choose(index_t token, const S* row, row_events& events) const {
+        constexpr S infinity = std::numeric_limits<S>::infinity();
+        S best_score = -infinity;
+        index_t best = -1;
+        bool is_bad = false;
+        for (index_t e = 0; e < source.scores.columns; ++e) {
+            const bool nan = !(row[e] == row[e]);
+            is_bad = is_bad || row[e] == infinity || (nan && bad != bad_scores::forbid_nan);
+            if (row[e] > best_score) {
+                best_score = row[e];
+                best = e;
+            }
+        }
+        if (is_bad && bad != bad_scores::unchecked) {
+            events.bad = events.bad < 0 ? token : events.bad;
+        } else if (best < 0 && !is_bad) {
+            events.unroutable = events.unroutable < 0 ? token : events.unroutable;
+        }
+        expert[token] = best < 0 ? forbidden_choice(0) : static_cast<std::int32_t>(best);
+        gate[token] = best < 0 ? S(0) : sigmoid(best_score);
+    }
+};
+
+/// Greedy choice and slots on the CPU.
+template <host_policy Policy, class Pass, class S>
+void route_greedily(const Policy& policy, const Pass& pass, const plan_view<S>& plan, workspace& scratch) {
+    const auto scope = scratch.open();
+    const index_t rows = rows_per_block(plan.tokens);
+    const index_t blocks = block_count(plan.tokens);
+    const index_t room = pass.template scratch_size<64 / static_cast<int>(sizeof(S))>();
+    S* const block_scratch = scratch.take<S>(blocks * room);
+    row_events* const block_events = scratch.take<row_events>(blocks);
+    policy.parallel_for(blocks, [&](index_t b) {
+        block_events[b] = {};
+        pass.template run<native_width<S>>(b * rows, std::min(plan.tokens, (b + 1) * rows), block_scratch + b * room,
+                                           block_events[b]);
+    });
+    for (index_t b = 0; b < blocks; ++b) {
+        raise_row_events(pass.source, block_events[b], false);
+    }
+    place_choices(policy, plan, slot_settings{}, scratch);
+}
+
+/// scores[T, E] -> plan, k = 1, without capacity.
+template <class Policy, class Solver, matrix_like Scores, class Plan, class Workspace>
+void route_scores(const Policy& policy, const base_router<Solver>& router, const Scores& scores, const run_mode& mode,
+                  Plan& plan, Workspace& scratch) {
+    using S = typename Plan::scalar;
+    require_memory<Policy, Scores, Plan>();
+    const auto input = const_view(as_view(scores));
+    require_scores(input, mode.mask);
+    plan.resize(input.rows, input.columns, 1, unlimited);
+    plan.made_by(origin_of(mode, fingerprint_of(router)));
+    const auto& made = plan.view();
+    const auto source = score_rows_of(input, 0.0f, mode.noise);
+    if (mode.is_training) {
+        static_assert(host_policy<Policy>,
+                      "switchyard: balanced assignment runs on CPU policies; a device policy can route base_router at "
+                      "inference");
+        const index_t tokens = count_tokens(mode.mask, input.rows);
+        solve(router.solver, input, balanced_quotas(tokens, input.columns), mode.mask, made.expert, nullptr, scratch);
+        for_each_index(policy, input.rows, [&](index_t t) {
+            const std::int32_t expert = made.expert[t];
+            made.gate[t] = expert < 0 ? S(0) : sigmoid(load_scalar(input(t, expert)));
+        });
+        place_choices(policy, made, slot_settings{}, scratch);
+    } else {
+        route_greedily(policy, greedy_pass<decltype(source), S>{source, mode.mask, router.bad, made.expert, made.gate},
+                       made, scratch);
+    }
+    finish_losses(policy, made, softmax_settings{}, nullptr, scratch);
+}
+
+/// The row program of backward: only the chosen expert's score has a gradient.
+template <class Source, class S, class Space, class GateStorage, class ScoreStorage>
+struct sigmoid_backward_pass {
+    Source source;
+    plan_view<S, Space> plan;
+    matrix_view<const GateStorage, Space> d_gates;
+    matrix_view<ScoreStorage, Space> d_scores;
+
+    SWITCHYARD_HD void operator()(index_t token) const {
+        for (index_t e = 0; e < plan.experts; ++e) {
+            d_scores(token, e) = store_scalar<ScoreStorage>(S(0));
+        }
+        if (plan.slot[token] >= 0) {
+            const std::int32_t expert = plan.expert[token];
+            const S score = load_scalar(source.scores(token, expert));
+            d_scores(token, expert) =
+                store_scalar<ScoreStorage>(load_scalar(d_gates(token, 0)) * sigmoid_derivative(score));
+        }
+    }
+};
+
+/// d_gates[T, 1] -> d_scores[T, E].
+template <class Policy, class Solver, class Plan, matrix_like Scores, matrix_like Gates, matrix_like Out,
+          class Workspace>
+void route_scores_backward(const Policy& policy, const base_router<Solver>& router, const Plan& plan,
+                           const Scores& scores, const Gates& d_gates, Out&& d_scores, Workspace&,
+                           const backward_settings& = {}) {
+    const auto input = const_view(as_view(scores));
+    const auto& made = view_of_plan(plan);
+    const auto gates = const_view(as_view(d_gates));
+    const auto out = as_view(d_scores);
+    require_plan_for_backward(made, gates, input.rows, input.columns, fingerprint_of(router));
+    require_same_shape("d_scores", out, "scores", input);
+    const auto source = score_rows_of(input, 0.0f, made.origin.noise);
+    using S = typename std::remove_cvref_t<decltype(made)>::scalar;
+    for_each_index(
+        policy, made.tokens,
+        sigmoid_backward_pass<std::remove_const_t<decltype(source)>, S,
+                              typename std::remove_cvref_t<decltype(made)>::space, scalar_of<Gates>, scalar_of<Out>>{
+            source, made, gates, out});
+}
+
+}  // namespace SWITCHYARD_TARGET
+}  // namespace switchyard

@@ -1,0 +1,148 @@
+// Routing from tokens, forward and backward, and the allocating forms. Written once for every router: a router provides
+// route_scores and route_scores_backward (see router/switch.hpp), and this header the rest.
+//
+//   auto plan = route(par, router, x, w, training{.seed = 7, .step = n});         // x[T, D], w[D, E]
+//   auto plan = route_scores(par, router, scores, inference{});                    // scores[T, E]
+//   auto [d_x, d_w] = route_backward(par, router, plan, x, w, d_gates);           // d_gates[T, k]
+//
+// The forms with `plan` and `workspace` arguments write into those and allocate nothing after the first step of a
+// shape. Gradients include the router's losses, times backward_settings::loss_scale.
+#pragma once
+
+#include <switchyard/backend/policy.hpp>
+#include <switchyard/core/config.hpp>
+#include <switchyard/core/matrix_view.hpp>
+#include <switchyard/core/memory.hpp>
+#include <switchyard/core/workspace.hpp>
+#include <switchyard/plan/plan.hpp>
+#include <switchyard/router/routing.hpp>
+#include <switchyard/score/projection.hpp>
+
+namespace switchyard {
+
+/// Gradients of routing from tokens.
+template <class DX, class DW>
+struct route_gradients {
+    DX d_x;  ///< [T, D]
+    DW d_w;  ///< [D, E]
+};
+
+inline namespace SWITCHYARD_TARGET {
+
+namespace detail {
+
+/// Which rows of a plan are tokens: padding has no choice.
+struct tokens_of_plan {
+    const std::int32_t* expert;
+    index_t choices;
+
+    SWITCHYARD_HD bool operator()(index_t token) const { return expert[token * choices] >= 0; }
+};
+
+}  // namespace detail
+
+/// The plan a policy makes from scores stored as Storage.
+template <class Policy, class Storage>
+using plan_for = basic_plan<compute_t<Storage>, typename Policy::memory>;
+
+/// The router's noise on its copy of the tokens; none for routers that have no such settings.
+template <class Router>
+input_noise input_noise_of(const Router& router, const noise_key& key, bool is_training) {
+    if constexpr (requires {
+                      router.input_jitter;
+                      router.input_dropout;
+                  }) {
+        if (is_training) {
+            return {router.input_jitter, router.input_dropout, key};
+        }
+    }
+    return {};
+}
+
+/// x[T, D], w[D, E] -> plan, whose scores() keep the projection for backward.
+template <class Policy, class Router, matrix_like X, matrix_like W, class Plan, class Workspace>
+void route(const Policy& policy, const Router& router, const X& x, const W& w, run_mode mode, Plan& plan,
+           Workspace& scratch) {
+    const auto tokens = const_view(as_view(x));
+    const auto weights = const_view(as_view(w));
+    require_projection(tokens, weights);
+    require(mode.mask.data == nullptr || mode.mask.size == tokens.rows, "the mask has ", mode.mask.size,
+            " entries for T = ", tokens.rows, " tokens");
+    plan.scores().resize(tokens.rows, weights.columns);
+    project(policy, tokens, weights, input_noise_of(router, mode.noise, mode.is_training), mode.mask,
+            plan.scores().view(), scratch);
+    mode.width = tokens.columns;
+    route_scores(policy, router, plan.scores(), mode, plan, scratch);
+}
+
+/// d_gates[T, k] and the losses -> d_x[T, D], d_w[D, E]. `plan` was made by `route` in training from the same x and w.
+template <class Policy, class Router, class Plan, matrix_like X, matrix_like W, matrix_like Gates, matrix_like DX,
+          matrix_like DW, class Workspace>
+void route_backward(const Policy& policy, const Router& router, const Plan& plan, const X& x, const W& w,
+                    const Gates& d_gates, DX&& d_x, DW&& d_w, Workspace& scratch,
+                    const backward_settings& backward = {}) {
+    using S = typename Plan::scalar;
+    const auto tokens = const_view(as_view(x));
+    const auto weights = const_view(as_view(w));
+    const auto& made = plan.view();
+    require_projection(tokens, weights);
+    require(made.origin.width == tokens.columns, "the plan was made from ",
+            made.origin.width == 0 ? "scores" : "tokens of another width", "; backward was given tokens of width ",
+            tokens.columns);
+    require_same_shape("d_x", as_view(d_x), "x", tokens);
+    require_same_shape("d_w", as_view(d_w), "w", weights);
+    const auto scope = scratch.open();
+    const matrix_view<S, typename Plan::space> d_scores(scratch.template take<S>(tokens.rows * weights.columns),
+                                                        tokens.rows, weights.columns);
+    route_scores_backward(policy, router, plan, plan.scores(), d_gates, d_scores, scratch, backward);
+    project_backward(policy, tokens, weights, input_noise_of(router, made.origin.noise, true),
+                     detail::tokens_of_plan{made.expert, made.choices}, const_view(d_scores), as_view(d_x),
+                     as_view(d_w), scratch);
+}
+
+/// Allocates the plan.
+template <class Policy, class Router, matrix_like Scores>
+auto route_scores(const Policy& policy, const Router& router, const Scores& scores, const run_mode& mode = {}) {
+    plan_for<Policy, scalar_of<Scores>> plan;
+    basic_workspace<typename Policy::memory> scratch;
+    route_scores(policy, router, scores, mode, plan, scratch);
+    return plan;
+}
+
+/// Allocates the plan.
+template <class Policy, class Router, matrix_like X, matrix_like W>
+auto route(const Policy& policy, const Router& router, const X& x, const W& w, const run_mode& mode = {}) {
+    plan_for<Policy, scalar_of<X>> plan;
+    basic_workspace<typename Policy::memory> scratch;
+    route(policy, router, x, w, mode, plan, scratch);
+    return plan;
+}
+
+/// Allocates d_scores[T, E], stored like the scores.
+template <class Policy, class Router, class Plan, matrix_like Scores, matrix_like Gates>
+auto route_scores_backward(const Policy& policy, const Router& router, const Plan& plan, const Scores& scores,
+                           const Gates& d_gates, const backward_settings& backward = {}) {
+    using memory = typename Policy::memory;
+    const auto input = as_view(scores);
+    matrix<scalar_of<Scores>, memory> d_scores(input.rows, input.columns);
+    basic_workspace<memory> scratch;
+    route_scores_backward(policy, router, plan, scores, d_gates, d_scores, scratch, backward);
+    return d_scores;
+}
+
+/// Allocates d_x[T, D] and d_w[D, E], stored like x and w.
+template <class Policy, class Router, class Plan, matrix_like X, matrix_like W, matrix_like Gates>
+auto route_backward(const Policy& policy, const Router& router, const Plan& plan, const X& x, const W& w,
+                    const Gates& d_gates, const backward_settings& backward = {}) {
+    using memory = typename Policy::memory;
+    const auto tokens = as_view(x);
+    const auto weights = as_view(w);
+    route_gradients<matrix<scalar_of<X>, memory>, matrix<scalar_of<W>, memory>> gradients{
+        {tokens.rows, tokens.columns}, {weights.rows, weights.columns}};
+    basic_workspace<memory> scratch;
+    route_backward(policy, router, plan, x, w, d_gates, gradients.d_x, gradients.d_w, scratch, backward);
+    return gradients;
+}
+
+}  // namespace SWITCHYARD_TARGET
+}  // namespace switchyard
