@@ -1,13 +1,17 @@
 // What the compiler is, in four facts. The only macros of the library that other headers use are defined here.
 //
-//   SWITCHYARD_TARGET         an identifier that encodes the instruction set and whether OpenMP is on, for example
-//                             `avx512_omp`. Code whose instructions depend on those lives in
-//                             `namespace switchyard::inline SWITCHYARD_TARGET`, so that an engine may link objects
-//                             built for AVX2 and for AVX-512: each object keeps its own copy of every function, where
-//                             one shared copy would bring AVX-512 instructions to a machine without them.
-//   SWITCHYARD_HD             `__host__ __device__` under nvcc, nothing elsewhere.
-//   SWITCHYARD_ALWAYS_INLINE  for members of types outside that namespace (views, settings): never emitted on their
-//   own. SWITCHYARD_EXCEPTIONS     1 when exceptions are on.
+//   SWITCHYARD_TARGET
+//     an identifier that encodes the instruction set, whether OpenMP is on and whether nvcc compiles, for example
+//     `avx512_omp` or `nvcc_sse2_serial`. Code whose instructions depend on those lives in
+//     `namespace switchyard::inline SWITCHYARD_TARGET`, so that an engine may link objects built for AVX2 and for
+//     AVX-512: each object keeps its own copy of every function, where one shared copy would bring AVX-512
+//     instructions to a machine without them.
+//   SWITCHYARD_HD
+//     `__host__ __device__` under nvcc, nothing elsewhere.
+//   SWITCHYARD_ALWAYS_INLINE
+//     for members of types outside that namespace (views, settings): never emitted on their own.
+//   SWITCHYARD_EXCEPTIONS
+//     1 when exceptions are on.
 //
 // What may cross a boundary between objects built for different instruction sets: trivially copyable types (views,
 // settings, results without buffers) and `switchyard::error`. Owning types (plan, matrix, workspace) and all functions
@@ -58,7 +62,13 @@
 #endif
 #define SWITCHYARD_DETAIL_JOIN2(a, b) a##b
 #define SWITCHYARD_DETAIL_JOIN(a, b) SWITCHYARD_DETAIL_JOIN2(a, b)
+// nvcc compiles the host functions of .cu files without vectors (core/simd.hpp): they are not those of the .cpp files.
+#if defined(__CUDACC__)
+#define SWITCHYARD_TARGET \
+    SWITCHYARD_DETAIL_JOIN(nvcc_, SWITCHYARD_DETAIL_JOIN(SWITCHYARD_DETAIL_ISA, SWITCHYARD_DETAIL_OMP))
+#else
 #define SWITCHYARD_TARGET SWITCHYARD_DETAIL_JOIN(SWITCHYARD_DETAIL_ISA, SWITCHYARD_DETAIL_OMP)
+#endif
 
 namespace switchyard {
 
