@@ -55,11 +55,12 @@ inline namespace SWITCHYARD_TARGET {
 
 /// A solver of the balanced assignment: see the top of this file.
 template <class Solver>
-concept assignment_solver =
-    requires(const Solver& solver, matrix_view<const float> scores, const quotas& bounds, token_mask mask,
-             std::int32_t* expert_of_token, double* prices, workspace& scratch, const double* initial_prices) {
-    { solve(solver, scores, bounds, mask, expert_of_token, prices, scratch, initial_prices) }
-    ->std::same_as<assignment_result>;
+concept assignment_solver = requires(const Solver& solver, matrix_view<const float> scores, const quotas& bounds,
+                                     token_mask mask, std::int32_t* expert_of_token, double* prices, workspace& scratch,
+                                     const double* initial_prices) {
+    {
+        solve(solver, scores, bounds, mask, expert_of_token, prices, scratch, initial_prices)
+        } -> std::same_as<assignment_result>;
 };
 
 namespace detail {

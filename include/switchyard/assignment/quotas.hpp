@@ -88,8 +88,8 @@ inline void require_quotas(const quotas& bounds, index_t tokens) {
         least += lower;
         most += std::min(upper, tokens - most);
     }
-    require(most >= tokens, "the upper quotas of the ", bounds.experts, " experts add up to ", most,
-            ": too few for ", tokens, " tokens");
+    require(most >= tokens, "the upper quotas of the ", bounds.experts, " experts add up to ", most, ": too few for ",
+            tokens, " tokens");
 }
 
 }  // namespace SWITCHYARD_TARGET

@@ -3,7 +3,8 @@
 //   maximise   sum_t s[t, a(t)]   subject to   lower_e <= load_e <= upper_e,   s[t, a(t)] > -inf
 //
 // best_of_all            tries every assignment: E^T of them. For a handful of tokens; nothing to get wrong.
-// best_by_augmenting     the textbook's way: tokens come one after the other; each takes the path of best gain, on which
+// best_by_augmenting     the textbook's way: tokens come one after the other; each takes the path of best gain, on
+// which
 //                        it may push another token out of its expert, that one another, and so on, until the last one
 //                        finds room. O(T^2 E^2) and more.
 //

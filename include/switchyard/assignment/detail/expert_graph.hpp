@@ -194,7 +194,8 @@ index_t expert_graph<S>::settle() {
             }
         }
         owner_[t] = nobody;
-        require(best != nobody, "token ", rows_[t], " is forbidden to every expert that may take tokens at all");
+        require(best != nobody, "the quotas cannot be met: token ", rows_[t],
+                " is allowed only on experts whose upper quota is 0");
         if (equal == 1) place(t, best);
     }
     settle_tied();

@@ -1,8 +1,8 @@
 // Draining the graph of experts (expert_graph.hpp): Dijkstra's algorithm, and sending units along the path it finds.
 //
 // Dijkstra starts at one node with excess and stops at the nearest that lacks, so it mostly visits a few experts. An
-// edge whose list has run empty takes part with its bound, which is never above its true cost; only when a node is about
-// to be visited by way of such an edge is the list refilled and the node's distance found again.
+// edge whose list has run empty takes part with its bound, which is never above its true cost; only when a node is
+// about to be visited by way of such an edge is the list refilled and the node's distance found again.
 #pragma once
 
 #include <switchyard/assignment/detail/expert_graph.hpp>
@@ -50,7 +50,8 @@ std::int32_t expert_graph<S>::find_path(index_t source) {
         std::int32_t v = nobody;
         double least = infinity;
         for (index_t u = 0; u <= experts_; ++u) {
-            if (nearest_[u] < least || (nearest_[u] == least && least < infinity && excess_[u] < 0 && excess_[v] >= 0)) {
+            if (nearest_[u] < least ||
+                (nearest_[u] == least && least < infinity && excess_[u] < 0 && excess_[v] >= 0)) {
                 least = nearest_[u];
                 v = static_cast<std::int32_t>(u);
             }

@@ -3,8 +3,8 @@
 // A token torn between 1e30 and 1 makes prices of 1e30, beside which other tokens' small differences vanish: draining
 // may then choose wrongly among them, and prices may be rounded to the wrong side. The certificate notices. `repair`
 // looks at the assignment without its prices: Bellman and Ford's algorithm on the score lost along each edge finds a
-// cycle that gains, which is sent round, until there is none; the distances are then prices, each rounded to the side on
-// which no token prefers another expert. On ordinary scores nobody calls this.
+// cycle that gains, which is sent round, until there is none; the distances are then prices, each rounded to the side
+// on which no token prefers another expert. On ordinary scores nobody calls this.
 #pragma once
 
 #include <switchyard/assignment/detail/expert_graph.hpp>
@@ -29,8 +29,8 @@ inline double sum_below(double a, double b) {
     return rounding < 0 ? std::nextafter(sum, -std::numeric_limits<double>::infinity()) : sum;
 }
 
-/// Improves the assignment where a cycle of moves gains, then prices it. Gives up after a bounded effort: the assignment
-/// stays within the quotas all the same.
+/// Improves the assignment where a cycle of moves gains, then prices it. Gives up after a bounded effort: the
+/// assignment stays within the quotas all the same.
 template <class S>
 void expert_graph<S>::repair() {
     for (index_t e = 0; e < experts_; ++e) price_[e] = upper_[e] == 0 ? infinity : price_[e];

@@ -1,0 +1,134 @@
+#include "assignment/instances.hpp"
+
+#include <iostream>
+
+using namespace assignment_tests;
+
+namespace {
+
+/// Settings that take every way through the solver.
+const sy::hungarian all_settings[] = {
+    {}, {.candidates = 1, .sampling = 0}, {.candidates = 1, .sampling = 2}, {.candidates = 3, .sampling = 3}};
+
+/// Draws an instance of any kind, so that RapidCheck can shrink its size and its features.
+instance any_instance(index_t most_rows, index_t most_experts) {
+    const auto kind = static_cast<score_kind>(
+        *rc::gen::resize(rc::kNominalSize, rc::gen::inRange(0, static_cast<int>(score_kind::count))));
+    // Full size from the first case on: RapidCheck's own sizes would make most instances trivial.
+    const auto rows = *rc::gen::resize(rc::kNominalSize, rc::gen::inRange<index_t>(0, most_rows + 1));
+    const auto experts = *rc::gen::resize(rc::kNominalSize, rc::gen::inRange<index_t>(1, most_experts + 1));
+    const auto forbidden = *rc::gen::element(0, 0, 40, 150, 230);
+    const auto with_mask = *rc::gen::element(false, false, true);
+    std::mt19937_64 random(*rc::gen::arbitrary<std::uint32_t>());
+    return draw_instance(kind, rows, experts, forbidden, with_mask, random);
+}
+
+template <class Scalar>
+void require_optimal(const instance& problem, const sy::hungarian& solver, const reference::assignment& best) {
+    solution found;
+    const std::string sentence = sentence_of([&] { found = solve_as<Scalar>(solver, problem); });
+    if (!best.feasible) {
+        RC_ASSERT(sentence.find("the quotas cannot be met") == 0);
+        return;
+    }
+    RC_ASSERT(sentence == "");
+    RC_ASSERT(is_valid(problem, found));
+    RC_ASSERT(found.result.converged);
+    RC_ASSERT(found.result.gap >= 0.0);
+    RC_ASSERT(found.result.gap <= found.result.tolerance);
+    RC_ASSERT(std::abs(found.result.primal - best.total_score) <= found.result.tolerance);
+    RC_ASSERT(is_complementary(problem, found, found.result.tolerance));
+}
+
+}  // namespace
+
+TEST_CASE_TEMPLATE("hungarian: the worked example", Scalar, float, double) {
+    const instance problem{{{1, 0}, {.9, .3}, {.8, .6}, {.7, .05}}, {2, 2}, {2, 2}, {}};
+    for (const auto& solver : all_settings) {
+        const solution found = solve_as<Scalar>(solver, problem);
+        CHECK(found.experts == std::vector<std::int32_t>{0, 1, 1, 0});
+        CHECK(found.result.primal == doctest::Approx(2.6));
+        CHECK(found.result.converged);
+        CHECK(found.result.tokens == 4);
+    }
+}
+
+TEST_CASE_TEMPLATE("hungarian: equals brute force on tiny instances of every kind", Scalar, float, double) {
+    CHECK(holds("brute force", 4000, [] {
+        const instance problem = any_instance(6, 4);
+        const auto best = reference::best_of_all(problem.scores, problem.lower, problem.upper, problem.mask);
+        RC_LOG() << problem;
+        for (const auto& solver : all_settings) require_optimal<Scalar>(problem, solver, best);
+    }));
+}
+
+TEST_CASE_TEMPLATE("hungarian: equals the textbook on instances of some size", Scalar, float, double) {
+    CHECK(holds("textbook", 300, [] {
+        const instance problem = any_instance(40, 10);
+        const auto best = reference::best_by_augmenting(problem.scores, problem.lower, problem.upper, problem.mask);
+        RC_LOG() << problem;
+        for (const auto& solver : all_settings) require_optimal<Scalar>(problem, solver, best);
+    }));
+}
+
+TEST_CASE("hungarian: certified and complementary at some thousand tokens, whatever the settings") {
+    std::mt19937_64 random(11);
+    for (int kind = 0; kind < static_cast<int>(score_kind::count); ++kind) {
+        for (int i = 0; i < 6; ++i) {
+            const instance problem = draw_instance(static_cast<score_kind>(kind), 2000 + 300 * i, 8 + 7 * i,
+                                                   i % 2 == 0 ? 0 : 60, i % 3 == 2, random);
+            INFO("kind ", kind, " case ", i);
+            double expected = 0;
+            for (const auto& solver : all_settings) {
+                const solution found = solve_as<float>(solver, problem);
+                REQUIRE(found.result.converged);
+                REQUIRE(is_valid(problem, found));
+                REQUIRE(is_complementary(problem, found, 1e-8));
+                REQUIRE(found.result.dual == doctest::Approx(found.result.primal).epsilon(1e-9));
+                if (&solver == &all_settings[0]) expected = found.result.primal;
+                REQUIRE(std::abs(found.result.primal - expected) <= 2 * found.result.tolerance);
+            }
+        }
+    }
+}
+
+TEST_CASE("hungarian: of the experts that may take one more, the best ones do") {
+    // Three tokens for two experts: two places at expert 1 are worth 3 + 2, two at expert 0 only 3 + 1.
+    const instance problem{{{1, 2}, {0, 3}, {1, 0}}, {1, 1}, {2, 2}, {}};
+    const solution found = solve_as<float>(sy::hungarian{}, problem);
+    CHECK(found.experts == std::vector<std::int32_t>{1, 1, 0});
+    CHECK(found.result.primal == 6);
+}
+
+TEST_CASE("hungarian: always the same assignment, whatever the workspace was used for before") {
+    std::mt19937_64 random(3);
+    const instance problem = draw_instance(score_kind::quarters, 500, 12, 30, true, random);
+    const instance another = draw_instance(score_kind::gaussian, 900, 31, 0, false, random);
+    const std::vector<float> scores(problem.scores.values.begin(), problem.scores.values.end());
+    const std::vector<float> others(another.scores.values.begin(), another.scores.values.end());
+    const solution first = solve_as<float>(sy::hungarian{}, problem);
+    sy::workspace scratch;
+    std::vector<std::int32_t> experts(500), elsewhere(900);
+    std::vector<double> prices(12);
+    for (int i = 0; i < 3; ++i) {
+        solve(sy::hungarian{}, sy::matrix_view<const float>(others.data(), 900, 31), another.bounds(),
+              another.padding(), elsewhere.data(), nullptr, scratch);
+        solve(sy::hungarian{}, sy::matrix_view<const float>(scores.data(), 500, 12), problem.bounds(),
+              problem.padding(), experts.data(), prices.data(), scratch);
+        CHECK(experts == first.experts);
+        CHECK(prices == first.prices);
+    }
+}
+
+TEST_CASE("hungarian: prices may be read and written in place") {
+    std::mt19937_64 random(4);
+    const instance problem = draw_instance(score_kind::gaussian, 600, 9, 0, false, random);
+    solution found = solve_as<float>(sy::hungarian{}, problem);
+    const std::vector<float> scores(problem.scores.values.begin(), problem.scores.values.end());
+    sy::workspace scratch;
+    const auto again =
+        solve(sy::hungarian{}, sy::matrix_view<const float>(scores.data(), 600, 9), problem.bounds(), problem.padding(),
+              found.experts.data(), found.prices.data(), scratch, found.prices.data());
+    CHECK(again.converged);
+    CHECK(again.primal == doctest::Approx(found.result.primal));
+}
