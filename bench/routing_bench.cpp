@@ -1,0 +1,304 @@
+// What routing costs beside what it is made of, in one binary.
+//
+//   ./routing_bench --benchmark_enable_random_interleaving=true --benchmark_repetitions=9
+//       --benchmark_report_aggregates_only=true --benchmark_filter='/65536/64(/|$)'
+//
+// Rows are `<operation>_<policy>/<tokens>/<experts>`, with /k for top-k. Compare medians of one run only. All operations
+// write into prepared buffers. Scores are Gaussian (fixed seed); rows of tokens have 512 float32 numbers; dispatch and combine
+// use balanced random experts and drop nothing. `par` runs on OpenMP with the machine's threads.
+//
+// Baselines: eigen_softmax_argmax (softmax and argmax with Eigen's row expressions), exp_sum (Eigen's sum of exp over the matrix:
+// one exponential a score is the least any softmax pays), read_scores (their sum), copy_rows (memcpy of the bytes that dispatch
+// moves), memcpy_rows (the same rows permuted, one memcpy a row), eigen_product (scores = x W with Eigen).
+#include <switchyard/switchyard.hpp>
+
+#include <benchmark/benchmark.h>
+#include <Eigen/Dense>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <random>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+namespace sy = switchyard;
+using sy::index_t;
+
+namespace {
+
+using row_major = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+constexpr index_t width = 512;
+
+row_major gaussian(index_t rows, index_t columns, unsigned seed = 1) {
+    row_major numbers(rows, columns);
+    std::mt19937_64 engine(seed);
+    std::normal_distribution<float> normal;
+    std::generate(numbers.data(), numbers.data() + numbers.size(), [&] { return normal(engine); });
+    return numbers;
+}
+
+/// Scores whose best expert is a balanced random one: t % E, shuffled.
+row_major balanced(index_t tokens, index_t experts) {
+    row_major scores = row_major::Zero(tokens, experts);
+    std::vector<index_t> expert(static_cast<std::size_t>(tokens));
+    for (index_t t = 0; t < tokens; ++t) {
+        expert[static_cast<std::size_t>(t)] = t % experts;
+    }
+    std::shuffle(expert.begin(), expert.end(), std::mt19937_64(7));
+    for (index_t t = 0; t < tokens; ++t) {
+        scores(t, expert[static_cast<std::size_t>(t)]) = 1;
+    }
+    return scores;
+}
+
+void count(benchmark::State& state, index_t tokens, index_t bytes) {
+    state.SetItemsProcessed(state.iterations() * tokens);
+    state.SetBytesProcessed(state.iterations() * bytes);
+}
+
+template <class Policy, class Router>
+void route(benchmark::State& state, const Policy& policy, const Router& router, index_t tokens, index_t experts) {
+    const row_major scores = gaussian(tokens, experts);
+    sy::plan<float> plan;
+    sy::workspace scratch;
+    for (auto _ : state) {
+        sy::route_scores(policy, router, scores, sy::training{}, plan, scratch);
+        benchmark::DoNotOptimize(plan.view().order);
+        benchmark::ClobberMemory();
+    }
+    count(state, tokens, tokens * experts * 4);
+}
+
+template <class Policy, class Router>
+void route_backward(benchmark::State& state, const Policy& policy, const Router& router, index_t tokens,
+                    index_t experts) {
+    const row_major scores = gaussian(tokens, experts);
+    sy::plan<float> plan;
+    sy::workspace scratch;
+    sy::route_scores(policy, router, scores, sy::training{}, plan, scratch);
+    const row_major d_gates = gaussian(tokens, plan.choices(), 2);
+    row_major d_scores(tokens, experts);
+    for (auto _ : state) {
+        sy::route_scores_backward(policy, router, plan, scores, d_gates, d_scores, scratch);
+        benchmark::ClobberMemory();
+    }
+    count(state, tokens, 2 * tokens * experts * 4);
+}
+
+template <class Policy>
+void project(benchmark::State& state, const Policy& policy, index_t tokens, index_t experts) {
+    const row_major x = gaussian(tokens, width);
+    const row_major w = gaussian(width, experts, 2);
+    sy::matrix<float> scores(tokens, experts);
+    sy::workspace scratch;
+    for (auto _ : state) {
+        sy::project(policy, sy::const_view(sy::as_view(x)), sy::const_view(sy::as_view(w)), sy::input_noise{},
+                    sy::token_mask{}, scores.view(), scratch);
+        benchmark::ClobberMemory();
+    }
+    count(state, tokens, tokens * (width + experts) * 4);
+}
+
+/// A plan that keeps everything, tokens, rows in expert order, and gradients: what moving rows needs.
+struct moved {
+    sy::plan<float> plan;
+    row_major x, rows, y, d_rows, d_gates;
+
+    moved(index_t tokens, index_t experts, index_t k) {
+        sy::workspace scratch;
+        if (k == 1) {
+            sy::route_scores(sy::seq, sy::switch_router{.capacity = {}}, balanced(tokens, experts), sy::training{},
+                             plan, scratch);
+        } else {
+            sy::route_scores(sy::seq, sy::top_k_router{.k = k}, gaussian(tokens, experts), sy::training{}, plan,
+                             scratch);
+        }
+        x = gaussian(tokens, width);
+        y = gaussian(tokens, width, 2);
+        rows = gaussian(tokens * k, width, 3);
+        d_rows = rows;
+        d_gates.resize(tokens, k);
+    }
+};
+
+template <class Policy>
+void dispatch(benchmark::State& state, const Policy& policy, index_t tokens, index_t experts) {
+    moved m(tokens, experts, 1);
+    for (auto _ : state) {
+        sy::dispatch(policy, m.plan, m.x, m.rows);
+        benchmark::ClobberMemory();
+    }
+    count(state, tokens, 2 * tokens * width * 4);
+}
+
+template <class Policy>
+void combine(benchmark::State& state, const Policy& policy, index_t tokens, index_t experts, index_t k) {
+    moved m(tokens, experts, k);
+    for (auto _ : state) {
+        sy::combine(policy, m.plan, m.rows, m.y);
+        benchmark::ClobberMemory();
+    }
+    count(state, tokens, (k + 1) * tokens * width * 4);
+}
+
+template <class Policy>
+void dispatch_backward(benchmark::State& state, const Policy& policy, index_t tokens, index_t experts) {
+    moved m(tokens, experts, 1);
+    for (auto _ : state) {
+        sy::dispatch_backward(policy, m.plan, m.rows, m.x);
+        benchmark::ClobberMemory();
+    }
+    count(state, tokens, 2 * tokens * width * 4);
+}
+
+template <class Policy>
+void combine_backward(benchmark::State& state, const Policy& policy, index_t tokens, index_t experts) {
+    moved m(tokens, experts, 1);
+    for (auto _ : state) {
+        sy::combine_backward(policy, m.plan, m.rows, m.y, m.d_rows, m.d_gates);
+        benchmark::ClobberMemory();
+    }
+    count(state, tokens, 3 * tokens * width * 4);
+}
+
+void eigen_softmax_argmax(benchmark::State& state, index_t tokens, index_t experts) {
+    const row_major scores = gaussian(tokens, experts);
+    row_major p(tokens, experts);
+    std::vector<Eigen::Index> expert(static_cast<std::size_t>(tokens));
+    for (auto _ : state) {
+        for (index_t t = 0; t < tokens; ++t) {
+            const float m = scores.row(t).maxCoeff(&expert[static_cast<std::size_t>(t)]);
+            p.row(t) = (scores.row(t).array() - m).exp();
+            p.row(t) /= p.row(t).sum();
+        }
+        benchmark::ClobberMemory();
+    }
+    count(state, tokens, tokens * experts * 4);
+}
+
+void exp_sum(benchmark::State& state, index_t tokens, index_t experts) {
+    const row_major scores = gaussian(tokens, experts);
+    for (auto _ : state) {
+        benchmark::DoNotOptimize(scores.array().exp().sum());
+    }
+    count(state, tokens, tokens * experts * 4);
+}
+
+void read_scores(benchmark::State& state, index_t tokens, index_t experts) {
+    const row_major scores = gaussian(tokens, experts);
+    for (auto _ : state) {
+        benchmark::DoNotOptimize(scores.sum());
+    }
+    count(state, tokens, tokens * experts * 4);
+}
+
+/// memcpy of everything, in the pieces the policy works on.
+template <class Policy>
+void copy_rows(benchmark::State& state, const Policy& policy, index_t tokens) {
+    const row_major x = gaussian(tokens, width);
+    row_major rows = x;
+    const index_t blocks = std::is_same_v<Policy, sy::seq_policy> ? 1 : std::min<index_t>(tokens, 64);
+    const index_t each = (tokens + blocks - 1) / blocks;
+    for (auto _ : state) {
+        policy.parallel_for(blocks, [&](index_t b) {
+            const index_t first = std::min(tokens, b * each);
+            const index_t last = std::min(tokens, first + each);
+            std::memcpy(rows.data() + first * width, x.data() + first * width,
+                        static_cast<std::size_t>((last - first) * width) * sizeof(float));
+        });
+        benchmark::ClobberMemory();
+    }
+    count(state, tokens, 2 * tokens * width * 4);
+}
+
+void memcpy_rows(benchmark::State& state, index_t tokens, index_t experts) {
+    moved m(tokens, experts, 1);
+    for (auto _ : state) {
+        for (index_t r = 0; r < tokens; ++r) {
+            std::memcpy(m.rows.row(r).data(), m.x.row(m.plan.view().order[r]).data(), width * sizeof(float));
+        }
+        benchmark::ClobberMemory();
+    }
+    count(state, tokens, 2 * tokens * width * 4);
+}
+
+void eigen_product(benchmark::State& state, index_t tokens, index_t experts) {
+    const row_major x = gaussian(tokens, width);
+    const row_major w = gaussian(width, experts, 2);
+    row_major scores(tokens, experts);
+    for (auto _ : state) {
+        scores.noalias() = x * w;
+        benchmark::ClobberMemory();
+    }
+    count(state, tokens, tokens * (width + experts) * 4);
+}
+
+/// Registers one row; f runs with the state.
+template <class F>
+void add(const std::string& operation, const std::string& policy, std::initializer_list<index_t> sizes, F f) {
+    std::string name = operation + "_" + policy;
+    for (const index_t size : sizes) {
+        name += "/" + std::to_string(size);
+    }
+    benchmark::RegisterBenchmark(name.c_str(), f)->UseRealTime()->Unit(benchmark::kMillisecond);
+}
+
+template <class Policy>
+void add_policy(const std::string& name, const Policy& policy) {
+    const sy::switch_router switch_router{};
+    for (const index_t e : {8, 60, 64, 100, 128, 256, 1024}) {
+        const index_t t = 65536;
+        add("switch_route", name, {t, e}, [=](auto& s) { route(s, policy, switch_router, t, e); });
+    }
+    for (const index_t e : {64, 256}) {
+        const index_t t = 65536;
+        add("switch_route_backward", name, {t, e}, [=](auto& s) { route_backward(s, policy, switch_router, t, e); });
+        add("project", name, {t, e}, [=](auto& s) { project(s, policy, t, e); });
+    }
+    for (const index_t t : {1, 32, 512, 65536}) {
+        const sy::top_k_router router{.k = 8};
+        add("top_k_route", name, {t, 256, 8}, [=](auto& s) { route(s, policy, router, t, 256); });
+    }
+    for (const index_t k : {1, 2, 4, 32}) {
+        const sy::top_k_router router{.k = k};
+        add("top_k_route", name, {65536, 64, k}, [=](auto& s) { route(s, policy, router, 65536, 64); });
+    }
+    add("top_k_route_backward", name, {65536, 256, 8},
+        [=](auto& s) { route_backward(s, policy, sy::top_k_router{.k = 8}, 65536, 256); });
+    for (const index_t t : {512, 65536}) {
+        add("dispatch", name, {t, 64}, [=](auto& s) { dispatch(s, policy, t, 64); });
+        add("combine", name, {t, 64}, [=](auto& s) { combine(s, policy, t, 64, 1); });
+        add("dispatch_backward", name, {t, 64}, [=](auto& s) { dispatch_backward(s, policy, t, 64); });
+        add("combine_backward", name, {t, 64}, [=](auto& s) { combine_backward(s, policy, t, 64); });
+        add("copy_rows", name, {t, 64}, [=](auto& s) { copy_rows(s, policy, t); });
+    }
+    add("combine", name, {65536, 64, 2}, [=](auto& s) { combine(s, policy, 65536, 64, 2); });
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    add_policy("seq", sy::seq);
+#if defined(_OPENMP)
+    add_policy("par", sy::par);
+#endif
+    for (const index_t e : {64, 256}) {
+        const index_t t = 65536;
+        add("eigen_softmax_argmax", "seq", {t, e}, [=](auto& s) { eigen_softmax_argmax(s, t, e); });
+        add("exp_sum", "seq", {t, e}, [=](auto& s) { exp_sum(s, t, e); });
+        add("read_scores", "seq", {t, e}, [=](auto& s) { read_scores(s, t, e); });
+        add("eigen_product", "seq", {t, e}, [=](auto& s) { eigen_product(s, t, e); });
+    }
+    for (const index_t t : {512, 65536}) {
+        add("memcpy_rows", "seq", {t, 64}, [=](auto& s) { memcpy_rows(s, t, 64); });
+    }
+    benchmark::Initialize(&argc, argv);
+    if (benchmark::ReportUnrecognizedArguments(argc, argv)) {
+        return 2;
+    }
+    benchmark::RunSpecifiedBenchmarks();
+    benchmark::Shutdown();
+    return 0;
+}
