@@ -11,10 +11,11 @@ namespace {
 
 sy::assignment_result certificate(const instance& problem, const std::vector<std::int32_t>& experts,
                                   const std::vector<double>& prices) {
-    std::vector<index_t> load(prices.size());
+    sy::workspace scratch;
+    const auto scope = scratch.open();
     const sy::matrix_view<const double> view(problem.scores.values.data(), problem.scores.rows, problem.scores.columns);
-    const auto range = sy::detail::require_scores(view, problem.padding());
-    return sy::detail::certify(view, problem.bounds(), experts.data(), prices.data(), range, load.data());
+    const auto range = sy::detail::require_scores(view, problem.padding(), scratch.take<double>(view.columns));
+    return sy::detail::certify(view, problem.bounds(), experts.data(), prices.data(), range, scratch);
 }
 
 }  // namespace

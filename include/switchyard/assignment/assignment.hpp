@@ -25,6 +25,7 @@
 // read. Among equal optima any may be returned, always the same one.
 #pragma once
 
+#include <switchyard/assignment/detail/score_rows.hpp>
 #include <switchyard/assignment/quotas.hpp>
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/error.hpp>
@@ -97,46 +98,31 @@ inline double difference_of_differences(double a, double b, double c, double d) 
     return (first - second) + (rounding(a, b, first) - rounding(c, d, second));
 }
 
-template <class S>
-double score_at(const matrix_view<const S>& scores, index_t token, index_t expert) {
-    return static_cast<double>(load_scalar(scores(token, expert)));
-}
-
-/// Scores beyond this in size leave no room for sums of them in double.
-inline constexpr double largest_score = 1e290;
-
 [[noreturn]] inline void fail_score(double score, index_t token, index_t expert) {
     if (std::isnan(score)) fail("scores[", token, ", ", expert, "] is NaN");
     if (std::isinf(score)) fail("scores[", token, ", ", expert, "] is +infinity");
     fail("scores[", token, ", ", expert, "] = ", score, " is beyond 1e290 in size; -infinity forbids a pair");
 }
 
-/// Reads every token's scores: fails on the first that no solver can use, and on a token without any expert.
+/// Reads every token's scores: fails on the first that no solver can use, and on a token without any expert. `row` is
+/// scratch for E numbers.
 template <class S>
-score_range require_scores(const matrix_view<const S>& scores, const token_mask& mask) {
+score_range require_scores(const matrix_view<const S>& scores, const token_mask& mask, double* row) {
     score_range range;
     for (index_t t = 0; t < scores.rows; ++t) {
         if (!mask(t)) continue;
-        double lowest = std::numeric_limits<double>::infinity();
-        double highest = -lowest;
-        bool usable = true;
-        for (index_t e = 0; e < scores.columns; ++e) {
-            const double score = score_at(scores, t, e);
-            const bool forbidden = score == -std::numeric_limits<double>::infinity();
-            usable &= forbidden | (std::abs(score) <= largest_score);  // false for NaN
-            lowest = !forbidden && score < lowest ? score : lowest;
-            highest = score > highest ? score : highest;
-        }
-        if (!usable) [[unlikely]] {
+        read_row(scores, t, row);
+        const row_facts facts = facts_of(row, scores.columns);
+        if (!facts.usable) [[unlikely]] {
             for (index_t e = 0;; ++e) {
-                const double score = score_at(scores, t, e);
-                const bool forbidden = score == -std::numeric_limits<double>::infinity();
-                if (!forbidden && !(std::abs(score) <= largest_score)) fail_score(score, t, e);
+                const bool forbidden = row[e] == -std::numeric_limits<double>::infinity();
+                if (!forbidden && !(std::abs(row[e]) <= largest_score)) fail_score(row[e], t, e);
             }
         }
-        require(highest >= lowest, "token ", t, " has every expert forbidden: all its scores are -infinity");
-        range.lowest = std::min(range.lowest, lowest);
-        range.highest = std::max(range.highest, highest);
+        require(facts.highest >= facts.lowest, "token ", t,
+                " has every expert forbidden: all its scores are -infinity");
+        range.lowest = std::min(range.lowest, facts.lowest);
+        range.highest = std::max(range.highest, facts.highest);
     }
     return range;
 }
@@ -159,22 +145,18 @@ void require_problem(const matrix_view<const S>& scores, const quotas& bounds, c
             scores.rows, " experts");
 }
 
-/// By how much token t would rather be at another expert than at `chosen`, at these prices; 0 if it would not. Margins
-/// that differ by less than `rounding` are compared exactly.
-template <class S>
-double regret(const matrix_view<const S>& scores, index_t t, index_t chosen, const double* prices, double rounding) {
-    const double score = score_at(scores, t, chosen);
-    double best_other = -std::numeric_limits<double>::infinity();
-    for (index_t e = 0; e < scores.columns; ++e) {
-        const double margin = score_at(scores, t, e) - prices[e];
-        best_other = margin > best_other && e != chosen ? margin : best_other;
-    }
-    if (best_other < score - prices[chosen] - rounding) return 0.0;
+/// By how much a token would rather be at another expert than at `chosen`, at these prices; 0 if it would not. Margins
+/// that differ by less than `rounding` are compared exactly. `margins` is scratch.
+inline double regret(const double* row, index_t experts, index_t chosen, const double* prices, double rounding,
+                     double* margins) {
+    for (index_t e = 0; e < experts; ++e) margins[e] = row[e] - prices[e];
+    const double margin = margins[chosen];
+    margins[chosen] = -std::numeric_limits<double>::infinity();
+    if (largest_of(margins, experts) < margin - rounding) return 0.0;
     double most = 0;
-    for (index_t e = 0; e < scores.columns; ++e) {
-        const double other = score_at(scores, t, e);
-        if (other == -std::numeric_limits<double>::infinity()) continue;
-        most = std::max(most, difference_of_differences(other, prices[e], score, prices[chosen]));
+    for (index_t e = 0; e < experts; ++e) {
+        if (row[e] == -std::numeric_limits<double>::infinity()) continue;
+        most = std::max(most, difference_of_differences(row[e], prices[e], row[chosen], prices[chosen]));
     }
     return most;
 }
@@ -182,7 +164,11 @@ double regret(const matrix_view<const S>& scores, index_t t, index_t chosen, con
 /// The certificate of an assignment within the quotas at `prices`: primal, dual, gap and tolerance. O(T E).
 template <class S>
 assignment_result certify(const matrix_view<const S>& scores, const quotas& bounds, const std::int32_t* expert_of_token,
-                          const double* prices, const score_range& range, index_t* load) {
+                          const double* prices, const score_range& range, workspace& scratch) {
+    const auto scope = scratch.open();
+    auto* const load = scratch.take<index_t>(scores.columns);
+    auto* const row = scratch.take<double>(scores.columns);
+    auto* const margins = scratch.take<double>(scores.columns);
     double largest = std::max(std::abs(range.lowest), std::abs(range.highest));
     for (index_t e = 0; e < scores.columns; ++e) largest = std::max(largest, std::abs(prices[e]));
     const double rounding = 16 * std::numeric_limits<double>::epsilon() * largest;
@@ -195,8 +181,9 @@ assignment_result certify(const matrix_view<const S>& scores, const quotas& boun
         if (chosen < 0) continue;
         result.tokens += 1;
         load[chosen] += 1;
-        const double score = score_at(scores, t, chosen);
-        const double regretted = regret(scores, t, chosen, prices, rounding);
+        read_row(scores, t, row);
+        const double score = row[chosen];
+        const double regretted = regret(row, scores.columns, chosen, prices, rounding, margins);
         primal.add(score);
         magnitude.add(std::abs(score));
         dual.add(score);

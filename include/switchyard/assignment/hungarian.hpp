@@ -93,11 +93,11 @@ void price_by_samples(expert_graph<S>& graph, const hungarian& solver, const quo
 template <class S>
 assignment_result read_out(expert_graph<S>& graph, const matrix_view<const S>& scores, const quotas& bounds,
                            const score_range& range, const std::int32_t* rows, index_t tokens,
-                           std::int32_t* expert_of_token, index_t* load) {
+                           std::int32_t* expert_of_token, workspace& scratch) {
     for (index_t i = 0; i < tokens; ++i) expert_of_token[rows[i]] = graph.experts_of_tokens()[i];
     graph.count_prices_from_market();
     graph.price_closed_experts();
-    return certify(scores, bounds, expert_of_token, graph.prices(), range, load);
+    return certify(scores, bounds, expert_of_token, graph.prices(), range, scratch);
 }
 
 /// "expert 3" or "experts 0, 2, 5 and 9 more", of those that `chosen` names.
@@ -153,9 +153,8 @@ assignment_result solve(const hungarian& solver, const Scores& score_matrix, con
     detail::require_problem(scores, bounds, mask, expert_of_token);
     const index_t tokens = count_tokens(mask, scores.rows);
     require_quotas(bounds, tokens);
-    const detail::score_range range = detail::require_scores(scores, mask);
-
     const auto scope = scratch.open();
+    const detail::score_range range = detail::require_scores(scores, mask, scratch.take<double>(scores.columns));
     auto* const rows = scratch.take<std::int32_t>(tokens);
     auto* const sample = scratch.take<std::int32_t>(solver.sampling == 0 ? 0 : tokens / solver.sampling);
     index_t seen = 0;
@@ -176,11 +175,10 @@ assignment_result solve(const hungarian& solver, const Scores& score_matrix, con
     }
     if (!graph.drain()) detail::fail_infeasible(graph, bounds.experts);
 
-    auto* const load = scratch.take<index_t>(bounds.experts);
-    assignment_result result = detail::read_out(graph, scores, bounds, range, rows, tokens, expert_of_token, load);
+    assignment_result result = detail::read_out(graph, scores, bounds, range, rows, tokens, expert_of_token, scratch);
     if (!result.converged) {
         graph.repair();
-        result = detail::read_out(graph, scores, bounds, range, rows, tokens, expert_of_token, load);
+        result = detail::read_out(graph, scores, bounds, range, rows, tokens, expert_of_token, scratch);
     }
     result.iterations = graph.rounds();
     if (prices != nullptr) std::copy_n(graph.prices(), bounds.experts, prices);

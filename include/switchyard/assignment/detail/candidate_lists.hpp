@@ -84,6 +84,15 @@ class candidate_lists {
         if (key < bound_[at(e, f)]) insert(e, f, key, t);
     }
 
+    /// Token t of e, whose scores are row[E], to every f.
+    void offer_all(index_t e, const double* row, std::int32_t t) {
+        const double* const bounds = bound_ + at(e, 0);
+        for (index_t f = 0; f < experts_; ++f) {
+            const double key = row[e] - row[f];
+            if (key < bounds[f]) insert(e, f, key, t);
+        }
+    }
+
     /// The list holds nothing but keys of `key` and is full: no token that loses at least as much can enter.
     bool full_of(index_t e, index_t f, double key) const {
         const index_t pair = at(e, f);

@@ -65,7 +65,8 @@ class expert_graph {
           distance_(scratch.take<double>(experts_ + 1)),
           nearest_(scratch.take<double>(experts_ + 1)),
           from_(scratch.take<std::int32_t>(experts_ + 1)),
-          visited_(scratch.take<std::int32_t>(experts_ + 1)) {}
+          visited_(scratch.take<std::int32_t>(experts_ + 1)),
+          row_(scratch.take<double>(experts_)) {}
 
     /// The tokens to place, rows of the scores, and the bounds on the loads. Prices stay as they are.
     void pose(const std::int32_t* rows, index_t tokens, const quotas& bounds, index_t all_tokens) {
@@ -116,7 +117,8 @@ class expert_graph {
 
     void place(std::int32_t t, index_t e);
     void settle_tied();
-    index_t roomiest(std::int32_t t, double margin) const;
+    index_t roomiest(double margin) const;
+    double read_margins(std::int32_t t);
     index_t settle_reservations();
     void open_row(index_t e);
     void refill(index_t e, index_t f);
@@ -158,6 +160,7 @@ class expert_graph {
     double* nearest_;         // [E + 1]: the same, infinity once visited
     std::int32_t* from_;      // [E + 1]: the node before on the path
     std::int32_t* visited_;   // [E + 1]: nodes in the order of their distance
+    double* row_;             // [E]: scores of one token, or its margins
 };
 
 // ---- settling ----
@@ -172,6 +175,14 @@ void expert_graph<S>::place(std::int32_t t, index_t e) {
     load_[e] += 1;
 }
 
+/// row_[e] = s_te - p_e; returns the largest.
+template <class S>
+double expert_graph<S>::read_margins(std::int32_t t) {
+    read_row(scores_, rows_[t], row_);
+    for (index_t e = 0; e < experts_; ++e) row_[e] -= price_[e];
+    return largest_of(row_, experts_);
+}
+
 /// Every token to a best expert, every reservation to its bound, for the present prices. Returns the excess in all.
 template <class S>
 index_t expert_graph<S>::settle() {
@@ -180,22 +191,18 @@ index_t expert_graph<S>::settle() {
     const index_t holders = std::min(tokens_, experts_);
     lists_.reset(holders, list_length(tokens_), owner_);
     for (std::int32_t t = 0; t < tokens_; ++t) {
-        double best_margin = -infinity;
+        const double best_margin = read_margins(t);
+        require(best_margin > -infinity, "the quotas cannot be met: token ", rows_[t],
+                " is allowed only on experts whose upper quota is 0");
         index_t best = nobody;
         index_t equal = 0;
         for (index_t e = 0; e < experts_; ++e) {
-            const double margin = score(t, e) - price_[e];
-            if (margin > best_margin) {
-                best_margin = margin;
+            if (row_[e] == best_margin) {
                 best = e;
-                equal = 1;
-            } else if (margin == best_margin) {
                 equal += 1;
             }
         }
         owner_[t] = nobody;
-        require(best != nobody, "the quotas cannot be met: token ", rows_[t],
-                " is allowed only on experts whose upper quota is 0");
         if (equal == 1) place(t, best);
     }
     settle_tied();
@@ -207,20 +214,20 @@ template <class S>
 void expert_graph<S>::settle_tied() {
     for (std::int32_t t = 0; t < tokens_; ++t) {
         if (owner_[t] != nobody) continue;
-        double best_margin = -infinity;
-        for (index_t e = 0; e < experts_; ++e) best_margin = std::max(best_margin, score(t, e) - price_[e]);
-        place(t, roomiest(t, best_margin));
+        const double best_margin = read_margins(t);
+        place(t, roomiest(best_margin));
     }
 }
 
-/// Of the experts that give token t this margin: the one that lacks most of its lower bound, else of its upper bound.
+/// Of the experts that give the token in row_ this margin: the one that lacks most of its lower bound, else of its
+/// upper bound.
 template <class S>
-index_t expert_graph<S>::roomiest(std::int32_t t, double margin) const {
+index_t expert_graph<S>::roomiest(double margin) const {
     index_t roomiest = nobody;
     index_t most_lacking = 0;
     index_t most_room = 0;
     for (index_t e = 0; e < experts_; ++e) {
-        if (score(t, e) - price_[e] != margin) continue;
+        if (row_[e] != margin) continue;
         // A positive price asks for a full expert, a negative one for one at its lower bound.
         const index_t lacking = std::max<index_t>(0, (price_[e] > price_[experts_] ? upper_[e] : lower_[e]) - load_[e]);
         const index_t room = upper_[e] - load_[e];
@@ -280,8 +287,8 @@ template <class S>
 void expert_graph<S>::open_row(index_t e) {
     lists_.open_row(e);
     for (std::int32_t t = first_[e]; t != nobody; t = next_[t]) {
-        const double here = score(t, e);
-        for (index_t f = 0; f < experts_; ++f) lists_.offer(e, f, here - score(t, f), t);
+        read_row(scores_, rows_[t], row_);
+        lists_.offer_all(e, row_, t);
     }
 }
 

@@ -166,8 +166,8 @@ void expert_graph<S>::move(std::int32_t t, index_t e, index_t f) {
         lists_.remove(e, t);
     }
     if (!lists_.has_row(f)) return;
-    const double there = score(t, f);
-    for (index_t g = 0; g < experts_; ++g) lists_.offer(f, g, there - score(t, g), t);
+    read_row(scores_, rows_[t], row_);
+    lists_.offer_all(f, row_, t);
 }
 
 }  // namespace detail
