@@ -1,0 +1,130 @@
+#include "support/compare.hpp"
+
+#include <switchyard/plan/plan.hpp>
+#include <switchyard/plan/slots.hpp>
+#include <switchyard/router/switch.hpp>
+
+#include <doctest/doctest.h>
+
+#include <array>
+#include <type_traits>
+#include <vector>
+
+using namespace switchyard_test;
+
+static_assert(std::is_trivially_copyable_v<sy::plan_view<float>>);
+static_assert(!std::is_copy_constructible_v<sy::plan<float>> && std::is_nothrow_move_constructible_v<sy::plan<float>>);
+static_assert(sy::plan_like<sy::plan<float>> && sy::plan_like<sy::plan_view<double>> && !sy::plan_like<int>);
+
+TEST_CASE("plan: resize shapes every array, keeps memory when it shrinks, and bounds the rows") {
+    sy::plan<float> plan;
+    plan.resize(10, 4, 2, 3);
+    CHECK(plan.tokens() == 10);
+    CHECK(plan.experts() == 4);
+    CHECK(plan.choices() == 2);
+    CHECK(plan.capacity() == 3);
+    CHECK(plan.row_bound() == 12);
+    CHECK(plan.gate().rows == 10);
+    CHECK(plan.gate().columns == 2);
+    const auto* const experts = plan.view().expert;
+    const auto* const offsets = plan.view().offsets;
+    const auto* const order = plan.view().order;
+    plan.resize(3, 2, 1, sy::unlimited);
+    CHECK(plan.view().expert == experts);
+    CHECK(plan.view().offsets == offsets);
+    CHECK(plan.view().order == order);
+    CHECK(plan.row_bound() == 3);
+    // Arrays do not overlap.
+    CHECK(plan.view().load_before == plan.view().offsets + 3);
+    CHECK(plan.view().load_after == plan.view().load_before + 2);
+    CHECK(plan.view().balance_load == plan.view().load_after + 2);
+    CHECK(plan.view().row_sum == plan.view().row_maximum + 3);
+}
+
+TEST_CASE("plan: moving takes the arrays along") {
+    sy::plan<double> plan;
+    plan.resize(5, 3, 1, 2);
+    plan.view().gate[4] = 0.5;
+    const auto* const gates = plan.view().gate;
+    sy::plan<double> moved = std::move(plan);
+    CHECK(moved.view().gate == gates);
+    CHECK(moved.gate()(4, 0) == 0.5);
+}
+
+TEST_CASE("plan_view: row_of and token_of") {
+    std::array<std::int32_t, 4> expert{1, 0, 1, 0};
+    std::array<std::int32_t, 4> slot{0, 0, -1, 1};
+    std::array<std::int64_t, 3> offsets{0, 2, 3};
+    sy::plan_view<float> plan;
+    plan.tokens = 2;
+    plan.experts = 2;
+    plan.choices = 2;
+    plan.expert = expert.data();
+    plan.slot = slot.data();
+    plan.offsets = offsets.data();
+    CHECK(plan.row_of(0) == 2);
+    CHECK(plan.row_of(1) == 0);
+    CHECK(plan.row_of(2) == -1);
+    CHECK(plan.row_of(3) == 1);
+    CHECK(plan.token_of(3) == 1);
+}
+
+/// An engine's own tensors in a plan_view, wrapped as routers take plans.
+struct borrowed_plan {
+    using scalar = float;
+    using space = sy::host_space;
+    std::vector<std::int32_t> expert, slot;
+    std::vector<float> gate, statistics;
+    std::vector<std::int64_t> counts, order;
+    sy::plan_totals totals;
+    sy::plan_view<float> shown;
+
+    void resize(index_t tokens, index_t experts, index_t choices, index_t capacity) {
+        const auto positions = static_cast<std::size_t>(tokens * choices);
+        expert.resize(positions);
+        slot.resize(positions);
+        gate.resize(positions);
+        order.resize(positions);
+        statistics.resize(2 * static_cast<std::size_t>(tokens));
+        counts.resize(4 * static_cast<std::size_t>(experts) + 1);
+        shown.tokens = tokens;
+        shown.experts = experts;
+        shown.choices = choices;
+        shown.capacity = capacity;
+        shown.row_bound = sy::row_bound(tokens, choices, experts, capacity);
+        shown.expert = expert.data();
+        shown.slot = slot.data();
+        shown.gate = gate.data();
+        shown.order = order.data();
+        shown.row_maximum = statistics.data();
+        shown.row_sum = statistics.data() + tokens;
+        shown.offsets = counts.data();
+        shown.load_before = shown.offsets + experts + 1;
+        shown.load_after = shown.load_before + experts;
+        shown.balance_load = shown.load_after + experts;
+        shown.totals = &totals;
+    }
+    void made_by(const sy::plan_origin& origin) { shown.origin = origin; }
+    sy::plan_view<float>& view() { return shown; }
+    const sy::plan_view<float>& view() const { return shown; }
+};
+
+TEST_CASE("plan_view: a router fills arrays that belong to somebody else") {
+    const auto scores = gaussian_scores(50, 5, 1);
+    const sy::switch_router router;
+    borrowed_plan plan;
+    sy::workspace scratch;
+    sy::route_scores(sy::seq, router, stored<float>(scores), sy::training{}, plan, scratch);
+    CHECK(mismatch(plan.shown, ref::route_scores(reference_of(router, true), scores)) == "");
+}
+
+TEST_CASE("plan: one plan for steps of different shapes") {
+    sy::plan<float> plan;
+    sy::workspace scratch;
+    const sy::switch_router router;
+    for (const auto& [tokens, experts] : {std::pair<index_t, index_t>{300, 8}, {7, 64}, {0, 3}, {600, 2}, {1, 1}}) {
+        const auto scores = gaussian_scores(tokens, experts, 3);
+        sy::route_scores(sy::seq, router, stored<float>(scores), sy::training{}, plan, scratch);
+        CHECK(mismatch(plan, ref::route_scores(reference_of(router, true), scores)) == "");
+    }
+}
