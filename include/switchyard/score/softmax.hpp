@@ -114,7 +114,8 @@ SWITCHYARD_HD softmax_statistics<S, W, R> softmax_rows(const S* const (&row)[R],
     positions.flush(found.best);
     for (int r = 0; r < R; ++r) {
         found.sum[r] = total(sum[r]);
-        found.best[r] = found.best[r] < 0 ? 0 : found.best[r];
+        // Beyond the row's end lies only -infinity, which the maximum is where NaN hides all numbers.
+        found.best[r] = found.best[r] < 0 || found.best[r] >= experts ? 0 : found.best[r];
     }
     return found;
 }
