@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Builds and runs a small consumer of the library in one of the ways that consumers do, and checks what it is compiled with.
 
-usage: check_consumer.py KIND --source DIR --build DIR --prefix DIR --version X.Y.Z [--cmake CMAKE] [--compiler CXX]
+usage: check_consumer.py KIND --source DIR --build DIR --prefix DIR --version X.Y.Z [--cmake CMAKE] [--generator G]
+           [--compiler CXX]
 KIND   find_package | add_subdirectory | fetch_content | re_export | pkg_config
 source the library's source tree; build a scratch folder, emptied first; prefix where the library has been installed
 """
@@ -26,7 +27,7 @@ def run(*command, **options):
 
 
 def configure_and_build(args, source, build, *options):
-    run(args.cmake, "-S", source, "-B", build, "-DCMAKE_BUILD_TYPE=Release", f"-DCMAKE_CXX_COMPILER={args.compiler}",
+    run(args.cmake, "-G", args.generator, "-S", source, "-B", build, "-DCMAKE_BUILD_TYPE=Release", f"-DCMAKE_CXX_COMPILER={args.compiler}",
         f"-DCMAKE_PREFIX_PATH={args.prefix}", f"-DEXPECTED_VERSION={args.version}", f"-DSWITCHYARD_SOURCE={args.source}",
         "-DCMAKE_FIND_PACKAGE_NO_PACKAGE_REGISTRY=ON", *options)
     run(args.cmake, "--build", build)
@@ -76,6 +77,7 @@ def main():
     parser.add_argument("--prefix", required=True)
     parser.add_argument("--version", required=True)
     parser.add_argument("--cmake", default="cmake")
+    parser.add_argument("--generator", default="Unix Makefiles")
     parser.add_argument("--compiler", default="c++")
     args = parser.parse_args()
     shutil.rmtree(args.build, ignore_errors=True)

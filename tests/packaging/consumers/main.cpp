@@ -1,33 +1,28 @@
-// What each consumer builds: a program that routes a few numbers through the library's functions and its one error.
-#include <switchyard/backend/policy.hpp>
-#include <switchyard/core/philox.hpp>
-#include <switchyard/core/workspace.hpp>
-#include <switchyard/version.hpp>
-
-#include <Eigen/Core>
+// What each consumer builds: a program that routes a few tokens, Eigen's as well as the library's own, and catches an
+// error.
+#include <switchyard/switchyard.hpp>
 
 #include <cstdio>
 
 namespace sy = switchyard;
 
 int main() {
-    sy::matrix<float> scores(5, 3);
 #if defined(CONSUMER_USES_OPENMP)
     const auto& policy = sy::par;
 #else
     const auto& policy = sy::seq;
 #endif
-    policy.parallel_for(5, [&](sy::index_t t) {
-        for (sy::index_t e = 0; e < 3; ++e) {
-            scores(t, e) = sy::uniform_at({.seed = 7}, t, e);
-        }
-    });
-    const Eigen::Map<const Eigen::MatrixXf> same(scores.data(), 3, 5);
+    Eigen::MatrixXf scores(4, 3);
+    scores << 1, 2, 3, 6, 5, 4, 7, 9, 8, 0, 0, 1;
+    const auto plan = sy::route_scores(policy, sy::top_k_router{.k = 2}, scores);
+    const auto rows = sy::dispatch(policy, plan, scores);
+    const auto y = sy::combine(policy, plan, rows);
     try {
-        sy::require(false, "the maximum is ", same.maxCoeff());
+        sy::route_scores(policy, sy::top_k_router{.k = 4}, scores);
     } catch (const sy::error& e) {
-        std::printf("switchyard %d.%d: %s\n", sy::version.major, sy::version.minor, e.what());
-        return 0;
+        std::printf("switchyard %d.%d: token 1 goes to expert %d, %lld rows, then %s\n", sy::version.major,
+                    sy::version.minor, plan.expert()(1, 0), static_cast<long long>(rows.rows()), e.what());
+        return plan.expert()(1, 0) == 0 && plan.kept() == 8 && y.rows() == 4 ? 0 : 1;
     }
     return 1;
 }

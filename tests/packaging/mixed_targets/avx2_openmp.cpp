@@ -1,0 +1,5 @@
+#if !defined(__AVX2__) || defined(__AVX512F__) || !defined(_OPENMP)
+#error "compile this for AVX2, not for AVX-512, and with OpenMP"
+#endif
+#define ROUTE route_avx2_openmp
+#include "route.inc"
