@@ -122,6 +122,14 @@ concept host_policy = std::same_as<typename Policy::memory::space, host_space> &
     policy.parallel_for(index_t{1}, f);
 };
 
+/// The views of a call lie in the memory its policy works in, or a sentence says that they do not.
+template <class Policy, class... Views>
+constexpr void require_space() {
+    static_assert((std::is_same_v<typename Policy::memory::space, typename Views::space> && ...),
+                  "switchyard: an argument does not lie in the memory this policy works in (host views for CPU "
+                  "policies, device views for device policies)");
+}
+
 /// How many rows a block of work takes: a function of the size alone. At least 256 rows, so that what a block sets up
 /// is small beside its rows; at most about 512 blocks, so that what is kept per block is small beside the scores.
 constexpr index_t rows_per_block(index_t rows) {

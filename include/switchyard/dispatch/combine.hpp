@@ -37,7 +37,7 @@ void combine(const Policy& policy, const Plan& plan, const Rows& rows, Tokens&& 
              const combine_settings& settings = {}) {
     const auto& p = view_of_plan(plan);
     const auto out = as_view(y);
-    detail::require_tokens("y", p, out);
+    detail::require_tokens<Policy>("y", p, out);
     detail::require_rows<Policy>("rows", p, as_view(rows), out.columns);
     sum_rows(policy, p, settings.apply_gates, settings.accumulate, const_view(as_view(rows)), out);
 }
@@ -56,10 +56,10 @@ void combine_backward(const Policy& policy, const Plan& plan, const Rows& rows, 
                       Gates&& d_gates, const combine_settings& settings = {}) {
     const auto& p = view_of_plan(plan);
     const auto out = const_view(as_view(d_y));
-    detail::require_tokens("d_y", p, out);
+    detail::require_tokens<Policy>("d_y", p, out);
     detail::require_rows<Policy>("rows", p, as_view(rows), out.columns);
     detail::require_rows<Policy>("d_rows", p, as_view(d_rows), out.columns);
-    detail::require_gates(p, as_view(d_gates));
+    detail::require_gates<Policy>(p, as_view(d_gates));
     gather_rows(policy, p, settings.apply_gates, out, as_view(d_rows));
     if (settings.apply_gates) {
         dot_rows(policy, p, const_view(as_view(rows)), out, as_view(d_gates));

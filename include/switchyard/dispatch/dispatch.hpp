@@ -30,8 +30,7 @@ namespace detail {
 /// Rows in expert order must have room for what the plan keeps; where that cannot be read here, for what it may keep.
 template <class Policy, class Plan, class Rows>
 void require_rows(const char* name, const Plan& plan, const Rows& rows, index_t width) {
-    static_assert(std::is_same_v<typename Policy::memory::space, typename Rows::space>,
-                  "switchyard: an argument does not lie in the memory this policy works in");
+    require_space<Policy, Plan, Rows>();
     require(rows.columns == width, name, " has rows of ", rows.columns, " numbers; tokens have ", width);
     index_t needed = plan.row_bound;
     if constexpr (host_policy<Policy>) {
@@ -40,14 +39,16 @@ void require_rows(const char* name, const Plan& plan, const Rows& rows, index_t 
     require(rows.rows >= needed, name, " has ", rows.rows, " rows; the plan needs ", needed);
 }
 
-template <class Plan, class Tokens>
+template <class Policy, class Plan, class Tokens>
 void require_tokens(const char* name, const Plan& plan, const Tokens& tokens) {
+    require_space<Policy, Plan, Tokens>();
     require(tokens.rows == plan.tokens, name, " has ", tokens.rows, " rows; the plan was made for ", plan.tokens,
             " tokens");
 }
 
-template <class Plan, class Gates>
+template <class Policy, class Plan, class Gates>
 void require_gates(const Plan& plan, const Gates& d_gates) {
+    require_space<Policy, Gates>();
     require(d_gates.rows == plan.tokens && d_gates.columns == plan.choices, "d_gates is ", d_gates.rows, " x ",
             d_gates.columns, "; the plan has ", plan.tokens, " tokens x ", plan.choices, " choices");
 }
@@ -61,7 +62,7 @@ void dispatch(const Policy& policy, const Plan& plan, const Tokens& x, Rows&& ro
     const auto& p = view_of_plan(plan);
     const auto in = const_view(as_view(x));
     const auto out = as_view(rows);
-    detail::require_tokens("x", p, in);
+    detail::require_tokens<Policy>("x", p, in);
     detail::require_rows<Policy>("rows", p, out, in.columns);
     gather_rows(policy, p, settings.apply_gates, in, out);
 }
@@ -86,7 +87,7 @@ template <class Policy, class Plan, matrix_like Rows, matrix_like Tokens>
 void dispatch_backward(const Policy& policy, const Plan& plan, const Rows& d_rows, Tokens&& d_x) {
     const auto& p = view_of_plan(plan);
     const auto out = as_view(d_x);
-    detail::require_tokens("d_x", p, out);
+    detail::require_tokens<Policy>("d_x", p, out);
     detail::require_rows<Policy>("d_rows", p, as_view(d_rows), out.columns);
     sum_rows(policy, p, false, false, const_view(as_view(d_rows)), out);
 }
@@ -98,10 +99,10 @@ void dispatch_backward(const Policy& policy, const Plan& plan, const Input& x, c
     const auto& p = view_of_plan(plan);
     const auto in = const_view(as_view(x));
     const auto out = as_view(d_x);
-    detail::require_tokens("x", p, in);
+    detail::require_tokens<Policy>("x", p, in);
     require_same_shape("d_x", out, "x", in);
     detail::require_rows<Policy>("d_rows", p, as_view(d_rows), in.columns);
-    detail::require_gates(p, as_view(d_gates));
+    detail::require_gates<Policy>(p, as_view(d_gates));
     sum_rows(policy, p, true, false, const_view(as_view(d_rows)), out);
     dot_rows(policy, p, const_view(as_view(d_rows)), in, as_view(d_gates));
 }

@@ -11,9 +11,9 @@
 // T counts tokens that are not padding. A token with every expert forbidden is an error: nothing may be dropped. NaN
 // and +infinity are errors in training whatever `bad` says, except that `forbid_nan` is not offered there.
 //
-// `Solver` is any type of settings with a `solve` (assignment/assignment.hpp); `hungarian` is exact. CPU policies; the
-// solver runs on the calling thread. Time is the solver's, O(T E) at inference. Lewis, Bhosale, Dettmers, Goyal,
-// Zettlemoyer 2021, "BASE Layers", arXiv 2103.16716.
+// `Solver` is any type of settings with a `solve` (assignment/assignment.hpp); `hungarian` is exact. It runs on the
+// calling thread; a device policy copies scores to it and experts back, and waits for both. Time is the solver's, O(T
+// E) at inference. Lewis, Bhosale, Dettmers, Goyal, Zettlemoyer 2021, "BASE Layers", arXiv 2103.16716.
 #pragma once
 
 #include <switchyard/assignment/hungarian.hpp>
@@ -115,6 +115,26 @@ void route_greedily(const Policy& policy, const Pass& pass, const plan_view<S>& 
     place_choices(policy, plan, slot_settings{}, scratch);
 }
 
+/// The row program of the sigmoid gate of experts that are chosen already; padding has none.
+template <class Source, class S>
+struct sigmoid_gates {
+    Source source;
+    const std::int32_t* expert;
+    S* gate;
+
+    SWITCHYARD_HD void operator()(index_t token) const {
+        gate[token] = expert[token] < 0 ? S(0) : sigmoid(load_scalar(source.scores(token, expert[token])));
+    }
+};
+
+/// Balanced assignment: the plan's experts, -1 for padding.
+template <host_policy Policy, class Solver, class Storage, class S>
+void assign_balanced(const Policy&, const Solver& solver, const matrix_view<const Storage>& scores,
+                     const token_mask& mask, const plan_view<S>& plan, workspace& scratch) {
+    solve(solver, scores, balanced_quotas(count_tokens(mask, plan.tokens), plan.experts), mask, plan.expert, nullptr,
+          scratch);
+}
+
 /// scores[T, E] -> plan, k = 1, without capacity.
 template <class Policy, class Solver, matrix_like Scores, class Plan, class Workspace>
 void route_scores(const Policy& policy, const base_router<Solver>& router, const Scores& scores, const run_mode& mode,
@@ -128,15 +148,9 @@ void route_scores(const Policy& policy, const base_router<Solver>& router, const
     const auto& made = plan.view();
     const auto source = score_rows_of(input, 0.0f, mode.noise);
     if (mode.is_training) {
-        static_assert(host_policy<Policy>,
-                      "switchyard: balanced assignment runs on CPU policies; a device policy can route base_router at "
-                      "inference");
-        const index_t tokens = count_tokens(mode.mask, input.rows);
-        solve(router.solver, input, balanced_quotas(tokens, input.columns), mode.mask, made.expert, nullptr, scratch);
-        for_each_index(policy, input.rows, [&](index_t t) {
-            const std::int32_t expert = made.expert[t];
-            made.gate[t] = expert < 0 ? S(0) : sigmoid(load_scalar(input(t, expert)));
-        });
+        assign_balanced(policy, router.solver, input, mode.mask, made, scratch);
+        for_each_index(policy, input.rows,
+                       sigmoid_gates<std::remove_const_t<decltype(source)>, S>{source, made.expert, made.gate});
         place_choices(policy, made, slot_settings{}, scratch);
     } else {
         route_greedily(policy, greedy_pass<decltype(source), S>{source, mode.mask, router.bad, made.expert, made.gate},
@@ -176,6 +190,7 @@ void route_scores_backward(const Policy& policy, const base_router<Solver>& rout
     const auto& made = view_of_plan(plan);
     const auto gates = const_view(as_view(d_gates));
     const auto out = as_view(d_scores);
+    require_space<Policy, decltype(input), std::remove_cvref_t<decltype(made)>, decltype(gates), decltype(out)>();
     require_plan_for_backward(made, gates, input.rows, input.columns, fingerprint_of(router));
     require_same_shape("d_scores", out, "scores", input);
     const auto source = score_rows_of(input, 0.0f, made.origin.noise);

@@ -65,6 +65,7 @@ void route(const Policy& policy, const Router& router, const X& x, const W& w, r
            Workspace& scratch) {
     const auto tokens = const_view(as_view(x));
     const auto weights = const_view(as_view(w));
+    require_space<Policy, Plan, decltype(tokens), decltype(weights)>();
     require_projection(tokens, weights);
     require(mode.mask.data == nullptr || mode.mask.size == tokens.rows, "the mask has ", mode.mask.size,
             " entries for T = ", tokens.rows, " tokens");
@@ -85,6 +86,7 @@ void route_backward(const Policy& policy, const Router& router, const Plan& plan
     const auto tokens = const_view(as_view(x));
     const auto weights = const_view(as_view(w));
     const auto& made = plan.view();
+    require_space<Policy, Plan, decltype(tokens), decltype(weights), view_type<DX>, view_type<DW>>();
     require_projection(tokens, weights);
     require(made.origin.width == tokens.columns, "the plan was made from ",
             made.origin.width == 0 ? "scores" : "tokens of another width", "; backward was given tokens of width ",

@@ -111,6 +111,15 @@ struct score_rows {
         }
         return scratch;
     }
+    /// One score of that row.
+    SWITCHYARD_HD compute at(index_t token, index_t expert) const {
+        const compute score = load_scalar(scores(token, expert));
+        return logit_jitter == 0
+                   ? score
+                   : score *
+                         jitter_factor<compute>(
+                             uniform_at(for_purpose(noise, noise_purpose::logit_jitter), token, expert), logit_jitter);
+    }
 };
 
 template <class Storage, class Space>

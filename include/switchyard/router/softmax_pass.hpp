@@ -46,7 +46,8 @@ struct softmax_pass {
     /// Numbers of scratch for one block of rows.
     template <int W, int R>
     SWITCHYARD_HD index_t scratch_size() const {
-        return (2 * R + 1) * padded<W>(experts()) + selection_scratch<compute>(experts());
+        // Selection one by one needs none.
+        return W == 1 ? 2 * R * experts() : (2 * R + 1) * padded<W>(experts()) + selection_scratch<compute>(experts());
     }
 
     /// Rows first .. last. `column_sums` [padded E] is added to where given.

@@ -107,6 +107,8 @@ void route_scores_backward(const Policy& policy, const switch_router& router, co
                            const backward_settings& backward = {}) {
     const auto input = const_view(as_view(scores));
     const auto& made = view_of_plan(plan);
+    require_space<Policy, decltype(input), std::remove_cvref_t<decltype(made)>, view_type<const Gates&>,
+                  view_type<Out>>();
     require_plan_for_backward(made, as_view(d_gates), input.rows, input.columns, fingerprint_of(router));
     require_same_shape("d_scores", as_view(d_scores), "scores", input);
     route_softmax_backward(policy, score_rows_of(input, router.logit_jitter, made.origin.noise), made,
