@@ -1,0 +1,131 @@
+// Moving rows on a Thrust policy: the verbs of dispatch/rows.hpp. One thread an element on a GPU (neighbours in a row
+// are neighbours in memory), one a row on CPU systems. Sums over a token's choices in their order, without atomics.
+// How many rows were kept is read where the plan lies: threads beyond it do nothing.
+#pragma once
+
+#include <switchyard/backend/thrust.hpp>
+#include <switchyard/core/config.hpp>
+#include <switchyard/core/matrix_view.hpp>
+#include <switchyard/core/scalar_traits.hpp>
+#include <switchyard/plan/plan.hpp>
+
+#include <type_traits>
+
+namespace switchyard {
+inline namespace SWITCHYARD_TARGET {
+
+namespace detail {
+
+/// Columns one thread moves.
+template <class Memory>
+constexpr index_t columns_a_thread(index_t width) {
+    return most_lanes<Memory>() == 256 && width > 1 ? width : 1;
+}
+
+template <class S, class Space, class In, class Out>
+struct gather_part {
+    plan_view<S, Space> plan;
+    bool weigh;
+    matrix_view<const In, Space> in;
+    matrix_view<Out, Space> out;
+    index_t columns;  ///< of one thread
+
+    SWITCHYARD_HD void operator()(index_t i) const {
+        const index_t parts = in.columns / columns;
+        const index_t row = i / parts;
+        if (row >= plan.offsets[plan.experts]) {
+            return;
+        }
+        const std::int64_t position = plan.order[row];
+        const index_t token = plan.token_of(position);
+        const index_t first = i % parts * columns;
+        const compute_t<In> weight = weigh ? static_cast<compute_t<In>>(plan.gate[position]) : compute_t<In>(1);
+        for (index_t j = first; j < first + columns; ++j) {
+            if constexpr (std::is_same_v<In, Out>) {
+                out(row, j) = weigh ? store_scalar<Out>(weight * load_scalar(in(token, j))) : in(token, j);
+            } else {
+                out(row, j) = store_scalar<Out>(static_cast<compute_t<Out>>(weight * load_scalar(in(token, j))));
+            }
+        }
+    }
+};
+
+template <class S, class Space, class In, class Out>
+struct sum_part {
+    plan_view<S, Space> plan;
+    bool weigh;
+    bool accumulate;
+    matrix_view<const In, Space> in;
+    matrix_view<Out, Space> out;
+    index_t columns;  ///< of one thread
+
+    SWITCHYARD_HD void operator()(index_t i) const {
+        using C = compute_t<Out>;
+        const index_t parts = out.columns / columns;
+        const index_t token = i / parts;
+        const index_t first = i % parts * columns;
+        for (index_t j = first; j < first + columns; ++j) {
+            C sum = accumulate ? load_scalar(out(token, j)) : C(0);
+            for (index_t c = token * plan.choices; c < (token + 1) * plan.choices; ++c) {
+                const index_t row = plan.row_of(c);
+                if (row >= 0) {
+                    sum += (weigh ? static_cast<C>(plan.gate[c]) : C(1)) * static_cast<C>(load_scalar(in(row, j)));
+                }
+            }
+            out(token, j) = store_scalar<Out>(sum);
+        }
+    }
+};
+
+template <class S, class Space, class A, class B, class G>
+struct dot_choice {
+    plan_view<S, Space> plan;
+    matrix_view<const A, Space> rows;
+    matrix_view<const B, Space> tokens;
+    matrix_view<G, Space> d_gates;
+
+    SWITCHYARD_HD void operator()(index_t position) const {
+        const index_t token = plan.token_of(position);
+        const index_t row = plan.row_of(position);
+        compute_t<A> sum = 0;
+        for (index_t j = 0; row >= 0 && j < tokens.columns; ++j) {
+            sum += load_scalar(rows(row, j)) * static_cast<compute_t<A>>(load_scalar(tokens(token, j)));
+        }
+        d_gates(token, position % plan.choices) = store_scalar<G>(static_cast<compute_t<G>>(sum));
+    }
+};
+
+}  // namespace detail
+
+/// out[r] = w_r * in[token of r] for the kept rows; rows beyond are not touched.
+template <class Exec, class Memory, class S, class In, class Out>
+void gather_rows(const thrust_policy<Exec, Memory>& policy, const plan_view<S, typename Memory::space>& plan,
+                 bool weigh, const matrix_view<const In, typename Memory::space>& in,
+                 const matrix_view<Out, typename Memory::space>& out) {
+    const index_t columns = detail::columns_a_thread<Memory>(in.columns);
+    for_each_index(policy, plan.row_bound * (in.columns / columns),
+                   detail::gather_part<S, typename Memory::space, In, Out>{plan, weigh, in, out, columns});
+}
+
+/// out[t] (+)= sum_c w_tc * in[row of (t, c)].
+template <class Exec, class Memory, class S, class In, class Out>
+void sum_rows(const thrust_policy<Exec, Memory>& policy, const plan_view<S, typename Memory::space>& plan, bool weigh,
+              bool accumulate, const matrix_view<const In, typename Memory::space>& in,
+              const matrix_view<Out, typename Memory::space>& out) {
+    const index_t columns = detail::columns_a_thread<Memory>(out.columns);
+    for_each_index(policy, plan.tokens * (out.columns / columns),
+                   detail::sum_part<S, typename Memory::space, In, Out>{plan, weigh, accumulate, in, out, columns});
+}
+
+/// d_gate[t, c] = rows[row of (t, c)] . tokens[t], and 0 for dropped choices.
+template <class Exec, class Memory, class S, class A, class B, class G>
+void dot_rows(const thrust_policy<Exec, Memory>& policy, const plan_view<S, typename Memory::space>& plan,
+              const matrix_view<const A, typename Memory::space>& rows,
+              const matrix_view<const B, typename Memory::space>& tokens,
+              const matrix_view<G, typename Memory::space>& d_gates) {
+    for_each_index(policy, plan.tokens * plan.choices,
+                   detail::dot_choice<S, typename Memory::space, A, B, G>{plan, rows, tokens, d_gates});
+}
+
+}  // namespace SWITCHYARD_TARGET
+}  // namespace switchyard

@@ -1,0 +1,79 @@
+// A plan in device memory, seen from the host: its totals, its status as an exception, and a copy of all of it.
+//
+//   check(policy, plan);                    throws what a CPU policy would have thrown while routing
+//   const auto t = totals_of(policy, plan);       kept, counted tokens, losses, status
+//   const plan<float> p = copy_to_host(policy, plan);
+//
+// All three wait for everything enqueued on the policy's stream before them. The first two copy 48 bytes.
+#pragma once
+
+#include <switchyard/backend/thrust.hpp>
+#include <switchyard/core/config.hpp>
+#include <switchyard/core/error.hpp>
+#include <switchyard/plan/plan.hpp>
+
+#include <type_traits>
+
+namespace switchyard {
+inline namespace SWITCHYARD_TARGET {
+
+/// What a plan counts, read back.
+template <class Exec, class Memory, class Plan>
+plan_totals totals_of(const thrust_policy<Exec, Memory>& policy, const Plan& plan) {
+    const auto& view = view_of_plan(plan);
+    static_assert(std::is_same_v<typename std::remove_cvref_t<decltype(view)>::space, typename Memory::space>,
+                  "switchyard: the plan does not lie in the memory this policy works in");
+    plan_totals totals;
+    Memory::copy_to_host(policy.exec, &totals, view.totals, sizeof totals);
+    return totals;
+}
+
+/// Throws `error` where the plan's scores could not be routed: NaN or +infinity, or every expert forbidden to a token
+/// that may not be dropped. The sentence names the first such token.
+template <class Exec, class Memory, class Plan>
+void check(const thrust_policy<Exec, Memory>& policy, const Plan& plan) {
+    const plan_totals totals = totals_of(policy, plan);
+    if (totals.status == plan_status::bad_score) {
+        fail("a score of token ", totals.status_token,
+             " is NaN or +infinity: a score must be finite, or -infinity to forbid an expert");
+    }
+    if (totals.status == plan_status::unroutable) {
+        fail("token ", totals.status_token, " has every expert forbidden (-infinity) and may not be dropped");
+    }
+}
+
+/// The whole plan on the host, the scores it keeps for backward excepted.
+template <class Exec, class Memory, class S>
+plan<S> copy_to_host(const thrust_policy<Exec, Memory>& policy, const plan_view<S, typename Memory::space>& from) {
+    plan<S> copy;
+    copy.resize(from.tokens, from.experts, from.choices, from.capacity);
+    copy.made_by(from.origin);
+    const auto fetch = [&]<class T>(T* to, const T* source, index_t count) {
+        if (count > 0) {
+            Memory::copy_to_host(policy.exec, to, source, detail::bytes_of<T>(count));
+        }
+    };
+    const auto& to = copy.view();
+    const index_t positions = from.tokens * from.choices;
+    fetch(to.totals, from.totals, 1);
+    fetch(to.expert, from.expert, positions);
+    fetch(to.slot, from.slot, positions);
+    fetch(to.gate, from.gate, positions);
+    fetch(to.offsets, from.offsets, from.experts + 1);
+    fetch(to.load_before, from.load_before, from.experts);
+    fetch(to.load_after, from.load_after, from.experts);
+    fetch(to.balance_load, from.balance_load, from.experts);
+    fetch(to.order, from.order, to.totals->kept);
+    if (from.origin.training) {
+        fetch(to.row_maximum, from.row_maximum, from.tokens);
+        fetch(to.row_sum, from.row_sum, from.tokens);
+    }
+    return copy;
+}
+template <class Exec, class Memory, class S>
+plan<S> copy_to_host(const thrust_policy<Exec, Memory>& policy, const basic_plan<S, Memory>& from) {
+    return copy_to_host(policy, from.view());
+}
+
+}  // namespace SWITCHYARD_TARGET
+}  // namespace switchyard

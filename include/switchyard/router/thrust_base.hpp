@@ -1,0 +1,43 @@
+// Balanced assignment on a Thrust policy: scores and mask go to the host, a solver runs there, experts come back.
+//
+// For BASE in training only (router/base.hpp). It waits for the device and allocates on the host at every call; the
+// error of bad scores is thrown here and now, not noted in the plan.
+#pragma once
+
+#include <switchyard/assignment/quotas.hpp>
+#include <switchyard/backend/thrust.hpp>
+#include <switchyard/core/config.hpp>
+#include <switchyard/core/matrix_view.hpp>
+#include <switchyard/core/memory.hpp>
+#include <switchyard/core/workspace.hpp>
+#include <switchyard/plan/plan.hpp>
+#include <switchyard/router/thrust_routing.hpp>
+
+#include <cstdint>
+
+namespace switchyard {
+inline namespace SWITCHYARD_TARGET {
+
+/// Balanced assignment: the plan's experts, -1 for padding.
+template <class Exec, class Memory, class Solver, class Storage, class S>
+void assign_balanced(const thrust_policy<Exec, Memory>& policy, const Solver& solver,
+                     const matrix_view<const Storage, typename Memory::space>& scores, const token_mask& mask,
+                     const plan_view<S, typename Memory::space>& plan, basic_workspace<Memory>&) {
+    const matrix<Storage> host_scores = copy_to_host(policy, scores);
+    buffer<std::uint8_t> host_mask(mask.data != nullptr ? plan.tokens : 0);
+    if (host_mask.size() > 0) {
+        Memory::copy_to_host(policy.exec, host_mask.data(), mask.data, detail::bytes_of<std::uint8_t>(plan.tokens));
+    }
+    const token_mask tokens{host_mask.data(), host_mask.size()};
+    buffer<std::int32_t> expert(plan.tokens);
+    workspace host_scratch;
+    solve(solver, host_scores.view(), balanced_quotas(count_tokens(tokens, plan.tokens), plan.experts), tokens,
+          expert.data(), nullptr, host_scratch);
+    if (plan.tokens > 0) {
+        Memory::copy_to_device(policy.exec, plan.expert, expert.data(), detail::bytes_of<std::int32_t>(plan.tokens));
+    }
+    for_each_index(policy, 1, detail::note_events{plan.totals, nullptr, false});
+}
+
+}  // namespace SWITCHYARD_TARGET
+}  // namespace switchyard
