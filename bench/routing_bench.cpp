@@ -3,6 +3,7 @@
 //   ./routing_bench --benchmark_enable_random_interleaving=true --benchmark_repetitions=9
 //       --benchmark_report_aggregates_only=true --benchmark_filter='/65536/64(/|$)'
 //
+// switch_route is a training step (losses, statistics for backward), top_k_route inference (decoding sizes among them).
 // Rows are `<operation>_<policy>/<tokens>/<experts>`, with /k for top-k. Compare medians of one run only. All operations
 // write into prepared buffers. Scores are Gaussian (fixed seed); rows of tokens have 512 float32 numbers; dispatch and combine
 // use balanced random experts and drop nothing. `par` runs on OpenMP with the machine's threads.
@@ -59,12 +60,13 @@ void count(benchmark::State& state, index_t tokens, index_t bytes) {
 }
 
 template <class Policy, class Router>
-void route(benchmark::State& state, const Policy& policy, const Router& router, index_t tokens, index_t experts) {
+void route(benchmark::State& state, const Policy& policy, const Router& router, const sy::run_mode& mode,
+           index_t tokens, index_t experts) {
     const row_major scores = gaussian(tokens, experts);
     sy::plan<float> plan;
     sy::workspace scratch;
     for (auto _ : state) {
-        sy::route_scores(policy, router, scores, sy::training{}, plan, scratch);
+        sy::route_scores(policy, router, scores, mode, plan, scratch);
         benchmark::DoNotOptimize(plan.view().order);
         benchmark::ClobberMemory();
     }
@@ -250,7 +252,7 @@ void add_policy(const std::string& name, const Policy& policy) {
     const sy::switch_router switch_router{};
     for (const index_t e : {8, 60, 64, 100, 128, 256, 1024}) {
         const index_t t = 65536;
-        add("switch_route", name, {t, e}, [=](auto& s) { route(s, policy, switch_router, t, e); });
+        add("switch_route", name, {t, e}, [=](auto& s) { route(s, policy, switch_router, sy::training{}, t, e); });
     }
     for (const index_t e : {64, 256}) {
         const index_t t = 65536;
@@ -259,11 +261,11 @@ void add_policy(const std::string& name, const Policy& policy) {
     }
     for (const index_t t : {1, 32, 512, 65536}) {
         const sy::top_k_router router{.k = 8};
-        add("top_k_route", name, {t, 256, 8}, [=](auto& s) { route(s, policy, router, t, 256); });
+        add("top_k_route", name, {t, 256, 8}, [=](auto& s) { route(s, policy, router, sy::inference{}, t, 256); });
     }
     for (const index_t k : {1, 2, 4, 32}) {
         const sy::top_k_router router{.k = k};
-        add("top_k_route", name, {65536, 64, k}, [=](auto& s) { route(s, policy, router, 65536, 64); });
+        add("top_k_route", name, {65536, 64, k}, [=](auto& s) { route(s, policy, router, sy::inference{}, 65536, 64); });
     }
     add("top_k_route_backward", name, {65536, 256, 8},
         [=](auto& s) { route_backward(s, policy, sy::top_k_router{.k = 8}, 65536, 256); });

@@ -25,21 +25,29 @@ struct balance_terms {
     const std::int64_t* counted_tokens = nullptr;  ///< N
     const std::int64_t* load = nullptr;            ///< [E] counted choices, before capacity
 
-    /// d loss / d p_te for every token t.
-    SWITCHYARD_HD double gradient(index_t expert) const {
+    /// d loss / d p_te = scale() * load[e], for every token t.
+    SWITCHYARD_HD double scale() const {
         const auto tokens = static_cast<double>(*counted_tokens);
-        return tokens == 0 ? 0.0
-                           : weight * static_cast<double>(experts) * static_cast<double>(load[expert]) /
-                                 (tokens * tokens * static_cast<double>(counted_choices));
+        return tokens == 0
+                   ? 0.0
+                   : weight * static_cast<double>(experts) / (tokens * tokens * static_cast<double>(counted_choices));
     }
+    SWITCHYARD_HD double gradient(index_t expert) const { return scale() * static_cast<double>(load[expert]); }
 
     /// The loss, from the column sums of the probabilities.
     SWITCHYARD_HD double value(const double* probability_sums) const {
-        double loss = 0;
-        for (index_t e = 0; e < experts; ++e) {
-            loss += gradient(e) * probability_sums[e];
+        // Eight chains of additions, so that the sum does not wait for each one.
+        double part[8] = {};
+        for (index_t e = 0; e + 8 <= experts; e += 8) {
+            for (int i = 0; i < 8; ++i) {
+                part[i] += static_cast<double>(load[e + i]) * probability_sums[e + i];
+            }
         }
-        return loss;
+        for (index_t e = experts / 8 * 8; e < experts; ++e) {
+            part[0] += static_cast<double>(load[e]) * probability_sums[e];
+        }
+        const double sum = ((part[0] + part[4]) + (part[1] + part[5])) + ((part[2] + part[6]) + (part[3] + part[7]));
+        return scale() * sum;
     }
 };
 

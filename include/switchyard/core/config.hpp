@@ -1,4 +1,4 @@
-// What the compiler is, in four facts. The only macros of the library that other headers use are defined here.
+// What the compiler is, in five facts. The only macros of the library that other headers use are defined here.
 //
 //   SWITCHYARD_TARGET
 //     an identifier that encodes the instruction set, whether OpenMP is on and whether nvcc compiles, for example
@@ -28,8 +28,10 @@
 
 #if defined(__GNUC__) || defined(__clang__)
 #define SWITCHYARD_ALWAYS_INLINE __attribute__((always_inline)) inline
+#define SWITCHYARD_COLD __attribute__((cold, noinline))
 #else
 #define SWITCHYARD_ALWAYS_INLINE __forceinline
+#define SWITCHYARD_COLD
 #endif
 
 #if defined(__cpp_exceptions) || defined(__EXCEPTIONS) || defined(_CPPUNWIND)

@@ -72,7 +72,7 @@ void append(std::string& sentence, const Part& part) {
 
 /// Composes the sentence from its parts (text and numbers) and throws `error`, or calls the handler.
 template <class... Parts>
-[[noreturn]] void fail(const Parts&... parts) {
+[[noreturn]] SWITCHYARD_COLD void fail(const Parts&... parts) {
     std::string sentence;
     (detail::append(sentence, parts), ...);
 #if SWITCHYARD_EXCEPTIONS
@@ -83,9 +83,9 @@ template <class... Parts>
 #endif
 }
 
-/// Fails with the sentence unless the rule holds.
+/// Fails with the sentence unless the rule holds. Inlined, so that a rule that holds costs its test and nothing more.
 template <class... Parts>
-void require(bool rule, const Parts&... parts) {
+SWITCHYARD_ALWAYS_INLINE void require(bool rule, const Parts&... parts) {
     if (!rule) [[unlikely]] {
         fail(parts...);
     }

@@ -362,9 +362,9 @@ struct pack {
 
 #endif  // SWITCHYARD_DETAIL_VECTORS
 
-/// e^x for x <= 0, exactly 1 at 0, exactly 0 below smallest_exponent and at -infinity, NaN at NaN. Error below 2.5 ulp in
-/// float (a minimax polynomial of degree 5 after reduction by ln 2; over all floats at most 2.2 with fused multiply-add
-/// and 2.42 without) and below 2 ulp in double (degree 13).
+/// e^x for x <= 0, exactly 1 at 0, exactly 0 below smallest_exponent and at -infinity, NaN at NaN. Error below 2.5 ulp
+/// in float (a minimax polynomial of degree 5 after reduction by ln 2; over all floats at most 2.2 with fused
+/// multiply-add and 2.42 without) and below 2 ulp in double (degree 13).
 template <class S, int W>
 SWITCHYARD_HD pack<S, W> exp_nonpositive(pack<S, W> x) {
     using P = pack<S, W>;

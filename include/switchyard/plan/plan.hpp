@@ -8,7 +8,7 @@
 //                   row = offsets[expert] + slot, so sums over a token's choices have a fixed order and need no
 //                   atomics.
 //   load_before[E], load_after[E]   choices an expert was given, before and after capacity.
-//   balance_load[E] the choices the load-balancing loss counts (first choices, or all).
+//   balance_load[E] the choices the load-balancing loss counts (first choices, or all); training only.
 //   row_maximum[T], row_sum[T]      what backward needs to recompute probabilities; training only.
 //   totals          kept, counted tokens, losses, status.
 //

@@ -48,6 +48,9 @@ SWITCHYARD_HD constexpr std::int32_t decoded_choice(std::int32_t code) { return 
 
 inline namespace SWITCHYARD_TARGET {
 
+/// Up to this many tokens are placed by plain loops on the calling thread: one block would hold them anyway.
+inline constexpr index_t few_tokens = 256;
+
 /// Counts of choices by block of tokens: [blocks, k, E]. Filled by a row pass while its choices are in cache, or by
 /// `count_choices`; `place_choices` turns counts into first slots.
 struct choice_counts {
@@ -97,6 +100,68 @@ void count_choices(const plan_view<S>& plan, const choice_counts& counts, index_
 
 namespace detail {
 
+/// load_after, offsets and kept from load_before.
+template <class S>
+void scan_loads(const plan_view<S>& plan) {
+    const index_t experts = plan.experts;
+    if (plan.capacity == unlimited) {
+        std::copy(plan.load_before, plan.load_before + experts, plan.load_after);
+    } else {
+        for (index_t e = 0; e < experts; ++e) {
+            plan.load_after[e] = std::min<std::int64_t>(plan.load_before[e], plan.capacity);
+        }
+    }
+    // Four at a time, so that the chain of additions is a quarter as long: it is what a decoding step waits for.
+    std::int64_t start = 0;
+    index_t e = 0;
+    for (; e + 4 <= experts; e += 4) {
+        const std::int64_t* const load = plan.load_after + e;
+        const std::int64_t two = load[0] + load[1];
+        plan.offsets[e] = start;
+        plan.offsets[e + 1] = start + load[0];
+        plan.offsets[e + 2] = start + two;
+        plan.offsets[e + 3] = start + (two + load[2]);
+        start += two + (load[2] + load[3]);
+    }
+    for (; e < experts; ++e) {
+        plan.offsets[e] = start;
+        start += plan.load_after[e];
+    }
+    plan.offsets[experts] = start;
+    plan.totals->kept = start;
+}
+
+/// Few tokens (decoding): the loops as one would write them, without counters a block and a choice.
+template <class S>
+void place_few(const plan_view<S>& plan, balance_count balance, const std::int32_t* priority) {
+    const index_t k = plan.choices;
+    std::fill(plan.load_before, plan.load_before + plan.experts, 0);
+    std::int64_t tokens = 0;
+    for (index_t c = 0; c < k; ++c) {
+        for (index_t place = 0; place < plan.tokens; ++place) {
+            const index_t position = (priority != nullptr ? priority[place] : place) * k + c;
+            const std::int32_t code = plan.expert[position];
+            tokens += c == 0 && code != padding_choice ? 1 : 0;
+            const std::int64_t slot = code >= 0 ? plan.load_before[code]++ : plan.capacity;
+            plan.slot[position] = slot < plan.capacity ? static_cast<std::int32_t>(slot) : -1;
+            if (plan.slot[position] < 0) {
+                plan.expert[position] = decoded_choice(code);
+                plan.gate[position] = S(0);
+            }
+        }
+        if (plan.origin.training && (c == 0 || (c + 1 == k && balance == balance_count::all))) {
+            std::copy(plan.load_before, plan.load_before + plan.experts, plan.balance_load);
+        }
+    }
+    plan.totals->counted_tokens = tokens;
+    scan_loads(plan);
+    for (index_t position = 0; position < plan.tokens * k; ++position) {
+        if (plan.slot[position] >= 0) {
+            plan.order[plan.row_of(position)] = position;
+        }
+    }
+}
+
 /// Loads, offsets and, in place of each count, the first slot of its block and choice.
 template <class S>
 void scan_counts(const plan_view<S>& plan, const choice_counts& counts, balance_count balance) {
@@ -111,18 +176,11 @@ void scan_counts(const plan_view<S>& plan, const choice_counts& counts, balance_
                 plan.load_before[e] += here;
             }
         }
-        if (c == 0 || balance == balance_count::all) {
+        if (plan.origin.training && (c == 0 || (c + 1 == plan.choices && balance == balance_count::all))) {
             std::copy(plan.load_before, plan.load_before + experts, plan.balance_load);
         }
     }
-    std::int64_t start = 0;
-    for (index_t e = 0; e < experts; ++e) {
-        plan.offsets[e] = start;
-        plan.load_after[e] = std::min<std::int64_t>(plan.load_before[e], plan.capacity);
-        start += plan.load_after[e];
-    }
-    plan.offsets[experts] = start;
-    plan.totals->kept = start;
+    scan_loads(plan);
     plan.totals->counted_tokens = 0;
     for (index_t b = 0; b < counts.blocks; ++b) {
         plan.totals->counted_tokens += counts.tokens[b];
@@ -182,6 +240,10 @@ void place_choices(const Policy& policy, const plan_view<S>& plan, const slot_se
     const auto scope = scratch.open();
     const std::int32_t* const priority =
         settings.order == drop_order::gate ? detail::gate_priority(plan, scratch) : nullptr;
+    if (plan.tokens <= few_tokens) {
+        detail::place_few(plan, settings.balance, priority);
+        return;
+    }
     choice_counts own;
     if (counts == nullptr || priority != nullptr) {
         own = take_choice_counts(plan, scratch);
@@ -219,7 +281,9 @@ void place_choices_in_rounds(const Policy&, const plan_view<S>& plan, const std:
         plan.expert[t] = decoded_choice(code);
         plan.slot[t] = -1;
     }
-    std::copy(plan.load_before, plan.load_before + experts, plan.balance_load);
+    if (plan.origin.training) {
+        std::copy(plan.load_before, plan.load_before + experts, plan.balance_load);
+    }
     for (index_t round = 0; round < rounds; ++round) {
         for (index_t place = 0; place < plan.tokens; ++place) {
             const index_t t = priority != nullptr ? priority[place] : place;

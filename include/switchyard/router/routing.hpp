@@ -63,14 +63,13 @@ struct backward_settings {
 
 inline namespace SWITCHYARD_TARGET {
 
-/// Fingerprint of settings: FNV-1a over their values.
+/// Fingerprint of settings: a hash of their values, one multiplication each (decoding steps compute it too).
 template <class... Values>
 constexpr std::uint64_t fingerprint(const Values&... values) {
     std::uint64_t hash = 0xcbf29ce484222325u;
     const auto mix = [&hash](std::uint64_t word) {
-        for (int byte = 0; byte < 8; ++byte) {
-            hash = (hash ^ ((word >> (8 * byte)) & 0xff)) * 0x100000001b3u;
-        }
+        hash = (hash ^ word) * 0x9e3779b97f4a7c15u;
+        hash ^= hash >> 32;
     };
     const auto word_of = [](const auto& value) {
         if constexpr (std::is_floating_point_v<std::remove_cvref_t<decltype(value)>>) {

@@ -283,8 +283,10 @@ row_events run_softmax_pass(const Policy& policy, const Pass& pass, double* colu
         events.unroutable = events.unroutable < 0 ? block_events[b].unroutable : events.unroutable;
     }
     if (column_sums != nullptr) {
-        std::fill(column_sums, column_sums + experts, 0.0);
-        for (index_t b = 0; b < blocks; ++b) {
+        for (index_t e = 0; e < experts; ++e) {
+            column_sums[e] = blocks > 0 ? static_cast<double>(block_sums[e]) : 0.0;
+        }
+        for (index_t b = 1; b < blocks; ++b) {
             for (index_t e = 0; e < experts; ++e) {
                 column_sums[e] += static_cast<double>(block_sums[b * length + e]);
             }

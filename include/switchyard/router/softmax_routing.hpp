@@ -55,18 +55,16 @@ template <host_policy Policy, class Pass, class S>
 void route_rows(const Policy& policy, const Pass& pass, const plan_view<S>& plan, const softmax_settings& settings,
                 double* column_sums, workspace& scratch) {
     const auto scope = scratch.open();
-    const bool by_position = settings.slots.order == drop_order::position;
-    const choice_counts counts = take_choice_counts(plan, scratch);
-    if (plan.tokens == 0) {
-        count_choices(plan, counts, 0, nullptr);
-    }
+    // Counting pays where there are several blocks, and in token order.
+    const bool count = plan.tokens > few_tokens && settings.slots.order == drop_order::position;
+    const choice_counts counts = count ? take_choice_counts(plan, scratch) : choice_counts{};
     const row_events events = run_softmax_pass(policy, pass, column_sums, scratch, [&](index_t block) {
-        if (by_position) {
+        if (count) {
             count_choices(plan, counts, block, nullptr);
         }
     });
     raise_row_events(pass.source, events, settings.may_drop);
-    place_choices(policy, plan, settings.slots, scratch, by_position ? &counts : nullptr);
+    place_choices(policy, plan, settings.slots, scratch, count ? &counts : nullptr);
 }
 
 /// Row pass that lists candidates, and slots in rounds, on the CPU.

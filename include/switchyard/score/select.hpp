@@ -73,46 +73,78 @@ void select_by_sorting(const S* row, index_t experts, index_t k, S* scores, std:
     }
 }
 
-/// The k-th largest of the W column maxima of a row: at least k scores reach it.
+/// The k-th largest of the W column maxima of a row: at least k scores reach it. No branches: which lane it is is
+/// random.
 template <class S, int W>
 S reached_by_k(pack<S, W> column_maxima, index_t k) {
     alignas(64) S lanes[W];
     column_maxima.store(lanes);
-    S threshold = lowest<S>();
+    constexpr int far = 1 << 20;
+    const int wanted = static_cast<int>(k);
+    int nearest = far;
     for (int i = 0; i < W; ++i) {
-        const int at_least = std::popcount(at_least_bits(column_maxima, pack<S, W>::all(lanes[i])));
-        const S candidate = at_least >= k ? lanes[i] : lowest<S>();
-        threshold = candidate > threshold ? candidate : threshold;
+        // Lanes that reach lane i. The fewest that are still k name the threshold; too few are moved far away.
+        const int reach = std::popcount(at_least_bits(column_maxima, pack<S, W>::all(lanes[i])));
+        const int distance = (reach - wanted) & far;  // far where negative
+        nearest = std::min(nearest, (reach + distance) * W + i);
     }
-    return threshold;
+    return nearest < far ? lanes[nearest % W] : lowest<S>();
 }
 
-/// Indices of the scores >= threshold, in index order; returns how many. At most `room` are written.
+/// Indices of the scores >= threshold, in index order, to found[0 .. room + W); returns how many there are, which may
+/// be more than `room`: the first `room` are kept.
 template <class S, int W>
 index_t collect_at_least(const S* row, index_t experts, S threshold, std::int32_t* found, index_t room) {
-    constexpr index_t group = 64;  // scores tested before the bits are looked at
     using P = pack<S, W>;
     const P level = P::all(threshold);
     index_t count = 0;
-    for (index_t start = 0; start < experts; start += group) {
-        std::uint64_t bits = 0;
-        const index_t end = start + group < experts ? group : experts - start;
-        index_t j = 0;
-        for (; j + W <= end; j += W) {
-            bits |= static_cast<std::uint64_t>(at_least_bits(P::load(row + start + j), level)) << j;
-        }
-        if (j < end) {
-            const P rest = P::load_first(row + start + j, end - j, std::numeric_limits<S>::quiet_NaN());
-            bits |= static_cast<std::uint64_t>(at_least_bits(rest, level)) << j;
-        }
-        for (; bits != 0; bits &= bits - 1) {
-            if (count == room) {
-                return count + 1;
-            }
-            found[count++] = static_cast<std::int32_t>(start + std::countr_zero(bits));
-        }
+    const auto visit = [&](index_t j, P scores) {
+        const std::uint32_t bits = at_least_bits(scores, level);
+        P::store_positions(found + std::min(count, room), bits, static_cast<std::int32_t>(j));
+        count += std::popcount(bits);
+    };
+    index_t j = 0;
+    for (; j + W <= experts; j += W) {
+        visit(j, P::load(row + j));
+    }
+    if (j < experts) {
+        visit(j, P::load_first(row + j, experts - j, std::numeric_limits<S>::quiet_NaN()));
     }
     return count;
+}
+
+/// Orders `count` candidates, which stand in index order, by counting for each how many come before it, and writes the
+/// first k. count <= 4 W.
+template <class S, int W>
+void rank_candidates(const S* row, const std::int32_t* found, index_t count, index_t k, S* scores,
+                     std::int32_t* choices) {
+    using P = pack<S, W>;
+    constexpr index_t room = 4 * W;
+    alignas(64) S value[room];
+    alignas(64) S ranked_score[room];
+    alignas(64) std::int32_t ranked[room];
+    const index_t used = (count + W - 1) / W * W;
+    for (index_t i = 0; i < used; ++i) {
+        value[i] = i < count ? usable(row[found[i]]) : lowest<S>();
+    }
+    for (index_t i = 0; i < count; ++i) {
+        // Those not below, minus those equal at or after i: ties keep index order.
+        const P mine = P::all(value[i]);
+        std::uint64_t not_below = 0;
+        std::uint64_t equal = 0;
+        for (index_t j = 0; j < used; j += W) {
+            const P others = P::load(value + j);
+            not_below |= static_cast<std::uint64_t>(at_least_bits(others, mine)) << j;
+            equal |= static_cast<std::uint64_t>(equal_bits(others, mine)) << j;
+        }
+        const int rank = std::popcount(not_below) - std::popcount(equal >> i);
+        ranked_score[rank] = value[i];
+        ranked[rank] = found[i];
+    }
+    for (index_t c = 0; c < k; ++c) {
+        scores[c] = ranked_score[c];
+        choices[c] = ranked[c];
+    }
 }
 
 }  // namespace detail
@@ -125,41 +157,23 @@ SWITCHYARD_HD void select_top_k(const S* row, index_t experts, index_t k, pack<S
     if constexpr (W == 1) {
         detail::select_by_insertion(row, experts, k, scores, choices);
     } else {
-        using P = pack<S, W>;
-        // Candidates are ranked against each other within this many lanes; more of them means ties or a large k.
-        constexpr index_t room = 2 * W;
-        alignas(64) std::int32_t found[room];
+        // Candidates are ranked against each other within four packs; more of them means ties or a large k.
+        constexpr index_t room = 4 * W;
+        alignas(64) std::int32_t found[room + W];
         index_t count = room + 1;
-        if (experts <= room) {
-            for (count = 0; count < experts; ++count) {
-                found[count] = static_cast<std::int32_t>(count);
-            }
-        } else if (k <= W) {
+        if (k <= W && experts > W) {
             const S threshold = detail::reached_by_k<S, W>(column_maxima, k);
             count = detail::collect_at_least<S, W>(row, experts, threshold, found, room);
         }
+        if (experts <= room && (count > room || count < k)) {
+            for (count = 0; count < experts; ++count) {
+                found[count] = static_cast<std::int32_t>(count);
+            }
+        }
         if (count > room || count < k) {
             detail::select_by_sorting(row, experts, k, scores, choices, scratch);
-            return;
-        }
-        alignas(64) S value[room];
-        for (index_t i = 0; i < room; ++i) {
-            value[i] = i < count ? detail::usable(row[found[i]]) : detail::lowest<S>();
-        }
-        const P first = P::load(value);
-        const P second = P::load(value + W);
-        for (index_t i = 0; i < count; ++i) {
-            // Rank: those not below, minus those equal at or after i. Found in index order, so ties keep that order.
-            const P mine = P::all(value[i]);
-            const std::uint64_t not_below =
-                at_least_bits(first, mine) | static_cast<std::uint64_t>(at_least_bits(second, mine)) << W;
-            const std::uint64_t equal = equal_bits(first, mine) | static_cast<std::uint64_t>(equal_bits(second, mine))
-                                                                      << W;
-            const int rank = std::popcount(not_below) - std::popcount(equal >> i);
-            if (rank < k) {
-                scores[rank] = value[i];
-                choices[rank] = found[i];
-            }
+        } else {
+            detail::rank_candidates<S, W>(row, found, count, k, scores, choices);
         }
     }
 }
