@@ -3,7 +3,8 @@
 
 Also: every header has `#pragma once` and starts with its contract, includes the library as <switchyard/...>, defines no macro
 outside SWITCHYARD_*, and is part of no include cycle; umbrellas (the headers in no room) hold includes and nothing else, and
-switchyard.hpp reaches every CPU header, and no Thrust, CUDA or engine adapter.
+switchyard.hpp reaches every CPU header, and no Thrust, CUDA or engine adapter; thrust.hpp reaches every Thrust header, and
+no Eigen.
 
 usage: check_includes.py INCLUDE_DIR        exit 0 if all rules hold, 1 with one line a broken rule
 """
@@ -123,6 +124,13 @@ def main():
                 broken.append(f"switchyard.hpp: reaches {header}, which must stay off the umbrella")
             if not off and header not in reached:
                 broken.append(f"switchyard.hpp: does not reach {header}")
+    if "thrust.hpp" in graph:
+        reached = reachable(graph, "thrust.hpp")
+        for header in headers:
+            if re.fullmatch(r".*/thrust[^/]*", header) and header not in reached:
+                broken.append(f"thrust.hpp: does not reach {header}")
+        if "backend/eigen.hpp" in reached:
+            broken.append("thrust.hpp: reaches backend/eigen.hpp, which .cu files must not see")
     for line in broken:
         print(line)
     print(f"{len(headers)} headers, {sum(map(len, graph.values()))} includes of each other, {len(broken)} broken rules")
