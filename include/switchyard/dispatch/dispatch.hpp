@@ -92,6 +92,14 @@ void dispatch_backward(const Policy& policy, const Plan& plan, const Rows& d_row
     sum_rows(policy, p, false, false, const_view(as_view(d_rows)), out);
 }
 
+/// Allocates d_x[T, D], for gates not applied to the experts' input.
+template <class Policy, class Plan, matrix_like Rows>
+auto dispatch_backward(const Policy& policy, const Plan& plan, const Rows& d_rows) {
+    matrix<scalar_of<Rows>, typename Policy::memory> d_x(view_of_plan(plan).tokens, as_view(d_rows).columns);
+    dispatch_backward(policy, plan, d_rows, d_x);
+    return d_x;
+}
+
 /// d_x[T, D] and d_gates[T, k] from d_rows and x, for `apply_gates`.
 template <class Policy, class Plan, matrix_like Input, matrix_like Rows, matrix_like Tokens, matrix_like Gates>
 void dispatch_backward(const Policy& policy, const Plan& plan, const Input& x, const Rows& d_rows, Tokens&& d_x,
