@@ -1,0 +1,177 @@
+// The shorter pieces of code that docs/ shows: each part between // [name] and // [/name] stands in a page, word for
+// word (check_code.py).
+#include <switchyard/switchyard.hpp>
+
+#include <doctest/doctest.h>
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <new>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace sy = switchyard;
+
+namespace {
+
+// [own_plan]
+/// A plan in arrays of the engine's: k = 1, at most `tokens` x `experts`. It has what routers ask of a plan.
+struct engine_plan {
+    using scalar = float;
+    using space = sy::host_space;
+
+    engine_plan(sy::index_t most_tokens, sy::index_t most_experts)
+        : integers(static_cast<std::size_t>(2 * most_tokens)),
+          numbers(static_cast<std::size_t>(3 * most_tokens)),
+          counts(static_cast<std::size_t>(most_tokens + 4 * most_experts + 1)) {}
+
+    void resize(sy::index_t tokens, sy::index_t experts, sy::index_t choices, sy::index_t capacity) {
+        shown = {.tokens = tokens, .experts = experts, .choices = choices, .capacity = capacity};
+        shown.row_bound = sy::row_bound(tokens, choices, experts, capacity);
+        shown.expert = integers.data();                   // [T, k]
+        shown.slot = shown.expert + tokens;               // [T, k]
+        shown.gate = numbers.data();                      // [T, k]
+        shown.row_maximum = shown.gate + tokens;          // [T]
+        shown.row_sum = shown.row_maximum + tokens;       // [T]
+        shown.order = counts.data();                      // [row_bound]
+        shown.offsets = shown.order + shown.row_bound;    // [E + 1]
+        shown.load_before = shown.offsets + experts + 1;  // [E]
+        shown.load_after = shown.load_before + experts;   // [E]
+        shown.balance_load = shown.load_after + experts;  // [E]
+        shown.totals = &totals;
+    }
+    void made_by(const sy::plan_origin& origin) { shown.origin = origin; }
+    const sy::plan_view<float>& view() const { return shown; }
+
+    std::vector<std::int32_t> integers;  // tensors of the engine's, in life
+    std::vector<float> numbers;
+    std::vector<std::int64_t> counts;
+    sy::plan_totals totals;
+    sy::plan_view<float> shown;
+};
+// [/own_plan]
+
+std::size_t bytes_given = 0;
+
+// [own_allocator]
+/// Where a plan's arrays come from: 64-byte aligned, never null.
+struct engine_memory {
+    using space = sy::host_space;
+    static void* allocate(std::size_t bytes) {
+        bytes_given += bytes;
+        return ::operator new (bytes, std::align_val_t{64});
+    }
+    static void deallocate(void* pointer, std::size_t) noexcept { ::operator delete (pointer, std::align_val_t{64}); }
+};
+using engine_owned_plan = sy::basic_plan<float, engine_memory>;
+// [/own_allocator]
+
+// [own_matrix]
+/// A matrix type of the engine's: column-major, with a leading dimension.
+struct engine_tensor {
+    float* numbers;
+    sy::index_t rows, columns, leading;
+};
+// [/own_matrix]
+
+}  // namespace
+
+// [own_matrix_view]
+template <>
+struct switchyard::view_access<engine_tensor> {
+    static matrix_view<float> view(const engine_tensor& m) { return {m.numbers, m.rows, m.columns, 1, m.leading}; }
+};
+// [/own_matrix_view]
+
+TEST_CASE("docs: the kinds of arguments") {
+    // [arguments]
+    std::vector<float> numbers(6 * 4, 1.0f);
+    const sy::switch_router router;
+
+    const Eigen::MatrixXf matrix = Eigen::MatrixXf::Random(6, 4);
+    auto a = sy::route_scores(sy::seq, router, matrix);             // Eigen: matrices, maps, blocks, any order
+    auto b = sy::route_scores(sy::seq, router, matrix.topRows(3));  // without a copy
+    auto c = sy::route_scores(sy::seq, router, sy::view_of(std::span(numbers), 6, 4));  // row-major numbers
+    auto d = sy::route_scores(sy::seq, router, sy::matrix_view<const float>(numbers.data(), 6, 3, 4, 1));  // strides
+    // [/arguments]
+    CHECK(a.tokens() == 6);
+    CHECK(b.tokens() == 3);
+    CHECK(c.kept() == 3);  // all scores tie: expert 0, and floor(6 x 2.0 / 4) rows
+    CHECK(d.experts() == 3);
+    const engine_tensor tensor{numbers.data(), 6, 4, 6};
+    CHECK(sy::route_scores(sy::seq, router, tensor).experts() == 4);
+}
+
+TEST_CASE("docs: a loop that allocates nothing after its first step") {
+    const Eigen::MatrixXf scores = Eigen::MatrixXf::Random(100, 8);
+    const Eigen::MatrixXf d_gates = Eigen::MatrixXf::Ones(100, 1);
+    Eigen::MatrixXf d_scores(100, 8);
+    const sy::switch_router router{.logit_jitter = 1e-2f};
+    // [loop]
+    sy::plan<float> plan;
+    sy::workspace scratch;
+    for (std::uint32_t step = 0; step < 3; ++step) {
+        route_scores(sy::seq, router, scores, sy::training{.seed = 7, .step = step}, plan, scratch);
+        route_scores_backward(sy::seq, router, plan, scores, d_gates, d_scores, scratch, {.loss_scale = 0.5});
+    }
+    // [/loop]
+    CHECK(plan.kept() > 0);
+    CHECK(d_scores.allFinite());
+}
+
+TEST_CASE("docs: a plan in an engine's own arrays, and from its own allocator") {
+    const Eigen::MatrixXf scores = Eigen::MatrixXf::Random(50, 5);
+    const sy::switch_router router;
+    const auto expected = sy::route_scores(sy::seq, router, scores, sy::training{});
+    sy::workspace scratch;
+
+    engine_plan borrowed(50, 5);
+    route_scores(sy::seq, router, scores, sy::training{}, borrowed, scratch);
+    CHECK(borrowed.totals.kept == expected.kept());
+    CHECK(std::memcmp(borrowed.shown.slot, expected.view().slot, 50 * sizeof(std::int32_t)) == 0);
+    const Eigen::MatrixXf x = Eigen::MatrixXf::Random(50, 3);
+    CHECK(sy::as_eigen(sy::dispatch(sy::seq, borrowed.view(), x)) == sy::as_eigen(sy::dispatch(sy::seq, expected, x)));
+
+    engine_owned_plan owned;
+    route_scores(sy::seq, router, scores, sy::training{}, owned, scratch);
+    CHECK(owned.kept() == expected.kept());
+    CHECK(bytes_given > 0);
+}
+
+TEST_CASE("docs: padding and 16-bit storage") {
+    const sy::switch_router router{.capacity = {.factor = 1.0}};
+    // [mask]
+    const std::array<std::uint8_t, 4> real{1, 1, 0, 1};  // token 2 is padding
+    const sy::token_mask mask{real.data(), 4};
+    const Eigen::MatrixXf scores = Eigen::MatrixXf::Random(4, 2);
+    auto plan = sy::route_scores(sy::seq, router, scores, sy::training{.mask = mask});
+    // [/mask]
+    CHECK(plan.expert()(2, 0) == -1);
+    CHECK(plan.slot()(2, 0) == -1);
+    CHECK(plan.gate()(2, 0) == 0);
+    CHECK(plan.totals().counted_tokens == 3);
+
+    // [half]
+    const Eigen::Matrix<Eigen::bfloat16, Eigen::Dynamic, Eigen::Dynamic> stored = scores.cast<Eigen::bfloat16>();
+    sy::plan<float> narrow = sy::route_scores(sy::seq, router, stored);  // computed in float, gates in float
+    // [/half]
+    CHECK(narrow.tokens() == 4);
+}
+
+TEST_CASE("docs: errors are sentences") {
+    // [errors]
+    Eigen::MatrixXf scores = Eigen::MatrixXf::Zero(3, 2);
+    scores(1, 0) = std::numeric_limits<float>::quiet_NaN();
+    std::string sentence;
+    try {
+        sy::route_scores(sy::seq, sy::switch_router{}, scores);
+    } catch (const sy::error& fault) {
+        sentence = fault.what();
+    }
+    // [/errors]
+    CHECK(sentence == "scores[1, 0] is NaN: a score must be finite, or -infinity to forbid an expert");
+}
