@@ -28,6 +28,10 @@ struct host_memory {
     }
 };
 
+/// What lies in it can be read and written by the CPU, here and now. Other memory is copied first.
+template <class Memory>
+concept host_readable = std::is_same_v<typename Memory::space, host_space>;
+
 /// An array that keeps its memory: `resize` allocates only when it needs more than it ever had. Growing does not keep
 /// the old elements. Movable, not copyable.
 template <class T, class Memory = host_memory>
@@ -59,8 +63,7 @@ class buffer {
     index_t size() const noexcept { return size_; }
     T* begin() const noexcept { return data_; }
     T* end() const noexcept { return data_ + size_; }
-    /// Host memory only.
-    T& operator[](index_t i) const noexcept { return data_[i]; }
+    T& operator[](index_t i) const noexcept requires host_readable<Memory> { return data_[i]; }
 
   private:
     void release() noexcept {
@@ -102,8 +105,9 @@ class matrix {
     T* data() const noexcept { return numbers_.data(); }
     matrix_view<T, space> view() { return {numbers_.data(), rows_, columns_}; }
     matrix_view<const T, space> view() const { return {numbers_.data(), rows_, columns_}; }
-    /// Host memory only.
-    T& operator()(index_t row, index_t column) const { return numbers_[row * columns_ + column]; }
+    T& operator()(index_t row, index_t column) const requires host_readable<Memory> {
+        return numbers_[row * columns_ + column];
+    }
 
   private:
     buffer<T, Memory> numbers_;

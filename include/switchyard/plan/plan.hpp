@@ -146,12 +146,12 @@ class basic_plan {
     matrix<S, Memory>& scores() noexcept { return scores_; }
     const matrix<S, Memory>& scores() const noexcept { return scores_; }
 
-    // Host memory only: what the plan counted.
-    const plan_totals& totals() const noexcept { return *view_.totals; }
-    index_t kept() const noexcept { return totals().kept; }
-    double load_balancing_loss() const noexcept { return totals().load_balancing_loss; }
-    double z_loss() const noexcept { return totals().z_loss; }
-    index_t offset(index_t expert) const noexcept { return view_.offsets[expert]; }
+    // What the plan counted. Where it lies on a device, `totals_of` and `copy_to_host` (plan/thrust_plan.hpp) fetch it.
+    const plan_totals& totals() const noexcept requires host_readable<Memory> { return *view_.totals; }
+    index_t kept() const noexcept requires host_readable<Memory> { return totals().kept; }
+    double load_balancing_loss() const noexcept requires host_readable<Memory> { return totals().load_balancing_loss; }
+    double z_loss() const noexcept requires host_readable<Memory> { return totals().z_loss; }
+    index_t offset(index_t expert) const noexcept requires host_readable<Memory> { return view_.offsets[expert]; }
 
   private:
     template <class T>

@@ -12,6 +12,7 @@
 #include <switchyard/plan/plan.hpp>
 
 #include <cmath>
+#include <type_traits>
 
 namespace switchyard {
 
@@ -30,6 +31,8 @@ inline namespace SWITCHYARD_TARGET {
 template <class Plan>
 plan_statistics statistics(const Plan& plan) {
     const auto& p = view_of_plan(plan);
+    static_assert(std::is_same_v<typename std::remove_cvref_t<decltype(p)>::space, host_space>,
+                  "switchyard: statistics are of plans on the host: copy_to_host first");
     plan_statistics s;
     index_t largest = 0;
     double squares = 0;
