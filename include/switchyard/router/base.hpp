@@ -110,7 +110,7 @@ void route_greedily(const Policy& policy, const Pass& pass, const plan_view<S>& 
                                            block_events[b]);
     });
     for (index_t b = 0; b < blocks; ++b) {
-        raise_row_events(pass.source, block_events[b], false);
+        raise_row_events(pass.source, block_events[b], false, pass.bad);
     }
     place_choices(policy, plan, slot_settings{}, scratch);
 }

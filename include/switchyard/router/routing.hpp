@@ -191,13 +191,13 @@ constexpr plan_origin origin_of(const run_mode& mode, std::uint64_t settings) {
 
 /// Raises the error for a row whose scores cannot be routed.
 template <class Source>
-[[noreturn]] void fail_bad_row(const Source& source, index_t token, plan_status status) {
+[[noreturn]] void fail_bad_row(const Source& source, index_t token, plan_status status, bad_scores bad) {
     if (status == plan_status::unroutable) {
         fail("token ", token, " has every expert forbidden (-infinity) and may not be dropped");
     }
     for (index_t e = 0; e < source.scores.columns; ++e) {
         const double score = static_cast<double>(load_scalar(source.scores(token, e)));
-        if (std::isnan(score) || score == std::numeric_limits<double>::infinity()) {
+        if ((std::isnan(score) && bad != bad_scores::forbid_nan) || score == std::numeric_limits<double>::infinity()) {
             fail("scores[", token, ", ", e, "] is ", std::isnan(score) ? "NaN" : "+infinity",
                  ": a score must be finite, or -infinity to forbid an expert");
         }

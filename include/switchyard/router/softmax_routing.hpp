@@ -40,13 +40,13 @@ inline namespace SWITCHYARD_TARGET {
 
 /// Raises what a CPU row pass found.
 template <class Source>
-void raise_row_events(const Source& source, const row_events& events, bool may_drop) {
+void raise_row_events(const Source& source, const row_events& events, bool may_drop, bad_scores bad) {
     const bool unroutable_first = events.unroutable >= 0 && (events.bad < 0 || events.unroutable < events.bad);
     if (!may_drop && unroutable_first) {
-        fail_bad_row(source, events.unroutable, plan_status::unroutable);
+        fail_bad_row(source, events.unroutable, plan_status::unroutable, bad);
     }
     if (events.bad >= 0) {
-        fail_bad_row(source, events.bad, plan_status::bad_score);
+        fail_bad_row(source, events.bad, plan_status::bad_score, bad);
     }
 }
 
@@ -63,7 +63,7 @@ void route_rows(const Policy& policy, const Pass& pass, const plan_view<S>& plan
             count_choices(plan, counts, block, nullptr);
         }
     });
-    raise_row_events(pass.source, events, settings.may_drop);
+    raise_row_events(pass.source, events, settings.may_drop, settings.bad);
     place_choices(policy, plan, settings.slots, scratch, count ? &counts : nullptr);
 }
 
@@ -72,7 +72,7 @@ template <host_policy Policy, class Pass, class S>
 void route_rows_in_rounds(const Policy& policy, const Pass& pass, const plan_view<S>& plan,
                           const softmax_settings& settings, double* column_sums, workspace& scratch) {
     const row_events events = run_softmax_pass(policy, pass, column_sums, scratch, [](index_t) {});
-    raise_row_events(pass.source, events, settings.may_drop);
+    raise_row_events(pass.source, events, settings.may_drop, settings.bad);
     place_choices_in_rounds(policy, plan, pass.select.expert, pass.select.gate, settings.rounds, settings.slots,
                             scratch);
 }
