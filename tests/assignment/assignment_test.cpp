@@ -12,10 +12,8 @@ namespace {
 sy::assignment_result certificate(const instance& problem, const std::vector<std::int32_t>& experts,
                                   const std::vector<double>& prices) {
     sy::workspace scratch;
-    const auto scope = scratch.open();
     const sy::matrix_view<const double> view(problem.scores.values.data(), problem.scores.rows, problem.scores.columns);
-    const auto range = sy::detail::require_scores(view, problem.padding(), scratch.take<double>(view.columns));
-    return sy::detail::certify(view, problem.bounds(), experts.data(), prices.data(), range, scratch);
+    return sy::detail::certify(view, problem.bounds(), experts.data(), prices.data(), scratch);
 }
 
 }  // namespace

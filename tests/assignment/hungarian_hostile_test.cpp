@@ -31,6 +31,7 @@ solved solve_balanced(const std::vector<float>& scores, index_t tokens, index_t 
                          sy::balanced_quotas(tokens, experts), sy::token_mask{}, found.experts.data(),
                          found.prices.data(), scratch, initial_prices);
     REQUIRE(found.result.converged);
+    REQUIRE(found.result.repairs == 0);
     for (std::int32_t e = 0; e < experts; ++e) {
         REQUIRE(found.load(e) >= tokens / experts);
         REQUIRE(found.load(e) <= (tokens + experts - 1) / experts);

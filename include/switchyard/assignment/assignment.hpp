@@ -50,6 +50,7 @@ struct assignment_result {
     double tolerance = 0;    ///< 1e-9 sum_t |s[t, a(t)]| + 1e-12
     bool converged = false;  ///< gap <= tolerance: the assignment is optimal
     index_t iterations = 0;  ///< the solver's own unit of work: see there
+    index_t repairs = 0;     ///< how often the certificate failed at first and prices were found another way
 };
 
 inline namespace SWITCHYARD_TARGET {
@@ -145,14 +146,14 @@ void require_problem(const matrix_view<const S>& scores, const quotas& bounds, c
             scores.rows, " experts");
 }
 
-/// By how much a token would rather be at another expert than at `chosen`, at these prices; 0 if it would not. Margins
-/// that differ by less than `rounding` are compared exactly. `margins` is scratch.
-inline double regret(const double* row, index_t experts, index_t chosen, const double* prices, double rounding,
-                     double* margins) {
+/// By how much a token would rather be at another expert than at `chosen`, at these prices; 0 if it would not.
+/// `margins` is scratch.
+inline double regret(const double* row, index_t experts, index_t chosen, const double* prices, double* margins) {
     for (index_t e = 0; e < experts; ++e) margins[e] = row[e] - prices[e];
     const double margin = margins[chosen];
     margins[chosen] = -std::numeric_limits<double>::infinity();
-    if (largest_of(margins, experts) < margin - rounding) return 0.0;
+    // Rounding keeps the order: a margin that is less once rounded is less. Equal ones may hide a difference.
+    if (largest_of(margins, experts) < margin) return 0.0;
     double most = 0;
     for (index_t e = 0; e < experts; ++e) {
         if (row[e] == -std::numeric_limits<double>::infinity()) continue;
@@ -164,15 +165,11 @@ inline double regret(const double* row, index_t experts, index_t chosen, const d
 /// The certificate of an assignment within the quotas at `prices`: primal, dual, gap and tolerance. O(T E).
 template <class S>
 assignment_result certify(const matrix_view<const S>& scores, const quotas& bounds, const std::int32_t* expert_of_token,
-                          const double* prices, const score_range& range, workspace& scratch) {
+                          const double* prices, workspace& scratch) {
     const auto scope = scratch.open();
     auto* const load = scratch.take<index_t>(scores.columns);
     auto* const row = scratch.take<double>(scores.columns);
     auto* const margins = scratch.take<double>(scores.columns);
-    double largest = std::max(std::abs(range.lowest), std::abs(range.highest));
-    for (index_t e = 0; e < scores.columns; ++e) largest = std::max(largest, std::abs(prices[e]));
-    const double rounding = 16 * std::numeric_limits<double>::epsilon() * largest;
-
     assignment_result result;
     accurate_sum primal, magnitude, dual, gap;
     std::fill_n(load, scores.columns, index_t{0});
@@ -183,7 +180,7 @@ assignment_result certify(const matrix_view<const S>& scores, const quotas& boun
         load[chosen] += 1;
         read_row(scores, t, row);
         const double score = row[chosen];
-        const double regretted = regret(row, scores.columns, chosen, prices, rounding, margins);
+        const double regretted = regret(row, scores.columns, chosen, prices, margins);
         primal.add(score);
         magnitude.add(std::abs(score));
         dual.add(score);

@@ -92,12 +92,12 @@ void price_by_samples(expert_graph<S>& graph, const hungarian& solver, const quo
 /// Writes the assignment and certifies it.
 template <class S>
 assignment_result read_out(expert_graph<S>& graph, const matrix_view<const S>& scores, const quotas& bounds,
-                           const score_range& range, const std::int32_t* rows, index_t tokens,
-                           std::int32_t* expert_of_token, workspace& scratch) {
+                           const std::int32_t* rows, index_t tokens, std::int32_t* expert_of_token,
+                           workspace& scratch) {
     for (index_t i = 0; i < tokens; ++i) expert_of_token[rows[i]] = graph.experts_of_tokens()[i];
     graph.count_prices_from_market();
     graph.price_closed_experts();
-    return certify(scores, bounds, expert_of_token, graph.prices(), range, scratch);
+    return certify(scores, bounds, expert_of_token, graph.prices(), scratch);
 }
 
 /// "expert 3" or "experts 0, 2, 5 and 9 more", of those that `chosen` names.
@@ -175,12 +175,14 @@ assignment_result solve(const hungarian& solver, const Scores& score_matrix, con
     }
     if (!graph.drain()) detail::fail_infeasible(graph, bounds.experts);
 
-    assignment_result result = detail::read_out(graph, scores, bounds, range, rows, tokens, expert_of_token, scratch);
-    if (!result.converged) {
+    assignment_result result = detail::read_out(graph, scores, bounds, rows, tokens, expert_of_token, scratch);
+    const index_t repairs = result.converged ? 0 : 1;
+    if (repairs > 0) {
         graph.repair();
-        result = detail::read_out(graph, scores, bounds, range, rows, tokens, expert_of_token, scratch);
+        result = detail::read_out(graph, scores, bounds, rows, tokens, expert_of_token, scratch);
     }
     result.iterations = graph.rounds();
+    result.repairs = repairs;
     if (prices != nullptr) std::copy_n(graph.prices(), bounds.experts, prices);
     return result;
 }
