@@ -10,6 +10,7 @@ A fenced block marked ```cpp stands under a comment that names where it comes fr
 Indentation that all lines of a part share is left out. Also: links to files of the repository lead somewhere.
 
 usage: check_code.py ROOT [PAGE...]      all pages of ROOT, or those given; exit 0, or 1 with one line a fault
+       check_code.py --write ROOT        puts the sources' text into the pages of ROOT
 """
 
 import pathlib
@@ -82,7 +83,30 @@ def check_page(root, page):
         yield f"line {start}: a fence that is not closed"
 
 
+def write_page(root, page):
+    """Replaces the text of every marked block by that of its source."""
+    written, marker, fence = [], None, None
+    for line in page.read_text().splitlines():
+        if fence is not None and line == "```":
+            if marker is not None:
+                written.extend(source_of(root, marker).splitlines())
+            marker = fence = None
+        elif fence is not None and marker is not None:
+            continue
+        elif line.startswith("```"):
+            fence = line
+        elif line:
+            marker = MARKER.match(line)
+        written.append(line)
+    page.write_text("\n".join(written) + "\n")
+
+
 def main(arguments):
+    if arguments[0] == "--write":
+        root = pathlib.Path(arguments[1]).resolve()
+        for page in sorted([*root.glob("*.md"), *root.glob("docs/**/*.md")]):
+            write_page(root, page)
+        return 0
     root = pathlib.Path(arguments[0]).resolve()
     pages = [pathlib.Path(page).resolve() for page in arguments[1:]]
     pages = pages or sorted([*root.glob("*.md"), *root.glob("docs/**/*.md")])

@@ -4,6 +4,7 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -174,4 +175,22 @@ TEST_CASE("docs: errors are sentences") {
     }
     // [/errors]
     CHECK(sentence == "scores[1, 0] is NaN: a score must be finite, or -infinity to forbid an expert");
+}
+
+TEST_CASE("docs: the exact balanced assignment") {
+    const Eigen::MatrixXf table = Eigen::MatrixXf::Random(40, 4);
+    const sy::matrix_view<const float> scores = sy::as_view(table);
+    const sy::index_t T = scores.rows;
+    const sy::index_t E = scores.columns;
+    // [assignment]
+    sy::workspace scratch;  // kept between calls: after the first, nothing is allocated
+    std::vector<std::int32_t> expert(static_cast<std::size_t>(T));
+    std::vector<double> prices(static_cast<std::size_t>(E));
+    const auto found = solve(sy::hungarian{}, scores, sy::balanced_quotas(T, E), sy::token_mask{}, expert.data(),
+                             prices.data(), scratch);
+    // found.primal        the sum of scores
+    // found.gap           nothing better by more than this exists; found.converged: it is below found.tolerance
+    // [/assignment]
+    CHECK(found.converged);
+    CHECK(std::count(expert.begin(), expert.end(), 3) == 10);
 }
