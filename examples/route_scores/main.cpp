@@ -1,0 +1,74 @@
+// route_scores: routes a file of scores by one or several routers, for studies that compare them.
+//
+// Everything is read and routed first; only then are files written, all of them or none. Bad input of any kind ends
+// with status 2, one line on stderr and nothing written.
+#include "npy.hpp"
+#include "options.hpp"
+#include "output.hpp"
+#include "report.hpp"
+#include "run.hpp"
+
+#include <cctype>
+#include <exception>
+#include <iostream>
+#include <new>
+#include <string>
+#include <variant>
+#include <vector>
+
+namespace {
+
+using namespace study;
+
+void write_all(const options& asked, const std::vector<routing>& all) {
+    output_folder out(asked.out);
+    const bool several = all.size() > 1;
+    for (const routing& made : all) {
+        write_results(out, several ? name_of(routers_by_name, made.router) : "", asked, made);
+    }
+    out.move_in();
+    if (several) {
+        std::cout << comparison_of(all) << std::flush;
+        sy::require(std::cout.good(), "the comparison cannot be written to standard output");
+    }
+    out.keep();
+}
+
+void run(const options& asked) {
+    require_built_in(asked);
+    {
+        const output_folder writable(asked.out);  // before the work, not after it
+    }
+    const score_table scores = read_scores(asked.scores);
+    const index_t experts = std::visit([](const auto& table) { return table.columns(); }, scores);
+    sy::require(!asked.chooses(router_kind::top_k) || asked.k <= experts, "--k ", asked.k,
+                " must lie in 1..E = ", experts);
+    std::vector<routing> all;
+    for (const router_kind router : asked.routers) {
+        all.push_back(run_router(asked, router, scores));
+    }
+    write_all(asked, all);
+}
+
+int complain(std::string sentence) {
+    for (char& c : sentence) {
+        c = std::iscntrl(static_cast<unsigned char>(c)) != 0 ? ' ' : c;
+    }
+    std::cerr << "route_scores: " << sentence << std::endl;
+    return 2;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    try {
+        if (const auto asked = parse_options(argc, argv)) {
+            run(*asked);
+        }
+        return 0;
+    } catch (const std::bad_alloc&) {
+        return complain("not enough memory for these scores");
+    } catch (const std::exception& problem) {
+        return complain(problem.what());
+    }
+}

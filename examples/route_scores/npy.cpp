@@ -1,0 +1,332 @@
+#include "npy.hpp"
+
+#include <Eigen/Core>
+
+#include <algorithm>
+#include <bit>
+#include <cerrno>
+#include <charconv>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <string_view>
+#include <vector>
+
+namespace study {
+namespace {
+
+constexpr std::string_view magic = "\x93NUMPY";
+// No router has more experts; it keeps a file of no tokens, whose size proves nothing, from asking for any memory.
+constexpr index_t most_experts = index_t{1} << 24;
+
+/// An open file that knows its path, for sentences, and how much is left to read.
+class input_file {
+  public:
+    explicit input_file(const std::string& path) : path_(path) {
+        std::error_code problem;
+        const auto status = std::filesystem::status(path, problem);
+        sy::require(std::filesystem::exists(status), path, ": ",
+                    problem ? problem.message() : "No such file or directory");
+        sy::require(!std::filesystem::is_directory(status), path, ": is a folder, not a .npy file");
+        sy::require(std::filesystem::is_regular_file(status), path, ": is not a regular file");
+        left_ = static_cast<index_t>(std::filesystem::file_size(path, problem));
+        sy::require(!problem, path, ": ", problem.message());
+        file_.reset(std::fopen(path.c_str(), "rb"));
+        sy::require(file_ != nullptr, path, ": ", std::strerror(errno));
+    }
+
+    index_t left() const { return left_; }
+
+    /// `what` is being read, should the file end before.
+    void read(void* bytes, index_t count, const char* what) {
+        require_left(count, what);
+        const auto size = static_cast<std::size_t>(count);
+        const std::size_t got = std::fread(bytes, 1, size, file_.get());
+        require(got == size, std::ferror(file_.get()) != 0 ? std::strerror(errno) : "became shorter while it was read");
+        left_ -= count;
+    }
+
+    void require_left(index_t count, const char* what) const {
+        require(count <= left_, "is truncated: ", what, " takes ", count, " bytes, and ", left_, " are left");
+    }
+
+    template <class... Parts>
+    void require(bool rule, const Parts&... parts) const {
+        sy::require(rule, path_, ": ", parts...);
+    }
+
+  private:
+    struct closer {
+        void operator()(std::FILE* file) const { std::fclose(file); }
+    };
+    std::string path_;
+    index_t left_ = 0;
+    std::unique_ptr<std::FILE, closer> file_;
+};
+
+/// What the header says.
+struct array_header {
+    std::optional<std::string> type;  ///< "<f4"
+    std::optional<bool> fortran_order;
+    std::optional<std::vector<index_t>> shape;
+};
+
+/// Reads the dictionary: {'descr': '<f4', 'fortran_order': False, 'shape': (3, 4), } in any order and spacing.
+class header_reader {
+  public:
+    header_reader(const input_file& file, std::string_view text) : file_(file), text_(text) {}
+
+    array_header read() {
+        expect('{');
+        while (!skip('}')) {
+            read_entry();
+            if (!skip(',')) {
+                expect('}');
+                break;
+            }
+        }
+        skip_spaces();
+        require(at_ == text_.size(), "something follows the dictionary");
+        require(header_.type && header_.fortran_order && header_.shape,
+                "it needs the keys descr, fortran_order and shape");
+        return header_;
+    }
+
+  private:
+    template <class... Parts>
+    void require(bool rule, const Parts&... parts) const {
+        file_.require(rule, "has a header that cannot be read, at character ", at_, ": ", parts...);
+    }
+
+    void read_entry() {
+        const std::string key = read_string();
+        expect(':');
+        if (key == "descr" && !header_.type) {
+            skip_spaces();
+            require(at_ < text_.size() && (text_[at_] == '\'' || text_[at_] == '"'),
+                    "its type is no single number type; scores are float16, float32 or float64");
+            header_.type = read_string();
+        } else if (key == "fortran_order" && !header_.fortran_order) {
+            header_.fortran_order = read_bool();
+        } else if (key == "shape" && !header_.shape) {
+            header_.shape = read_shape();
+        } else {
+            require(false, "the key '", key, "' is unknown or stands twice");
+        }
+    }
+
+    void skip_spaces() {
+        while (at_ < text_.size() && std::strchr(" \t\r\n", text_[at_]) != nullptr && text_[at_] != '\0') {
+            ++at_;
+        }
+    }
+    bool skip(char wanted) {
+        skip_spaces();
+        const bool found = at_ < text_.size() && text_[at_] == wanted;
+        at_ += found ? 1 : 0;
+        return found;
+    }
+    void expect(char wanted) { require(skip(wanted), "'", std::string(1, wanted), "' is missing"); }
+
+    bool skip_word(std::string_view word) {
+        const bool found = text_.substr(at_, word.size()) == word;
+        at_ += found ? word.size() : 0;
+        return found;
+    }
+
+    std::string read_string() {
+        skip_spaces();
+        const char quote = at_ < text_.size() ? text_[at_] : '\0';
+        require(quote == '\'' || quote == '"', "a text in quotes is missing");
+        const std::size_t end = text_.find(quote, at_ + 1);
+        require(end != std::string_view::npos, "a text has no end");
+        // Short and printable whatever stands there: it may be quoted in a sentence. No name that is known is longer.
+        std::string found(text_.substr(at_ + 1, std::min(end - at_ - 1, std::size_t{40})));
+        std::replace_if(
+            found.begin(), found.end(), [](char c) { return c < ' ' || c > '~'; }, '?');
+        at_ = end + 1;
+        return found;
+    }
+
+    bool read_bool() {
+        skip_spaces();
+        const bool yes = skip_word("True");
+        require(yes || skip_word("False"), "fortran_order is neither True nor False");
+        return yes;
+    }
+
+    std::vector<index_t> read_shape() {
+        std::vector<index_t> shape;
+        expect('(');
+        while (!skip(')')) {
+            skip_spaces();
+            index_t length = -1;
+            const auto [stop, problem] = std::from_chars(text_.data() + at_, text_.data() + text_.size(), length);
+            require(problem == std::errc{} && length >= 0, "a length in shape is no number that can be");
+            at_ = static_cast<std::size_t>(stop - text_.data());
+            skip_word("L");  // Python 2 wrote long integers so
+            shape.push_back(length);
+            require(shape.size() <= 32, "the shape has more than 32 lengths");
+            if (!skip(',')) {
+                expect(')');
+                break;
+            }
+        }
+        return shape;
+    }
+
+    const input_file& file_;
+    std::string_view text_;
+    std::size_t at_ = 0;
+    array_header header_;
+};
+
+array_header read_header(input_file& file) {
+    unsigned char start[8];
+    file.require(file.left() > 0, "is empty");
+    file.require(file.left() >= static_cast<index_t>(sizeof start), "is not a .npy file: it has only ", file.left(),
+                 " bytes");
+    file.read(start, sizeof start, "the file's beginning");
+    file.require(std::memcmp(start, magic.data(), magic.size()) == 0, "is not a .npy file");
+    const int major = start[6];
+    const int minor = start[7];
+    file.require(major >= 1 && major <= 3 && minor == 0, "has the NumPy format ", major, ".", minor,
+                 "; 1.0, 2.0 and 3.0 can be read");
+    unsigned char length_bytes[4] = {};
+    file.read(length_bytes, major == 1 ? 2 : 4, "the header's length");
+    const index_t length =
+        length_bytes[0] | length_bytes[1] << 8 | length_bytes[2] << 16 | index_t{length_bytes[3]} << 24;
+    file.require_left(length, "its header");
+    std::string text(static_cast<std::size_t>(length), '\0');
+    file.read(text.data(), length, "its header");
+    return header_reader(file, text).read();
+}
+
+/// The scalar type that scores are stored in, and whether its bytes are the other way round.
+struct stored_type {
+    int bytes;
+    bool swapped;
+};
+
+stored_type type_of(const input_file& file, const std::string& type) {
+    const bool is_float = type.size() == 3 && std::strchr("<>=", type[0]) != nullptr && type[1] == 'f' &&
+                          std::strchr("248", type[2]) != nullptr;
+    file.require(is_float, "holds numbers of type '", type,
+                 "'; scores are float16, float32 or float64 ('<f2', '<f4', '<f8')");
+    const bool big = type[0] == '>' || (type[0] == '=' && std::endian::native == std::endian::big);
+    return {type[2] - '0', big != (std::endian::native == std::endian::big)};
+}
+
+float value_of(std::uint16_t bits) { return static_cast<float>(Eigen::numext::bit_cast<Eigen::half>(bits)); }
+float value_of(std::uint32_t bits) { return std::bit_cast<float>(bits); }
+double value_of(std::uint64_t bits) { return std::bit_cast<double>(bits); }
+
+template <class Bits>
+Bits reversed(Bits bits) {
+    Bits result = 0;
+    for (std::size_t byte = 0; byte < sizeof(Bits); ++byte) {
+        result = static_cast<Bits>(result << 8 | (bits & 0xff));
+        bits = static_cast<Bits>(bits >> 8);
+    }
+    return result;
+}
+
+/// Reads `count` numbers to out[0], out[stride], out[2 stride], ...
+template <class Bits, class Number>
+void read_numbers(input_file& file, bool swapped, index_t count, Number* out, index_t stride) {
+    constexpr index_t at_once = 1 << 15;
+    std::vector<Bits> bits(static_cast<std::size_t>(std::min(count, at_once)));
+    for (index_t done = 0; done < count;) {
+        const index_t now = std::min(count - done, at_once);
+        file.read(bits.data(), now * static_cast<index_t>(sizeof(Bits)), "its array");
+        for (index_t i = 0; i < now; ++i, ++done) {
+            const Bits b = bits[static_cast<std::size_t>(i)];
+            out[done * stride] = value_of(swapped ? reversed(b) : b);
+        }
+    }
+}
+
+template <class Bits>
+auto read_table(input_file& file, const array_header& header, bool swapped) {
+    const index_t tokens = (*header.shape)[0];
+    const index_t experts = (*header.shape)[1];
+    sy::matrix<decltype(value_of(Bits{}))> table(tokens, experts);
+    if (*header.fortran_order) {
+        for (index_t e = 0; e < experts; ++e) {
+            read_numbers<Bits>(file, swapped, tokens, table.data() + e, experts);
+        }
+    } else {
+        read_numbers<Bits>(file, swapped, tokens * experts, table.data(), 1);
+    }
+    return table;
+}
+
+/// A sentence about the first number, row by row, that is no score.
+template <class Number>
+void require_scores(const input_file& file, const sy::matrix<Number>& table) {
+    for (index_t t = 0; t < table.rows(); ++t) {
+        for (index_t e = 0; e < table.columns(); ++e) {
+            file.require(table(t, e) < std::numeric_limits<Number>::infinity(), "the score of (token ", t, ", expert ",
+                         e, ") is ", std::isnan(table(t, e)) ? "NaN" : "+infinity",
+                         "; scores are finite, or -infinity to forbid an expert");
+        }
+    }
+}
+
+std::string shape_text(std::span<const index_t> shape) {
+    std::string text = "(";
+    for (std::size_t i = 0; i < shape.size(); ++i) {
+        text += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
+    }
+    return text + (shape.size() == 1 ? ",)" : ")");
+}
+
+void require_table_shape(const input_file& file, const std::vector<index_t>& shape, index_t number_bytes) {
+    file.require(shape.size() == 2, "has the shape ", shape_text(shape), "; scores are [tokens, experts]");
+    const index_t tokens = shape[0];
+    const index_t experts = shape[1];
+    file.require(experts >= 1, "has the shape ", shape_text(shape), ": there must be at least one expert");
+    file.require(experts <= most_experts, "has the shape ", shape_text(shape), ": more than ", most_experts,
+                 " experts");
+    const bool fits = tokens <= std::numeric_limits<index_t>::max() / number_bytes / experts;
+    file.require(fits, "has the shape ", shape_text(shape), ", which no file can hold");
+    const index_t bytes = tokens * experts * number_bytes;
+    file.require_left(bytes, "its array");
+    file.require(file.left() == bytes, "has ", file.left() - bytes, " bytes after its array of ", bytes);
+}
+
+}  // namespace
+
+score_table read_scores(const std::string& path) {
+    input_file file(path);
+    const array_header header = read_header(file);
+    const stored_type type = type_of(file, *header.type);
+    require_table_shape(file, *header.shape, type.bytes);
+    const auto checked = [&](auto table) {
+        require_scores(file, table);
+        return score_table(std::move(table));
+    };
+    switch (type.bytes) {
+        case 2:
+            return checked(read_table<std::uint16_t>(file, header, type.swapped));
+        case 4:
+            return checked(read_table<std::uint32_t>(file, header, type.swapped));
+        default:
+            return checked(read_table<std::uint64_t>(file, header, type.swapped));
+    }
+}
+
+std::string npy_header(const std::string& type, std::span<const index_t> shape) {
+    std::string text = "{'descr': '" + type + "', 'fortran_order': False, 'shape': " + shape_text(shape) + ", }";
+    constexpr std::size_t before = 10;  // magic, version, length
+    text.append(63 - (before + text.size()) % 64, ' ');
+    text += '\n';
+    std::string header(magic);
+    header += {'\x01', '\x00', static_cast<char>(text.size() & 0xff), static_cast<char>(text.size() >> 8)};
+    return header + text;
+}
+
+}  // namespace study

@@ -1,0 +1,137 @@
+#include "report.hpp"
+
+#include <nlohmann/json.hpp>
+
+#include <array>
+#include <cmath>
+#include <cstdio>
+#include <span>
+
+namespace study {
+namespace {
+
+using json = nlohmann::ordered_json;
+
+template <class Value>
+json or_null(const std::optional<Value>& value) {
+    return value ? json(*value) : json(nullptr);
+}
+
+json finite(const char* name, double value) {
+    sy::require(std::isfinite(value), name, " = ", value, " of these scores and weights is beyond double");
+    return value;
+}
+json finite(const char* name, const std::optional<double>& value) {
+    return value ? finite(name, *value) : json(nullptr);
+}
+
+/// The settings that the router ran with, defaults included; only those it has.
+json options_as_run(const options& asked, router_kind router) {
+    json run = {{"scores", asked.scores}};
+    const bool top_k = router == router_kind::top_k;
+    if (top_k) {
+        run["k"] = asked.k;
+        run["softmax"] = name_of(softmax_by_name, asked.softmax);
+        run["renormalize"] = asked.renormalize;
+        run["balance_count"] = name_of(balance_count_by_name, asked.balance_count);
+    }
+    if (top_k || router == router_kind::switch_router) {
+        const sy::capacity_rule capacity = capacity_rule_of(asked, router);
+        const noise_setting noise = noise_of(asked, router);
+        run["capacity_factor"] = or_null(capacity.factor);
+        run["capacity"] = or_null(capacity.number);
+        run["capacity_rounding"] = name_of(rounding_by_name, capacity.rounding);
+        run["capacity_minimum"] = capacity.minimum;
+        run["capacity_multiple"] = capacity.multiple;
+        run["drop_order"] = name_of(drop_order_by_name, asked.drop_order);
+        run["balance_weight"] = asked.balance_weight;
+        run["z_weight"] = asked.z_weight;
+        run["noise"] = name_of(noise_by_name, noise.kind);
+        run["noise_scale"] = noise.kind == noise_kind::none ? json(nullptr) : json(noise_scale_of(asked));
+        run["seed"] = asked.seed;
+    }
+    if (router == router_kind::base) {
+        run["solver"] = name_of(solvers_by_name, asked.solver);
+    }
+    run["backend"] = name_of(backends_by_name, asked.backend);
+    run["policy"] = name_of(policies_by_name, asked.policy);
+    run["threads"] = threads_of(asked);
+    run["repeat"] = asked.repeat;
+    return run;
+}
+
+template <class Number>
+void write_array(output_folder& out, const std::filesystem::path& name, const std::vector<Number>& numbers,
+                 std::span<const index_t> shape) {
+    out.write(name, npy_header(npy_type<Number>(), shape), std::as_bytes(std::span(numbers)));
+}
+
+std::string short_text(double value, int digits) {
+    std::array<char, 32> text{};
+    std::snprintf(text.data(), text.size(), "%.*g", digits, value);
+    return text.data();
+}
+std::string short_text(const std::optional<double>& value, int digits) {
+    return value ? short_text(*value, digits) : "-";
+}
+
+}  // namespace
+
+std::string summary_of(const options& asked, const routing& made) {
+    const json summary = {{"router", name_of(routers_by_name, made.router)},
+                          {"tokens", made.tokens},
+                          {"experts", made.experts},
+                          {"k", made.choices},
+                          {"capacity", or_null(made.capacity)},
+                          {"kept", made.kept()},
+                          {"dropped", made.dropped()},
+                          {"load_before", made.load_before},
+                          {"load_after", made.load_after},
+                          {"load_balancing_loss", finite("load_balancing_loss", made.load_balancing_loss)},
+                          {"z_loss", finite("z_loss", made.z_loss)},
+                          {"total_score", finite("total_score", made.total_score)},
+                          {"milliseconds", made.milliseconds},
+                          {"options", options_as_run(asked, made.router)}};
+    // A path may hold bytes that are no UTF-8.
+    return summary.dump(2, ' ', false, json::error_handler_t::replace) + "\n";
+}
+
+void write_results(output_folder& out, const std::filesystem::path& subfolder, const options& asked,
+                   const routing& made) {
+    const std::array table{made.tokens, made.choices};
+    const std::array offsets{made.experts + 1};
+    const std::array order{made.kept()};
+    write_array(out, subfolder / "experts.npy", made.chosen, table);
+    write_array(out, subfolder / "slots.npy", made.slots, table);
+    write_array(out, subfolder / "gates.npy", made.gates, table);
+    write_array(out, subfolder / "offsets.npy", made.offsets, offsets);
+    write_array(out, subfolder / "order.npy", made.order, order);
+    out.write(subfolder / "summary.json", summary_of(asked, made), {});
+}
+
+std::string comparison_of(const std::vector<routing>& all) {
+    using row = std::array<std::string, 7>;
+    std::vector<row> rows = {
+        {"router", "total score", "kept", "load variation", "balance loss", "z-loss", "milliseconds"}};
+    for (const routing& made : all) {
+        rows.push_back({name_of(routers_by_name, made.router), short_text(made.total_score, 9),
+                        std::to_string(made.kept()) + " of " + std::to_string(made.tokens * made.choices),
+                        short_text(made.load_variation, 4), short_text(made.load_balancing_loss, 5),
+                        short_text(made.z_loss, 5), short_text(made.milliseconds, 4)});
+    }
+    std::string text;
+    for (const row& line : rows) {
+        for (std::size_t column = 0; column < line.size(); ++column) {
+            std::size_t width = 0;
+            for (const row& other : rows) {
+                width = std::max(width, other[column].size());
+            }
+            const std::string gap(width - line[column].size(), ' ');
+            text += column == 0 ? line[column] + gap : "  " + gap + line[column];
+        }
+        text += '\n';
+    }
+    return text;
+}
+
+}  // namespace study

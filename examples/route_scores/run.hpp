@@ -1,0 +1,53 @@
+// Runs one router over the scores and takes down what it did, whatever backend did it.
+#pragma once
+
+#include "npy.hpp"
+#include "options.hpp"
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+namespace study {
+
+/// What a router did, in ordinary memory.
+struct routing {
+    router_kind router = router_kind::switch_router;
+    index_t tokens = 0;
+    index_t experts = 0;
+    index_t choices = 1;  ///< k
+    std::optional<index_t> capacity{};
+
+    std::vector<std::int32_t> chosen{};       ///< [T, k] the expert, kept or dropped
+    std::vector<std::int32_t> slots{};        ///< [T, k] -1 where dropped
+    std::vector<float> gates{};               ///< [T, k] 0 where dropped
+    std::vector<std::int64_t> offsets{};      ///< [E + 1]
+    std::vector<std::int64_t> order{};        ///< [kept]
+    std::vector<std::int64_t> load_before{};  ///< [E]
+    std::vector<std::int64_t> load_after{};   ///< [E]
+
+    std::optional<double> load_balancing_loss{};  ///< weight included; base and greedy have none
+    std::optional<double> z_loss{};
+    double load_variation = 0;  ///< coefficient of variation of load_before
+    double total_score = 0;     ///< the file's scores over kept choices
+    double milliseconds = 0;    ///< median of the measured runs
+
+    index_t kept() const { return static_cast<index_t>(order.size()); }
+    index_t dropped() const { return tokens * choices - kept(); }
+};
+
+/// Routes `scores`, first once unmeasured, which makes plan and workspace as large as they need to be, then
+/// `asked.repeat` times measured. Bad input throws switchyard::error.
+routing run_router(const options& asked, router_kind router, const score_table& scores);
+
+/// Fails with a sentence where the backend or the policy asked for is not built in.
+void require_built_in(const options& asked);
+
+/// The part of it that runs on Thrust, in run_thrust.cpp, and whether this program has it.
+routing run_router_on_thrust(const options& asked, router_kind router, const score_table& scores);
+bool has_thrust();
+
+/// Threads that the policy uses.
+int threads_of(const options& asked);
+
+}  // namespace study
