@@ -60,9 +60,10 @@ void combine_backward(const Policy& policy, const Plan& plan, const Rows& rows, 
     detail::require_rows<Policy>("rows", p, as_view(rows), out.columns);
     detail::require_rows<Policy>("d_rows", p, as_view(d_rows), out.columns);
     detail::require_gates<Policy>(p, as_view(d_gates));
-    gather_rows(policy, p, settings.apply_gates, out, as_view(d_rows));
-    if (settings.apply_gates) {
-        dot_rows(policy, p, const_view(as_view(rows)), out, as_view(d_gates));
+    if (!settings.apply_gates) {
+        gather_rows(policy, p, false, out, as_view(d_rows));
+    } else {
+        gather_and_dot_rows(policy, p, const_view(as_view(rows)), out, as_view(d_rows), as_view(d_gates));
     }
 }
 

@@ -2,6 +2,7 @@
 //
 //   gather_rows   out[r]  = w_r * in[token of r]           for every kept row r (w = 1, or the gate)
 //   sum_rows      out[t] (+)= sum_c w_tc * in[row of (t, c)]   choices in order, dropped ones absent
+//   gather_and_dot_rows   both backward halves of combine in one pass
 //   dot_rows      d_gate[t, c] = rows[row of (t, c)] . tokens[t]   0 for dropped choices
 //
 // Rows of compute scalars that are contiguous move as vectors; large outputs are written past the cache (they do not
@@ -33,12 +34,13 @@ constexpr index_t rows_per_move(index_t row_bytes) {
     return rows > 1 ? rows : 1;
 }
 
-inline void prefetch_row([[maybe_unused]] const void* row, [[maybe_unused]] index_t bytes) {
+/// Rows ahead of the one in work that are called into the second-level cache: rows are read in random order, and
+/// nothing else would. Measured on 2 KiB rows; nearer or farther, or into the first level, is slower.
+inline constexpr index_t rows_ahead = 4;
+
+inline void prefetch([[maybe_unused]] const void* address) {
 #if SWITCHYARD_DETAIL_VECTORS
-    const auto* const line = static_cast<const char*>(row);
-    for (index_t b = 0; b < bytes; b += 64) {
-        __builtin_prefetch(line + b);
-    }
+    __builtin_prefetch(address, 0, 2);
 #endif
 }
 
@@ -73,28 +75,99 @@ pack<S, native_width<S>> load_some(const S* p, index_t n) {
     return n >= P::width ? P::load(p) : P::load_first(p, n, S(0));
 }
 
-/// Fixed order: four partial sums of packs, then halves.
-template <class S>
-S dot(const S* a, const S* b, index_t n) {
-    constexpr int W = native_width<S>;
-    using P = pack<S, W>;
+/// a . b in a fixed order: four partial sums of packs in turn, then halves. `visit(j, pack of b)` sees every pack.
+template <class S, class Visit>
+S dot(const S* a, const S* b, index_t n, const Visit& visit) {
+    constexpr index_t W = native_width<S>;
+    using P = pack<S, native_width<S>>;
     P sum[4] = {P::all(0), P::all(0), P::all(0), P::all(0)};
     index_t j = 0;
     for (; j + 4 * W <= n; j += 4 * W) {
-        for (int i = 0; i < 4; ++i) {
-            sum[i] = multiply_add(P::load(a + j + i * W), P::load(b + j + i * W), sum[i]);
+        for (index_t i = 0; i < 4; ++i) {
+            const P numbers = P::load(b + j + i * W);
+            sum[i] = multiply_add(P::load(a + j + i * W), numbers, sum[i]);
+            visit(j + i * W, numbers);
         }
     }
     for (; j < n; j += W) {
-        sum[0] = multiply_add(load_some(a + j, n - j), load_some(b + j, n - j), sum[0]);
+        const P numbers = load_some(b + j, n - j);
+        sum[0] = multiply_add(load_some(a + j, n - j), numbers, sum[0]);
+        visit(j, numbers);
     }
     return total((sum[0] + sum[1]) + (sum[2] + sum[3]));
+}
+
+template <class S>
+S dot(const S* a, const S* b, index_t n) {
+    return dot(a, b, n, [](index_t, pack<S, native_width<S>>) {});
+}
+
+/// out = gate * b and returns a . b, in one pass.
+template <class S>
+S scale_and_dot(S* out, S gate, const S* a, const S* b, const S* ahead, index_t n, bool stream) {
+    using P = pack<S, native_width<S>>;
+    const P weight = P::all(gate);
+    if (stream && reinterpret_cast<std::uintptr_t>(out) % sizeof(P) == 0 && n % P::width == 0) {
+        return dot(a, b, n, [=](index_t j, P numbers) {
+            prefetch(ahead + j);
+            (numbers * weight).stream(out + j);
+        });
+    }
+    return dot(a, b, n, [=](index_t j, P numbers) {
+        if (n - j >= P::width) {
+            (numbers * weight).store(out + j);
+        } else {
+            (numbers * weight).store_first(out + j, n - j);
+        }
+    });
 }
 
 /// Both are contiguous rows of the type sums are computed in.
 template <class A, class B>
 constexpr bool same_compute = std::is_same_v<std::remove_const_t<A>, compute_t<A>>&&
     std::is_same_v<std::remove_const_t<A>, std::remove_const_t<B>>;
+
+}  // namespace detail
+
+namespace detail {
+
+/// The kept rows in blocks: f(first, last, stream) for each, with a fence after what was streamed.
+template <class Policy, class F>
+void for_each_block_of_rows(const Policy& policy, index_t rows, index_t row_bytes, bool may_stream, const F& f) {
+    const index_t grain = rows_per_move(row_bytes);
+    const bool stream = may_stream && rows * row_bytes >= streaming_bytes;
+    policy.parallel_for((rows + grain - 1) / grain, [&](index_t b) {
+        f(b * grain, std::min(rows, (b + 1) * grain), stream);
+        if (stream) {
+            finish_streaming();
+        }
+    });
+}
+
+/// Gates are read in random order too, and a row waits for its gate.
+template <class S>
+void prefetch_gate(const plan_view<S>& plan, index_t r, index_t last) {
+    if (r + rows_ahead < last) {
+        prefetch(plan.gate + plan.order[r + rows_ahead]);
+    }
+}
+
+/// One row of gather_rows, whatever the storage and strides.
+template <class In, class Out, class S>
+void gather_elements(const matrix_view<const In>& in, index_t token, const matrix_view<Out>& out, index_t r, bool weigh,
+                     S gate) {
+    if constexpr (std::is_same_v<In, Out>) {
+        if (!weigh && in.rows_contiguous() && out.rows_contiguous()) {
+            std::copy(in.row(token), in.row(token) + in.columns, out.row(r));
+            return;
+        }
+    }
+    for (index_t j = 0; j < in.columns; ++j) {
+        const compute_t<In> number = load_scalar(in(token, j));
+        const compute_t<In> weighted = weigh ? static_cast<compute_t<In>>(gate) * number : number;
+        out(r, j) = store_scalar<Out>(static_cast<compute_t<Out>>(weighted));
+    }
+}
 
 }  // namespace detail
 
@@ -105,143 +178,37 @@ void gather_rows(const Policy& policy, const plan_view<S>& plan, bool weigh, con
                  const matrix_view<Out>& out) {
     const index_t width = in.columns;
     const index_t kept = plan.offsets[plan.experts];
-    const index_t row_bytes = width * static_cast<index_t>(sizeof(Out));
-    const index_t rows = detail::rows_per_move(row_bytes);
-    const bool stream = kept * row_bytes >= detail::streaming_bytes;
     const bool contiguous = in.rows_contiguous() && out.rows_contiguous();
-    policy.parallel_for((kept + rows - 1) / rows, [&](index_t b) {
-        const index_t last = std::min(kept, (b + 1) * rows);
-        for (index_t r = b * rows; r < last; ++r) {
-            const index_t token = plan.token_of(plan.order[r]);
-            const compute_t<In> weight = weigh ? static_cast<compute_t<In>>(plan.gate[plan.order[r]]) : 1;
-            if constexpr (std::is_same_v<In, Out> && std::is_same_v<In, compute_t<In>>) {
-                if (contiguous) {
-                    if (stream && r + 2 < last) {
-                        detail::prefetch_row(in.row(plan.token_of(plan.order[r + 2])), row_bytes);
-                    }
-                    const In* const source = in.row(token);
-                    if (weigh) {
+    const auto token_of = [&](index_t r) { return plan.token_of(plan.order[r]); };
+    detail::for_each_block_of_rows(
+        policy, kept, width * static_cast<index_t>(sizeof(Out)), contiguous,
+        [&](index_t first, index_t last, bool stream) {
+            for (index_t r = first; r < last; ++r) {
+                if constexpr (detail::same_compute<In, Out>) {
+                    if (contiguous) {
                         using P = pack<In, native_width<In>>;
-                        detail::write_row(out.row(r), width, stream, [&](index_t j, index_t n) {
-                            return detail::load_some(source + j, n) * P::all(weight);
+                        const In* const source = in.row(token_of(r));
+                        const bool more = stream && r + detail::rows_ahead < last;
+                        const In* const ahead = more ? in.row(token_of(r + detail::rows_ahead)) : source;
+                        if (!weigh) {
+                            detail::write_row(out.row(r), width, stream, [=](index_t j, index_t n) {
+                                detail::prefetch(ahead + j);
+                                return detail::load_some(source + j, n);
+                            });
+                            continue;
+                        }
+                        detail::prefetch_gate(plan, r, last);
+                        const P weight = P::all(static_cast<In>(plan.gate[plan.order[r]]));
+                        detail::write_row(out.row(r), width, stream, [=](index_t j, index_t n) {
+                            detail::prefetch(ahead + j);
+                            return detail::load_some(source + j, n) * weight;
                         });
-                    } else {
-                        detail::write_row(out.row(r), width, stream,
-                                          [&](index_t j, index_t n) { return detail::load_some(source + j, n); });
-                    }
-                    continue;
-                }
-            }
-            for (index_t j = 0; j < width; ++j) {
-                if constexpr (std::is_same_v<In, Out>) {
-                    out(r, j) = weigh ? store_scalar<Out>(weight * load_scalar(in(token, j))) : in(token, j);
-                } else {
-                    out(r, j) = store_scalar<Out>(static_cast<compute_t<Out>>(weight * load_scalar(in(token, j))));
-                }
-            }
-        }
-        if (stream) {
-            detail::finish_streaming();
-        }
-    });
-}
-
-namespace detail {
-
-/// out[0 .. n) (+)= sum_c weight[c] * row[c][0 .. n) for `count` choices: at most 8 at a time stay in registers.
-template <class S>
-void sum_contiguous(S* out, index_t n, bool accumulate, bool stream, const S* const* row, const S* weight,
-                    index_t count) {
-    using P = pack<S, native_width<S>>;
-    const auto sum_onto = [&](auto first) {
-        write_row(out, n, stream, [&](index_t j, index_t lanes) {
-            P sum = first(j, lanes);
-            for (index_t c = 0; c < count; ++c) {
-                sum = multiply_add(P::all(weight[c]), load_some(row[c] + j, lanes), sum);
-            }
-            return sum;
-        });
-    };
-    if (accumulate) {
-        sum_onto([&](index_t j, index_t lanes) { return load_some(out + j, lanes); });
-    } else if (count == 1) {
-        write_row(out, n, stream,
-                  [&](index_t j, index_t lanes) { return P::all(weight[0]) * load_some(row[0] + j, lanes); });
-    } else {
-        sum_onto([](index_t, index_t) { return P::all(S(0)); });
-    }
-}
-
-}  // namespace detail
-
-/// out[t] (+)= sum_c w_tc * in[row of (t, c)], choices in order; a token without rows gets zeros (or keeps what it
-/// has).
-template <host_policy Policy, class S, class In, class Out>
-void sum_rows(const Policy& policy, const plan_view<S>& plan, bool weigh, bool accumulate,
-              const matrix_view<const In>& in, const matrix_view<Out>& out) {
-    using C = compute_t<Out>;
-    constexpr index_t group = 8;
-    const index_t width = out.columns;
-    const index_t row_bytes = width * static_cast<index_t>(sizeof(Out));
-    const index_t rows = detail::rows_per_move(row_bytes);
-    const bool stream = !accumulate && plan.choices <= group && plan.tokens * row_bytes >= detail::streaming_bytes;
-    const bool contiguous = in.rows_contiguous() && out.rows_contiguous();
-    const auto sum_token = [&](index_t token, [[maybe_unused]] bool prefetch) {
-        const index_t start = token * plan.choices;
-        if constexpr (detail::same_compute<In, Out>) {
-            if (contiguous) {
-                const In* row[group];
-                In weight[group];
-                index_t count = 0;
-                bool onto = accumulate;
-                for (index_t c = 0; c < plan.choices; ++c) {
-                    const index_t r = plan.row_of(start + c);
-                    if (r < 0) {
                         continue;
                     }
-                    row[count] = in.row(r);
-                    weight[count++] = weigh ? static_cast<In>(plan.gate[start + c]) : In(1);
-                    if (count == group) {
-                        detail::sum_contiguous(out.row(token), width, onto, stream, row, weight, count);
-                        onto = true;
-                        count = 0;
-                    }
                 }
-                if (count > 0 || !onto) {
-                    detail::sum_contiguous(out.row(token), width, onto, stream, row, weight, count);
-                }
-                return;
+                detail::gather_elements(in, token_of(r), out, r, weigh, plan.gate[plan.order[r]]);
             }
-        }
-        for (index_t j = 0; j < width; ++j) {
-            C sum = accumulate ? load_scalar(out(token, j)) : C(0);
-            for (index_t c = 0; c < plan.choices; ++c) {
-                const index_t r = plan.row_of(start + c);
-                if (r >= 0) {
-                    sum +=
-                        (weigh ? static_cast<C>(plan.gate[start + c]) : C(1)) * static_cast<C>(load_scalar(in(r, j)));
-                }
-            }
-            out(token, j) = store_scalar<Out>(sum);
-        }
-    };
-    policy.parallel_for((plan.tokens + rows - 1) / rows, [&](index_t b) {
-        const index_t last = std::min(plan.tokens, (b + 1) * rows);
-        for (index_t token = b * rows; token < last; ++token) {
-            if (stream && contiguous && token + 2 < last) {
-                for (index_t c = 0; c < plan.choices; ++c) {
-                    const index_t r = plan.row_of((token + 2) * plan.choices + c);
-                    if (r >= 0) {
-                        detail::prefetch_row(in.row(r), width * static_cast<index_t>(sizeof(In)));
-                    }
-                }
-            }
-            sum_token(token, stream);
-        }
-        if (stream) {
-            detail::finish_streaming();
-        }
-    });
+        });
 }
 
 /// d_gate[t, c] = rows[row of (t, c)] . tokens[t], and 0 for dropped choices.
@@ -270,6 +237,153 @@ void dot_rows(const Policy& policy, const plan_view<S>& plan, const matrix_view<
             }
         }
     });
+}
+
+/// gather_rows with gates and dot_rows in one pass: out[r] = gate * tokens[token of r], d_gate = rows[r] . tokens[token
+/// of r], 0 for dropped choices.
+template <host_policy Policy, class S, class A, class B, class Out, class G>
+void gather_and_dot_rows(const Policy& policy, const plan_view<S>& plan, const matrix_view<const A>& rows,
+                         const matrix_view<const B>& tokens, const matrix_view<Out>& out,
+                         const matrix_view<G>& d_gates) {
+    if constexpr (detail::same_compute<A, B> && detail::same_compute<B, Out>) {
+        if (rows.rows_contiguous() && tokens.rows_contiguous() && out.rows_contiguous()) {
+            for (index_t token = 0; token < plan.tokens; ++token) {
+                for (index_t c = 0; c < plan.choices; ++c) {
+                    if (plan.slot[token * plan.choices + c] < 0) {
+                        d_gates(token, c) = store_scalar<G>(compute_t<G>(0));
+                    }
+                }
+            }
+            const index_t width = tokens.columns;
+            detail::for_each_block_of_rows(
+                policy, plan.offsets[plan.experts], width * static_cast<index_t>(sizeof(Out)), true,
+                [&](index_t first, index_t last, bool stream) {
+                    for (index_t r = first; r < last; ++r) {
+                        const index_t position = plan.order[r];
+                        const B* const token = tokens.row(plan.token_of(position));
+                        const A* const row = rows.row(r);
+                        const bool more = stream && r + detail::rows_ahead < last;
+                        const B* const ahead =
+                            more ? tokens.row(plan.token_of(plan.order[r + detail::rows_ahead])) : token;
+                        detail::prefetch_gate(plan, r, last);
+                        const A product = detail::scale_and_dot(out.row(r), static_cast<A>(plan.gate[position]), row,
+                                                                token, ahead, width, stream);
+                        d_gates(position / plan.choices, position % plan.choices) =
+                            store_scalar<G>(static_cast<compute_t<G>>(product));
+                    }
+                });
+            return;
+        }
+    }
+    gather_rows(policy, plan, true, tokens, out);
+    dot_rows(policy, plan, rows, tokens, d_gates);
+}
+
+namespace detail {
+
+/// Up to 8 rows and their weights: what is summed into one row at a time.
+template <class In>
+struct weighted_rows {
+    static constexpr index_t most = 8;
+    const In* row[most];
+    const In* ahead[most];  ///< a row soon to be read, to call into the cache
+    In weight[most];
+    index_t count = 0;
+};
+
+/// out[0 .. n) (+)= sum_c weight[c] * row[c][0 .. n).
+template <class S>
+void sum_contiguous(S* out, index_t n, bool accumulate, bool stream, const weighted_rows<S>& from) {
+    using P = pack<S, native_width<S>>;
+    const auto sum_onto = [&](auto start, index_t first_row) {
+        write_row(out, n, stream, [&](index_t j, index_t lanes) {
+            P sum = start(j, lanes);
+            for (index_t c = first_row; c < from.count; ++c) {
+                prefetch(from.ahead[c] + j);
+                sum = multiply_add(P::all(from.weight[c]), load_some(from.row[c] + j, lanes), sum);
+            }
+            return sum;
+        });
+    };
+    if (accumulate) {
+        sum_onto([&](index_t j, index_t lanes) { return load_some(out + j, lanes); }, 0);
+    } else if (from.count == 0) {
+        sum_onto([](index_t, index_t) { return P::all(S(0)); }, 0);
+    } else {
+        sum_onto(
+            [&](index_t j, index_t lanes) {
+                prefetch(from.ahead[0] + j);
+                return P::all(from.weight[0]) * load_some(from.row[0] + j, lanes);
+            },
+            1);
+    }
+}
+
+/// One row of sum_rows, whatever the storage and strides.
+template <class In, class Out, class S>
+void sum_elements(const plan_view<S>& plan, index_t token, bool weigh, bool accumulate, const matrix_view<const In>& in,
+                  const matrix_view<Out>& out) {
+    using C = compute_t<Out>;
+    for (index_t j = 0; j < out.columns; ++j) {
+        C sum = accumulate ? load_scalar(out(token, j)) : C(0);
+        for (index_t position = token * plan.choices; position < (token + 1) * plan.choices; ++position) {
+            const index_t r = plan.row_of(position);
+            if (r >= 0) {
+                const C weight = weigh ? static_cast<C>(plan.gate[position]) : C(1);
+                sum += weight * static_cast<C>(load_scalar(in(r, j)));
+            }
+        }
+        out(token, j) = store_scalar<Out>(sum);
+    }
+}
+
+/// One row of sum_rows where all is contiguous: 8 choices at a time.
+template <class S, class In>
+void sum_token(const plan_view<S>& plan, index_t token, bool weigh, bool accumulate, bool stream,
+               const matrix_view<const In>& in, const matrix_view<In>& out) {
+    weighted_rows<In> from;
+    const index_t later = stream && token + rows_ahead < plan.tokens ? rows_ahead * plan.choices : 0;
+    for (index_t position = token * plan.choices; position < (token + 1) * plan.choices; ++position) {
+        const index_t r = plan.row_of(position);
+        if (r < 0) {
+            continue;
+        }
+        const index_t soon = plan.row_of(position + later);
+        from.row[from.count] = in.row(r);
+        from.ahead[from.count] = in.row(soon < 0 ? r : soon);
+        from.weight[from.count++] = weigh ? static_cast<In>(plan.gate[position]) : In(1);
+        if (from.count == weighted_rows<In>::most) {
+            sum_contiguous(out.row(token), out.columns, accumulate, stream, from);
+            accumulate = true;
+            from.count = 0;
+        }
+    }
+    if (from.count > 0 || !accumulate) {
+        sum_contiguous(out.row(token), out.columns, accumulate, stream, from);
+    }
+}
+
+}  // namespace detail
+
+/// out[t] (+)= sum_c w_tc * in[row of (t, c)], choices in order; a token without rows gets zeros (or keeps what it
+/// has).
+template <host_policy Policy, class S, class In, class Out>
+void sum_rows(const Policy& policy, const plan_view<S>& plan, bool weigh, bool accumulate,
+              const matrix_view<const In>& in, const matrix_view<Out>& out) {
+    const bool contiguous = in.rows_contiguous() && out.rows_contiguous();
+    const bool may_stream = contiguous && !accumulate && plan.choices <= detail::weighted_rows<In>::most;
+    detail::for_each_block_of_rows(policy, plan.tokens, out.columns * static_cast<index_t>(sizeof(Out)), may_stream,
+                                   [&](index_t first, index_t last, bool stream) {
+                                       for (index_t token = first; token < last; ++token) {
+                                           if constexpr (detail::same_compute<In, Out>) {
+                                               if (contiguous) {
+                                                   detail::sum_token(plan, token, weigh, accumulate, stream, in, out);
+                                                   continue;
+                                               }
+                                           }
+                                           detail::sum_elements(plan, token, weigh, accumulate, in, out);
+                                       }
+                                   });
 }
 
 }  // namespace SWITCHYARD_TARGET

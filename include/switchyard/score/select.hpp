@@ -124,8 +124,11 @@ void rank_candidates(const S* row, const std::int32_t* found, index_t count, ind
     alignas(64) S ranked_score[room];
     alignas(64) std::int32_t ranked[room];
     const index_t used = (count + W - 1) / W * W;
-    for (index_t i = 0; i < used; ++i) {
-        value[i] = i < count ? usable(row[found[i]]) : lowest<S>();
+    for (index_t i = 0; i < room; i += W) {
+        P::all(lowest<S>()).store(value + i);
+    }
+    for (index_t i = 0; i < count; ++i) {
+        value[i] = usable(row[found[i]]);
     }
     for (index_t i = 0; i < count; ++i) {
         // Those not below, minus those equal at or after i: ties keep index order.
