@@ -4,8 +4,8 @@
 //
 //   workspace scratch;
 //   std::vector<std::int32_t> experts(T);
-//   const auto found = solve(hungarian{}, scores, balanced_quotas(T, E), token_mask{}, experts.data(), nullptr,
-//   scratch);
+//   const auto found =
+//       solve(hungarian{}, scores, balanced_quotas(T, E), token_mask{}, experts.data(), nullptr, scratch);
 //   // found.primal: the score; found.gap <= found.tolerance: nothing better exists
 //
 // Method: the Hungarian method (Kuhn 1955; successive shortest paths with potentials, Edmonds and Karp 1972) on the

@@ -1,9 +1,8 @@
 // The BASE router: balanced assignment in training, the best expert at inference.
 //
-//   training    maximise sum_t s[t, a(t)] with every expert receiving T / E tokens (floor or ceil where E does not
-//   divide T,
-//               the optimum choosing which). No capacity, no auxiliary loss, no dropped token. The assignment has no
-//               gradient.
+//   training    maximise sum_t s[t, a(t)] with every expert receiving T / E tokens; where E does not divide T, floor or
+//               ceil of it, the optimum choosing which. No capacity, no auxiliary loss, no dropped token. The
+//               assignment has no gradient.
 //   inference   a(t) = argmax s_t, ties to the lower expert, no balance, no drops.
 //   gate        sigmoid(s[t, a(t)]): the expert embeddings (centroids) learn through it alone.
 //

@@ -3,9 +3,10 @@
 // Forward: row pass -> slots -> losses. Backward: with a_e = d balance / d p_te, z_t = d z-loss / d s_te / p_te and g_c
 // the gradient of choice c's gate,
 //
-//   gate = p:           d s_te = p_te (a_e + z_t - dot_t) + [e chosen] p_te g_c,  dot_t = sum_e p_te a_e + sum_c p_tc
-//   g_c gate = p / sum_k p: d s_te = p_te (a_e + z_t - dot_t) + [e chosen] q_c (g_c - sum_c q_c g_c),  dot_t = sum_e
-//   p_te a_e
+//   gate = p           d s_te = p_te (a_e + z_t - dot_t) + [e chosen] p_te g_c
+//                      dot_t = sum_e p_te a_e + sum_c p_tc g_c
+//   gate = p / sum p   d s_te = p_te (a_e + z_t - dot_t) + [e chosen] q_c (g_c - sum_c q_c g_c)
+//                      dot_t = sum_e p_te a_e
 //
 // where q are the normalised gates and dropped choices have g = 0. The verbs used, `route_rows`, `finish_losses` and
 // `run_rows`, have one overload a backend.

@@ -1,8 +1,7 @@
-// Router weights at the start of training, from counters: the same numbers on every machine thread count.
+// Router weights at the start of training, from counters: the same numbers on every machine and thread count.
 //
-//   truncated_normal   Switch's reduced initialisation: N(0, scale / fan_in) cut at two standard deviations, scale =
-//   0.1,
-//                      fan_in = D (Fedus et al. 2021, arXiv 2101.03961, section 2.4)
+//   truncated_normal   Switch's reduced initialisation: N(0, scale / fan_in) cut at two standard deviations, with
+//                      scale = 0.1, fan_in = D (Fedus et al. 2021, arXiv 2101.03961, section 2.4)
 //   orthogonal         BASE's centroids: gain times a matrix with orthonormal columns (rows where E > D), gain = 0.1
 //                      (Lewis et al. 2021, arXiv 2103.16716; Saxe et al. 2014, arXiv 1312.6120)
 //

@@ -1,9 +1,10 @@
 // Exploration noise, all of it from counters: (seed, stream, step, token, column) -> value, the same on every thread.
 //
-//   input jitter     x *= U[1 - eps, 1 + eps) elementwise, on a copy of the router's input (Fedus et al. 2021; eps =
-//   1e-2) input dropout    x = 0 with probability rate, else x / (1 - rate), on the same copy (rate = 0.1) sampling
-//   expert = argmax(s + temperature * Gumbel); the gate stays the unperturbed probability logit jitter     s *= U[1 -
-//   eps, 1 + eps): for callers that have only scores. It is not the paper's; the jittered
+//   input jitter     x *= U[1 - eps, 1 + eps) elementwise, on a copy of the router's input, eps = 1e-2 (Fedus et al.
+//                    2021, arXiv 2101.03961)
+//   input dropout    x = 0 with probability rate, else x / (1 - rate), on the same copy (rate = 0.1)
+//   sampling         expert = argmax(s + temperature * Gumbel); the gate stays the unperturbed probability
+//   logit jitter     s *= U[1 - eps, 1 + eps): for callers that have only scores. It is not the paper's; the jittered
 //                    scores feed choice, gates and losses.
 #pragma once
 
