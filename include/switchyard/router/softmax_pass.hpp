@@ -257,6 +257,12 @@ row_events run_softmax_pass(const Policy& policy, const Pass& pass, double* colu
     using S = typename Pass::compute;
     constexpr int W = native_width<S>;
     constexpr int R = W == 1 ? 1 : 4;
+    constexpr index_t part_rows = 256;  // whose probabilities are summed in S: more would lose digits
+    const auto add_sums = [](const auto* part, index_t count, bool is_first, double* sums) {
+        for (index_t e = 0; e < count; ++e) {
+            sums[e] = (is_first ? 0.0 : sums[e]) + static_cast<double>(part[e]);
+        }
+    };
     const auto scope = scratch.open();
     const index_t tokens = pass.source.scores.rows;
     const index_t experts = pass.experts();
@@ -265,16 +271,23 @@ row_events run_softmax_pass(const Policy& policy, const Pass& pass, double* colu
     const index_t length = padded<W>(experts);
     const index_t room = padded<64 / static_cast<int>(sizeof(S))>(pass.template scratch_size<W, R>());
     S* const block_scratch = scratch.take<S>(blocks * room);
-    S* const block_sums = column_sums != nullptr ? scratch.take<S>(blocks * length) : nullptr;
+    S* const part_sums = column_sums != nullptr ? scratch.take<S>(blocks * length) : nullptr;
+    double* const block_sums = column_sums != nullptr ? scratch.take<double>(blocks * experts) : nullptr;
     row_events* const block_events = scratch.take<row_events>(blocks);
     policy.parallel_for(blocks, [&](index_t b) {
         block_events[b] = {};
-        S* const sums = block_sums != nullptr ? block_sums + b * length : nullptr;
-        if (sums != nullptr) {
-            std::fill(sums, sums + length, S(0));
+        const index_t last = std::min(tokens, (b + 1) * block_rows);
+        for (index_t first = b * block_rows; first < last; first += part_rows) {
+            S* const sums = part_sums != nullptr ? part_sums + b * length : nullptr;
+            if (sums != nullptr) {
+                std::fill(sums, sums + length, S(0));
+            }
+            pass.template run<W, R>(first, std::min(last, first + part_rows), block_scratch + b * room, sums,
+                                    block_events[b]);
+            if (sums != nullptr) {
+                add_sums(sums, experts, first == b * block_rows, block_sums + b * experts);
+            }
         }
-        pass.template run<W, R>(b * block_rows, std::min(tokens, (b + 1) * block_rows), block_scratch + b * room, sums,
-                                block_events[b]);
         after_block(b);
     });
     row_events events;
@@ -283,13 +296,11 @@ row_events run_softmax_pass(const Policy& policy, const Pass& pass, double* colu
         events.unroutable = events.unroutable < 0 ? block_events[b].unroutable : events.unroutable;
     }
     if (column_sums != nullptr) {
-        for (index_t e = 0; e < experts; ++e) {
-            column_sums[e] = blocks > 0 ? static_cast<double>(block_sums[e]) : 0.0;
+        if (blocks == 0) {
+            std::fill(column_sums, column_sums + experts, 0.0);
         }
-        for (index_t b = 1; b < blocks; ++b) {
-            for (index_t e = 0; e < experts; ++e) {
-                column_sums[e] += static_cast<double>(block_sums[b * length + e]);
-            }
+        for (index_t b = 0; b < blocks; ++b) {
+            add_sums(block_sums + b * experts, experts, b == 0, column_sums);
         }
     }
     return events;
