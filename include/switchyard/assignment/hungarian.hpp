@@ -23,7 +23,7 @@
 // impossible: an error that names the experts and counts the tokens, which is its proof.
 //
 // Time: O(T E) and the search for paths: at worst T rounds of O(E^2). Memory from the workspace: about 16 T bytes, and
-// 24 to 216 bytes a pair of experts. After the first call for a shape nothing is allocated. One thread.
+// 36 to 216 bytes a pair of experts. After the first call for a shape nothing is allocated. One thread.
 //
 // `iterations` of the result counts shortest paths, those on samples included.
 #pragma once
