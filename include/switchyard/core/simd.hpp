@@ -264,6 +264,66 @@ struct pack {
         return sign_bits(a.v >= b.v);
     }
 
+    /// ranks[i] = how many of a come before a[i] when sorted downwards, equal ones in index order.
+    static void store_ranks(pack a, std::int32_t* ranks) {
+#if SWITCHYARD_DETAIL_AVX512
+        if constexpr (W == 16) {
+            const __m512 all_numbers = reinterpret_cast<__m512>(a.v);
+            alignas(64) S lanes[W];
+            a.store(lanes);
+            const __m512i one = _mm512_set1_epi32(1);
+            __m512i rank = _mm512_setzero_si512();
+            std::uint32_t later = 0xfffe;
+            for (int i = 0; i < W; ++i, later = later << 1 & 0xffff) {
+                const __m512 mine = _mm512_set1_ps(lanes[i]);
+                const __mmask16 above = _mm512_cmp_ps_mask(mine, all_numbers, _CMP_GT_OQ);
+                const __mmask16 equal =
+                    _mm512_mask_cmp_ps_mask(static_cast<__mmask16>(later), mine, all_numbers, _CMP_EQ_OQ);
+                rank = _mm512_mask_add_epi32(rank, static_cast<__mmask16>(above | equal), rank, one);
+            }
+            _mm512_storeu_si512(ranks, rank);
+            return;
+        }
+#endif
+        alignas(64) S lanes[W];
+        a.store(lanes);
+        for (int i = 0; i < W; ++i) {
+            // Those not below, minus those equal at or after i.
+            const std::uint32_t not_below = at_least_bits(a, all(lanes[i]));
+            const std::uint32_t equal = equal_bits(a, all(lanes[i]));
+            ranks[i] = std::popcount(not_below) - std::popcount(equal >> i);
+        }
+    }
+
+    /// The k-th largest of the numbers, 1 <= k <= W.
+    static S kth_largest(pack a, int k) {
+#if SWITCHYARD_DETAIL_AVX512
+        if constexpr (W == 16) {
+            const __m512 all_numbers = reinterpret_cast<__m512>(a.v);
+            alignas(64) S lanes[W];
+            a.store(lanes);
+            const __m512i one = _mm512_set1_epi32(1);
+            __m512i reach = _mm512_setzero_si512();  // how many are at least as large
+            for (int i = 0; i < W; ++i) {
+                const __mmask16 at_least = _mm512_cmp_ps_mask(_mm512_set1_ps(lanes[i]), all_numbers, _CMP_GE_OQ);
+                reach = _mm512_mask_add_epi32(reach, at_least, reach, one);
+            }
+            const __mmask16 eligible = _mm512_cmpge_epi32_mask(reach, _mm512_set1_epi32(k));
+            const __m512 lowest = _mm512_set1_ps(-std::numeric_limits<S>::infinity());
+            return highest(pack{reinterpret_cast<numbers>(_mm512_mask_mov_ps(lowest, eligible, all_numbers))});
+        }
+#endif
+        alignas(64) S lanes[W];
+        a.store(lanes);
+        S found = -std::numeric_limits<S>::infinity();
+        for (int i = 0; i < W; ++i) {
+            const bool eligible = std::popcount(at_least_bits(a, all(lanes[i]))) >= k;
+            const S candidate = eligible ? lanes[i] : -std::numeric_limits<S>::infinity();
+            found = candidate > found ? candidate : found;
+        }
+        return found;
+    }
+
     /// Writes first + i to `positions` for every set bit i, in order. Up to W entries are overwritten.
     static void store_positions(std::int32_t* positions, std::uint32_t bits, std::int32_t first) {
 #if SWITCHYARD_DETAIL_AVX512

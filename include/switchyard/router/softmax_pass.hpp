@@ -2,6 +2,7 @@
 // statistics for backward, and the column sums of the probabilities that the load-balancing loss needs.
 //
 // `softmax_pass` is the row program, written once over packs. What a row *chooses* is its `Select` parameter:
+//   Select::needs_best           false if it does not read `best`, the argmax of the row; may be left out
 //   select.template choose<W>(token, row, maximum, sum, best, column_maxima, scratch)
 //   select.padding(token)        the token is padding
 //   select.forbid_all(token)     every expert is forbidden to it
@@ -29,6 +30,16 @@ struct row_events {
 };
 
 inline namespace SWITCHYARD_TARGET {
+
+/// Whether a selection reads the argmax: true unless it says otherwise.
+template <class Select>
+constexpr bool needs_best = [] {
+    if constexpr (requires { Select::needs_best; }) {
+        return Select::needs_best;
+    } else {
+        return true;
+    }
+}();
 
 template <class Source, class Select>
 struct softmax_pass {
@@ -92,7 +103,7 @@ struct softmax_pass {
         for (int r = 0; r < R; ++r) {
             row[r] = source.row(token[r], scratch + r * length);
         }
-        softmax_statistics<compute, W, R> found = softmax_rows<W, R>(row, experts(), exponentials);
+        softmax_statistics<compute, W, R> found = softmax_rows<W, R, needs_best<Select>>(row, experts(), exponentials);
         compute scale[R];
         for (int r = 0; r < R; ++r) {
             scale[r] = compute(1) / found.sum[r];
@@ -128,7 +139,8 @@ struct softmax_pass {
         }
         if (is_open && (!is_bad || bad == bad_scores::unchecked)) {
             const compute* const one[1] = {clean};
-            const softmax_statistics<compute, W, 1> again = softmax_rows<W, 1>(one, experts(), exponentials);
+            const softmax_statistics<compute, W, 1> again =
+                softmax_rows<W, 1, needs_best<Select>>(one, experts(), exponentials);
             found.maximum[r] = again.maximum[0];
             found.sum[r] = again.sum[0];
             select.template choose<W>(token, clean, again.maximum[0], again.sum[0], again.best[0],
@@ -173,6 +185,7 @@ struct select_best {
 /// Chooses argmax(s + temperature * Gumbel); the gate is the unperturbed probability.
 template <class S>
 struct select_sampled {
+    static constexpr bool needs_best = false;
     select_best<S> best;
     index_t experts;
     float temperature;
@@ -200,6 +213,7 @@ struct select_sampled {
 /// Chooses the k best. Gates are probabilities, or normalised over the k (which is softmax after selection).
 template <class S>
 struct select_list {
+    static constexpr bool needs_best = false;
     std::int32_t* expert;  ///< [T, k]
     S* gate;               ///< [T, k]
     index_t experts;

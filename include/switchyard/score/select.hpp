@@ -73,24 +73,6 @@ void select_by_sorting(const S* row, index_t experts, index_t k, S* scores, std:
     }
 }
 
-/// The k-th largest of the W column maxima of a row: at least k scores reach it. No branches: which lane it is is
-/// random.
-template <class S, int W>
-S reached_by_k(pack<S, W> column_maxima, index_t k) {
-    alignas(64) S lanes[W];
-    column_maxima.store(lanes);
-    constexpr int far = 1 << 20;
-    const int wanted = static_cast<int>(k);
-    int nearest = far;
-    for (int i = 0; i < W; ++i) {
-        // Lanes that reach lane i. The fewest that are still k name the threshold; too few are moved far away.
-        const int reach = std::popcount(at_least_bits(column_maxima, pack<S, W>::all(lanes[i])));
-        const int distance = (reach - wanted) & far;  // far where negative
-        nearest = std::min(nearest, (reach + distance) * W + i);
-    }
-    return nearest < far ? lanes[nearest % W] : lowest<S>();
-}
-
 /// Indices of the scores >= threshold, in index order, to found[0 .. room + W); returns how many there are, which may
 /// be more than `room`: the first `room` are kept.
 template <class S, int W>
@@ -130,7 +112,15 @@ void rank_candidates(const S* row, const std::int32_t* found, index_t count, ind
     for (index_t i = 0; i < count; ++i) {
         value[i] = usable(row[found[i]]);
     }
-    for (index_t i = 0; i < count; ++i) {
+    if (used == W) {
+        alignas(64) std::int32_t rank[W];
+        P::store_ranks(P::load(value), rank);
+        for (index_t i = 0; i < count; ++i) {
+            ranked_score[rank[i]] = value[i];
+            ranked[rank[i]] = found[i];
+        }
+    }
+    for (index_t i = 0; used > W && i < count; ++i) {
         // Those not below, minus those equal at or after i: ties keep index order.
         const P mine = P::all(value[i]);
         std::uint64_t not_below = 0;
@@ -165,7 +155,8 @@ SWITCHYARD_HD void select_top_k(const S* row, index_t experts, index_t k, pack<S
         alignas(64) std::int32_t found[room + W];
         index_t count = room + 1;
         if (k <= W && experts > W) {
-            const S threshold = detail::reached_by_k<S, W>(column_maxima, k);
+            // At least k scores reach the k-th largest of the W column maxima.
+            const S threshold = pack<S, W>::kth_largest(column_maxima, static_cast<int>(k));
             count = detail::collect_at_least<S, W>(row, experts, threshold, found, room);
         }
         if (experts <= room && (count > room || count < k)) {

@@ -62,7 +62,7 @@ struct first_positions {
 
 /// Maximum, argmax and sum of exponentials of R contiguous rows. Where `exponentials` is given, row r's exp(s -
 /// maximum) is left at exponentials + r * padded<W>(experts), the padding 0.
-template <int W, int R, class S>
+template <int W, int R, bool FindBest = true, class S>
 SWITCHYARD_HD softmax_statistics<S, W, R> softmax_rows(const S* const (&row)[R], index_t experts, S* exponentials) {
     using P = pack<S, W>;
     constexpr S lowest = -std::numeric_limits<S>::infinity();
@@ -97,19 +97,25 @@ SWITCHYARD_HD softmax_statistics<S, W, R> softmax_rows(const S* const (&row)[R],
             exponential.store(exponentials + r * padded<W>(experts) + j);
         }
         sum[r] = sum[r] + exponential;
-        positions.add(r, equal_bits(scores, maximum[r]));
+        if constexpr (FindBest) {
+            positions.add(r, equal_bits(scores, maximum[r]));
+        }
     };
     for (index_t j = 0; j < whole; j += W) {
         for (int r = 0; r < R; ++r) {
             visit(r, j, P::load(row[r] + j));
         }
-        positions.advance(W, found.best);
+        if constexpr (FindBest) {
+            positions.advance(W, found.best);
+        }
     }
     if (rest != 0) {
         for (int r = 0; r < R; ++r) {
             visit(r, whole, P::load_first(row[r] + whole, rest, lowest));
         }
-        positions.advance(W, found.best);
+        if constexpr (FindBest) {
+            positions.advance(W, found.best);
+        }
     }
     positions.flush(found.best);
     for (int r = 0; r < R; ++r) {
