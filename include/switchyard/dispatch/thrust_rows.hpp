@@ -127,5 +127,17 @@ void dot_rows(const thrust_policy<Exec, Memory>& policy, const plan_view<S, type
                    detail::dot_choice<S, typename Memory::space, A, B, G>{plan, rows, tokens, d_gates});
 }
 
+/// Both backward halves of combine: d_gate[t, c] = rows[row of (t, c)] . tokens[t], then out[r] = gate * tokens[token
+/// of r]. `out` may be `rows`.
+template <class Exec, class Memory, class S, class A, class B, class Out, class G>
+void gather_and_dot_rows(const thrust_policy<Exec, Memory>& policy, const plan_view<S, typename Memory::space>& plan,
+                         const matrix_view<const A, typename Memory::space>& rows,
+                         const matrix_view<const B, typename Memory::space>& tokens,
+                         const matrix_view<Out, typename Memory::space>& out,
+                         const matrix_view<G, typename Memory::space>& d_gates) {
+    dot_rows(policy, plan, rows, tokens, d_gates);
+    gather_rows(policy, plan, true, tokens, out);
+}
+
 }  // namespace SWITCHYARD_TARGET
 }  // namespace switchyard

@@ -20,6 +20,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 namespace switchyard {
 inline namespace SWITCHYARD_TARGET {
@@ -27,7 +28,7 @@ inline namespace SWITCHYARD_TARGET {
 namespace detail {
 
 /// A number that rises as the gate falls; NaN and other gates below 0 come last. Integers, so that one instance of the
-/// sort serves gates and experts.
+/// sort serves gates and experts; never negative, since Thrust 3.0's CPU sort puts negative int32 behind positive ones.
 template <class S>
 struct gate_keys {
     using key = typename float_bits<S>::type;
@@ -38,10 +39,17 @@ struct gate_keys {
 
     SWITCHYARD_HD void operator()(index_t token) const {
         const S x = gate[token * choices];
+        const key highest = bits_of(std::numeric_limits<S>::infinity());
+        keys[token] = x > S(0) ? highest - bits_of(x) : x == S(0) ? highest : highest + 1;
+        priority[token] = token;
+    }
+
+  private:
+    /// Rises with a number that is not negative.
+    SWITCHYARD_HD static key bits_of(S x) {
         key bits;
         std::memcpy(&bits, &x, sizeof bits);
-        keys[token] = x > S(0) ? static_cast<key>(-bits) : x == S(0) ? key(0) : key(1);
-        priority[token] = token;
+        return bits;
     }
 };
 
