@@ -29,6 +29,8 @@ struct bias_router {
 // with both, on vectors of W numbers on a CPU and with W = 1 on a device.
 template <class S>
 struct select_biased {
+    static constexpr bool needs_best = false;  // the row's own argmax is not read, so it need not be found
+
     sy::select_best<S> best;  // where choices and gates are written, and what padding and forbidden rows get
     const float* bias;
     index_t experts;
