@@ -59,6 +59,10 @@ struct openmp {
     void parallel_for([[maybe_unused]] index_t blocks, [[maybe_unused]] F&& f) const {
 #if defined(_OPENMP)
         const int team = threads > 0 ? threads : omp_get_max_threads();
+        if (team == 1) {  // a team of one would be allocated for every call
+            seq_policy{}.parallel_for(blocks, f);
+            return;
+        }
 #pragma omp parallel for schedule(dynamic, 1) num_threads(team)
         for (index_t b = 0; b < blocks; ++b) {
             f(b);
