@@ -47,12 +47,14 @@ TEST_CASE("index arithmetic: one row of scores for 2^31 / E tokens and more") {
     constexpr index_t experts = 4096;
     constexpr index_t tokens = two_to_31 / experts + 77;
     static_assert(tokens * experts > two_to_31);
-    const auto one = stored<float>(gaussian_scores(1, experts, 1));
+    const auto row = gaussian_scores(1, experts, 1);
+    const auto one = stored<float>(row);
     const sy::matrix_view<const float> scores(one.data(), tokens, experts, 0, 1);
     auto mask = ref::filled<std::uint8_t>(tokens, 0);
     const index_t last = tokens - 1;
     for (const index_t t : {index_t{0}, tokens / 2, last}) mask[t] = 1;
-    const auto want = ref::ranked_experts(ref::row_of(ref::matrix_from(sy::matrix_view<const float>(one.data(), 1, experts)), 0));
+    const auto want =
+        ref::ranked_experts(ref::row_of(ref::matrix_from(sy::matrix_view<const float>(one.data(), 1, experts)), 0));
     const sy::top_k_router router{.k = 2};
     sy::plan<float> plan;
     sy::workspace scratch;

@@ -1,0 +1,209 @@
+// After the first step of a shape a training loop allocates nothing: malloc and its kin, aligned_alloc, posix_memalign
+// and operator new are counted over the steps that follow.
+#include "support/backends.hpp"
+#include "support/routed.hpp"
+
+#include <switchyard/dispatch/combine.hpp>
+#include <switchyard/dispatch/dispatch.hpp>
+#include <switchyard/router/route.hpp>
+#include <switchyard/router/switch.hpp>
+#include <switchyard/router/top_k.hpp>
+
+#include <doctest/doctest.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <new>
+
+namespace {
+
+std::atomic<long> allocations{0};
+
+}  // namespace
+
+// Under a sanitizer its own hook sees every allocation; elsewhere glibc's functions are put behind counting ones,
+// through which operator new goes, too.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define COUNTED_BY_SANITIZER 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define COUNTED_BY_SANITIZER 1
+#endif
+#endif
+
+#if defined(COUNTED_BY_SANITIZER)
+extern "C" int __sanitizer_install_malloc_and_free_hooks(void (*)(const volatile void*, std::size_t),
+                                                         void (*)(const volatile void*));
+namespace {
+[[maybe_unused]] const int hooks = __sanitizer_install_malloc_and_free_hooks(
+    [](const volatile void*, std::size_t) { ++allocations; }, [](const volatile void*) {});
+}
+#elif defined(__GLIBC__)
+extern "C" {
+void* __libc_malloc(std::size_t);
+void* __libc_calloc(std::size_t, std::size_t);
+void* __libc_realloc(void*, std::size_t);
+void* __libc_memalign(std::size_t, std::size_t);
+
+void* malloc(std::size_t size) noexcept {
+    ++allocations;
+    return __libc_malloc(size);
+}
+void* calloc(std::size_t count, std::size_t size) noexcept {
+    ++allocations;
+    return __libc_calloc(count, size);
+}
+void* realloc(void* old, std::size_t size) noexcept {
+    ++allocations;
+    return __libc_realloc(old, size);
+}
+void* memalign(std::size_t alignment, std::size_t size) noexcept {
+    ++allocations;
+    return __libc_memalign(alignment, size);
+}
+void* aligned_alloc(std::size_t alignment, std::size_t size) noexcept {
+    ++allocations;
+    return __libc_memalign(alignment, size);
+}
+int posix_memalign(void** pointer, std::size_t alignment, std::size_t size) noexcept {
+    ++allocations;
+    *pointer = __libc_memalign(alignment, size);
+    return *pointer != nullptr ? 0 : 12;
+}
+}
+#endif
+
+using namespace switchyard_test;
+
+#if defined(COUNTED_BY_SANITIZER) || defined(__GLIBC__)
+
+namespace {
+
+template <class F>
+long allocations_of(const F& f) {
+    const long before = allocations;
+    f();
+    return allocations - before;
+}
+
+/// Buffers of a training loop over a layer.
+struct layer_buffers {
+    sy::plan<float> plan;
+    sy::workspace scratch;
+    sy::matrix<float> x, w, scores, d_y, rows, d_rows, y, d_x, d_w, d_gates, d_scores;
+
+    layer_buffers(index_t tokens, index_t width, index_t experts, index_t k)
+        : x(stored<float>(gaussian_scores(tokens, width, 1))),
+          w(stored<float>(gaussian_scores(width, experts, 2))),
+          scores(stored<float>(gaussian_scores(tokens, experts, 3))),
+          d_y(stored<float>(gaussian_scores(tokens, width, 4))),
+          rows(tokens * k, width),
+          d_rows(tokens * k, width),
+          y(tokens, width),
+          d_x(tokens, width),
+          d_w(width, experts),
+          d_gates(tokens, k),
+          d_scores(tokens, experts) {}
+
+    template <class Policy, class Router>
+    void step_from_scores(const Policy& policy, const Router& router, std::uint32_t step) {
+        sy::route_scores(policy, router, scores, sy::training{.step = step}, plan, scratch);
+        move_rows(policy);
+        sy::route_scores_backward(policy, router, plan, scores, d_gates, d_scores, scratch);
+    }
+    template <class Policy, class Router>
+    void step_from_tokens(const Policy& policy, const Router& router, std::uint32_t step) {
+        sy::route(policy, router, x, w, sy::training{.step = step}, plan, scratch);
+        move_rows(policy);
+        sy::route_backward(policy, router, plan, x, w, d_gates, d_x, d_w, scratch);
+    }
+    template <class Policy>
+    void move_rows(const Policy& policy) {
+        sy::dispatch(policy, plan, x, rows);
+        sy::combine(policy, plan, rows, y);
+        sy::combine_backward(policy, plan, rows, d_y, d_rows, d_gates);
+        sy::dispatch_backward(policy, plan, d_rows, d_x);
+    }
+};
+
+/// Allocations of steps 2 to 6, from scores and from tokens.
+template <class Router>
+void check_steps(Router router, index_t k, index_t tokens, index_t experts) {
+    for_each_policy([&](const auto& policy) {
+        layer_buffers layer(tokens, 40, experts, k);
+        layer.step_from_scores(policy, router, 0);
+        CHECK(allocations_of([&] {
+                  for (std::uint32_t step = 1; step < 6; ++step) layer.step_from_scores(policy, router, step);
+              }) == 0);
+    });
+    router.input_jitter = 0.01f;
+    for_each_policy([&](const auto& policy) {
+        layer_buffers layer(tokens, 40, experts, k);
+        layer.step_from_tokens(policy, router, 0);
+        CHECK(allocations_of([&] {
+                  for (std::uint32_t step = 1; step < 6; ++step) layer.step_from_tokens(policy, router, step);
+              }) == 0);
+    });
+}
+
+}  // namespace
+
+TEST_CASE("allocation: the counter sees every way to allocate") {
+    volatile std::size_t size = 100;
+    void* keep[7] = {};
+    CHECK(allocations_of([&] { keep[0] = std::malloc(size); }) >= 1);
+    CHECK(allocations_of([&] { keep[1] = std::aligned_alloc(64, 2 * 64); }) >= 1);
+    CHECK(allocations_of([&] { CHECK(posix_memalign(&keep[2], 64, size) == 0); }) >= 1);
+    CHECK(allocations_of([&] { keep[3] = std::calloc(size, 2); }) >= 1);
+    for (void* pointer : keep) std::free(pointer);
+    CHECK(allocations_of([&] { ::operator delete(::operator new(size)); }) >= 1);
+    CHECK(allocations_of(
+              [&] { ::operator delete (::operator new (size, std::align_val_t{64}), std::align_val_t{64}); }) >= 1);
+    CHECK(allocations_of([&] { sy::matrix<float> m(3, static_cast<index_t>(size)); }) >= 1);
+    CHECK(allocations_of([] {}) == 0);
+}
+
+TEST_CASE("allocation: a training loop with Switch allocates in its first step alone") {
+    check_steps(sy::switch_router{.z_weight = 0.01}, 1, 1500, 60);
+    check_steps(sy::switch_router{.order = sy::drop_order::gate, .sample_temperature = 1, .logit_jitter = 0.1f}, 1, 700,
+                16);
+    check_steps(sy::switch_router{.no_token_left_behind = 3}, 1, 700, 16);
+}
+
+TEST_CASE("allocation: a training loop with top-k allocates in its first step alone") {
+    check_steps(sy::top_k_router{.k = 8, .renormalize = true, .capacity = {.factor = 1.0}, .z_weight = 0.01}, 8, 700,
+                128);
+    check_steps(sy::top_k_router{.k = 12}, 12, 300, 20);
+}
+
+TEST_CASE("allocation: decoding sizes, and smaller shapes after larger ones") {
+    layer_buffers layer(64, 40, 128, 8);
+    const sy::top_k_router router{.k = 8};
+    const auto decode = [&](index_t tokens) {
+        const sy::matrix_view<const float> some(layer.scores.data(), tokens, 128);
+        sy::route_scores(sy::par_on(sy::openmp{.threads = 2}), router, some, sy::inference{}, layer.plan,
+                         layer.scratch);
+    };
+    decode(64);
+    CHECK(allocations_of([&] {
+              for (const index_t tokens : {1, 32, 3, 64, 1}) decode(tokens);
+          }) == 0);
+}
+
+TEST_CASE("allocation: storage that is converted on the way allocates nothing either") {
+    const auto scores = stored<Eigen::bfloat16>(gaussian_scores(700, 30, 1));
+    const auto d_gates = stored<Eigen::half>(gaussian_scores(700, 2, 2));
+    sy::matrix<Eigen::bfloat16> d_scores(700, 30);
+    sy::plan<float> plan;
+    sy::workspace scratch;
+    const auto step = [&] {
+        sy::route_scores(sy::seq, sy::top_k_router{}, scores, sy::training{}, plan, scratch);
+        sy::route_scores_backward(sy::seq, sy::top_k_router{}, plan, scores, d_gates, d_scores, scratch);
+    };
+    step();
+    CHECK(allocations_of([&] {
+              for (int i = 0; i < 3; ++i) step();
+          }) == 0);
+}
+
+#endif
