@@ -375,5 +375,31 @@ void route_softmax_backward(const Policy& policy, const Source& source, const pl
              plan.tokens, balance_gradient, scratch);
 }
 
+/// A router whose gate is a softmax: it says what its settings come down to, and what their fingerprint is.
+template <class Router>
+concept softmax_router = requires(const Router& router) {
+    softmax_settings_of(router, index_t{});
+    fingerprint_of(router);
+    router.logit_jitter;
+};
+
+/// d_gates[T, k] and the losses -> d_scores[T, E]. Gates of dropped choices get no gradient; padding rows are 0. `plan`
+/// was made in training by the same router from the same scores.
+template <class Policy, softmax_router Router, class Plan, matrix_like Scores, matrix_like Gates, matrix_like Out,
+          class Workspace>
+void route_scores_backward(const Policy& policy, const Router& router, const Plan& plan, const Scores& scores,
+                           const Gates& d_gates, Out&& d_scores, Workspace& scratch,
+                           const backward_settings& backward = {}) {
+    const auto input = const_view(as_view(scores));
+    const auto& made = view_of_plan(plan);
+    require_space<Policy, decltype(input), std::remove_cvref_t<decltype(made)>, view_type<const Gates&>,
+                  view_type<Out>>();
+    require_plan_for_backward(made, as_view(d_gates), input.rows, input.columns, fingerprint_of(router));
+    require_same_shape("d_scores", as_view(d_scores), "scores", input);
+    route_softmax_backward(policy, score_rows_of(input, router.logit_jitter, made.origin.noise), made,
+                           const_view(as_view(d_gates)), as_view(d_scores), softmax_settings_of(router, made.capacity),
+                           backward, scratch);
+}
+
 }  // namespace SWITCHYARD_TARGET
 }  // namespace switchyard

@@ -9,6 +9,7 @@
 // experts receive), sampling (expert = argmax(s + temperature * Gumbel), gate unperturbed), or, for callers that have
 // only scores, logit jitter. All are off unless asked for; the paper trains with input_jitter = 1e-2.
 //
+// Backward, d_gates[T, 1] and the losses -> d_scores[T, E], is `route_scores_backward` of router/softmax_routing.hpp.
 // O(T E) time. CPU policies throw `error` on bad scores and settings; after the first step of a shape nothing is
 // allocated, and nothing synchronises. Ties: the lower expert.
 // Fedus, Zoph, Shazeer 2021, "Switch Transformers", arXiv 2101.03961.
@@ -98,22 +99,6 @@ void route_scores(const Policy& policy, const switch_router& router, const Score
     } else {
         route_softmax(policy, source, mode, plan.view(), settings, scratch, best);
     }
-}
-
-/// d_gates[T, 1] and the losses -> d_scores[T, E]. Gates of dropped tokens get no gradient; padding rows are 0.
-template <class Policy, class Plan, matrix_like Scores, matrix_like Gates, matrix_like Out, class Workspace>
-void route_scores_backward(const Policy& policy, const switch_router& router, const Plan& plan, const Scores& scores,
-                           const Gates& d_gates, Out&& d_scores, Workspace& scratch,
-                           const backward_settings& backward = {}) {
-    const auto input = const_view(as_view(scores));
-    const auto& made = view_of_plan(plan);
-    require_space<Policy, decltype(input), std::remove_cvref_t<decltype(made)>, view_type<const Gates&>,
-                  view_type<Out>>();
-    require_plan_for_backward(made, as_view(d_gates), input.rows, input.columns, fingerprint_of(router));
-    require_same_shape("d_scores", as_view(d_scores), "scores", input);
-    route_softmax_backward(policy, score_rows_of(input, router.logit_jitter, made.origin.noise), made,
-                           const_view(as_view(d_gates)), as_view(d_scores), softmax_settings_of(router, made.capacity),
-                           backward, scratch);
 }
 
 }  // namespace SWITCHYARD_TARGET

@@ -9,6 +9,7 @@
 // over what capacity keeps.
 //
 // k = 1 with normalised gates gives every gate the value 1 and the router no gradient: an error in training.
+// Backward, d_gates[T, k] and the losses -> d_scores[T, E], is `route_scores_backward` of router/softmax_routing.hpp.
 // O(T (E + k)) time. Ties: the lower expert. CPU policies throw `error`; nothing is allocated after the first step of a
 // shape, nothing synchronises.
 // Shazeer et al. 2017, arXiv 1701.06538; Jiang et al. 2024, "Mixtral of Experts", arXiv 2401.04088 (softmax after);
@@ -100,22 +101,6 @@ void route_scores(const Policy& policy, const top_k_router& router, const Scores
     const auto source = score_rows_of(input, mode.is_training ? router.logit_jitter : 0.0f, mode.noise);
     route_softmax(policy, source, mode, plan.view(), softmax_settings_of(router, capacity), scratch,
                   select_list<S>{plan.view().expert, plan.view().gate, input.columns, router.k, normalizes(router)});
-}
-
-/// d_gates[T, k] and the losses -> d_scores[T, E].
-template <class Policy, class Plan, matrix_like Scores, matrix_like Gates, matrix_like Out, class Workspace>
-void route_scores_backward(const Policy& policy, const top_k_router& router, const Plan& plan, const Scores& scores,
-                           const Gates& d_gates, Out&& d_scores, Workspace& scratch,
-                           const backward_settings& backward = {}) {
-    const auto input = const_view(as_view(scores));
-    const auto& made = view_of_plan(plan);
-    require_space<Policy, decltype(input), std::remove_cvref_t<decltype(made)>, view_type<const Gates&>,
-                  view_type<Out>>();
-    require_plan_for_backward(made, as_view(d_gates), input.rows, input.columns, fingerprint_of(router));
-    require_same_shape("d_scores", as_view(d_scores), "scores", input);
-    route_softmax_backward(policy, score_rows_of(input, router.logit_jitter, made.origin.noise), made,
-                           const_view(as_view(d_gates)), as_view(d_scores), softmax_settings_of(router, made.capacity),
-                           backward, scratch);
 }
 
 }  // namespace SWITCHYARD_TARGET
