@@ -78,19 +78,8 @@ void route_scores(const Policy& policy, const bias_router& router, const Scores&
                       softmax_settings_of(router, capacity), scratch, select);
 }
 
-// 5. Backward: d_gates[T, 1] -> d_scores[T, E].
-template <class Policy, class Plan, sy::matrix_like Scores, sy::matrix_like Gates, sy::matrix_like Out, class Workspace>
-void route_scores_backward(const Policy& policy, const bias_router& router, const Plan& plan, const Scores& scores,
-                           const Gates& d_gates, Out&& d_scores, Workspace& scratch,
-                           const sy::backward_settings& backward = {}) {
-    const auto input = sy::const_view(sy::as_view(scores));
-    const auto& made = sy::view_of_plan(plan);
-    sy::require_plan_for_backward(made, sy::as_view(d_gates), input.rows, input.columns, fingerprint_of(router));
-    sy::require_same_shape("d_scores", sy::as_view(d_scores), "scores", input);
-    sy::route_softmax_backward(policy, sy::score_rows_of(input, 0.0f, made.origin.noise), made,
-                               sy::const_view(sy::as_view(d_gates)), sy::as_view(d_scores),
-                               softmax_settings_of(router, made.capacity), backward, scratch);
-}
+// 5. Backward, d_gates[T, 1] -> d_scores[T, E], is the library's: it is that of every router which has the two
+// functions of step 3. A gate that is no softmax brings its own route_scores_backward (see router/base.hpp).
 
 // 6. The state between steps, moved by what the plan counted.
 template <class Plan>

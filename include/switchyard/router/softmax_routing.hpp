@@ -380,8 +380,17 @@ template <class Router>
 concept softmax_router = requires(const Router& router) {
     softmax_settings_of(router, index_t{});
     fingerprint_of(router);
-    router.logit_jitter;
 };
+
+/// A router's jitter on scores; 0 for routers without that setting.
+template <class Router>
+float logit_jitter_of(const Router& router) {
+    if constexpr (requires { router.logit_jitter; }) {
+        return router.logit_jitter;
+    } else {
+        return 0;
+    }
+}
 
 /// d_gates[T, k] and the losses -> d_scores[T, E]. Gates of dropped choices get no gradient; padding rows are 0. `plan`
 /// was made in training by the same router from the same scores.
@@ -396,7 +405,7 @@ void route_scores_backward(const Policy& policy, const Router& router, const Pla
                   view_type<Out>>();
     require_plan_for_backward(made, as_view(d_gates), input.rows, input.columns, fingerprint_of(router));
     require_same_shape("d_scores", as_view(d_scores), "scores", input);
-    route_softmax_backward(policy, score_rows_of(input, router.logit_jitter, made.origin.noise), made,
+    route_softmax_backward(policy, score_rows_of(input, logit_jitter_of(router), made.origin.noise), made,
                            const_view(as_view(d_gates)), as_view(d_scores), softmax_settings_of(router, made.capacity),
                            backward, scratch);
 }
