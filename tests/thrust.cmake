@@ -1,6 +1,6 @@
 # The Thrust backend. Each thrust/*.cpp is built by the plain host compiler once a system that Thrust has for CPUs and becomes
-# one CTest test each, thrust_<system>/<stem>; thrust/tbb_*.cpp is for TBB alone. Where nvcc is found, thrust/*.cu compile,
-# too; they need a GPU to run, so they are not run.
+# one CTest test each, thrust_<system>/<stem>; thrust/tbb_*.cpp is for TBB alone. Where nvcc is found, thrust/*.cu compile to
+# one program, which exits with 77 (skipped) where there is no GPU to run it.
 file(GLOB thrust_files CONFIGURE_DEPENDS "thrust/*.cpp")
 set(thrust_tbb_files ${thrust_files})
 list(FILTER thrust_tbb_files INCLUDE REGEX "/tbb_[^/]*[.]cpp$")
@@ -37,10 +37,11 @@ endif()
 
 file(GLOB cuda_files CONFIGURE_DEPENDS "thrust/*.cu")
 if(SWITCHYARD_HAS_NVCC AND cuda_files)
-    add_library(test_thrust_cuda OBJECT ${cuda_files})
+    add_executable(test_thrust_cuda ${cuda_files})
     target_link_libraries(test_thrust_cuda PRIVATE switchyard_own_cuda)
-    target_include_directories(test_thrust_cuda PRIVATE "${CMAKE_CURRENT_SOURCE_DIR}")
-    # What CTest can say of it: that every file compiled without a warning.
+    # That every file compiled without a warning; and, where there is a GPU, that it decides there as on a CPU.
     add_test(NAME nvcc/compiles COMMAND "${CMAKE_COMMAND}" --build "${PROJECT_BINARY_DIR}" --target test_thrust_cuda)
-    set_tests_properties(nvcc/compiles PROPERTIES LABELS nvcc TIMEOUT 1200)
+    set_tests_properties(nvcc/compiles PROPERTIES LABELS nvcc TIMEOUT 1200 FIXTURES_SETUP switchyard_nvcc)
+    add_test(NAME nvcc/runs COMMAND test_thrust_cuda)
+    set_tests_properties(nvcc/runs PROPERTIES LABELS nvcc TIMEOUT 600 FIXTURES_REQUIRED switchyard_nvcc SKIP_RETURN_CODE 77)
 endif()
