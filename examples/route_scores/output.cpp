@@ -67,7 +67,7 @@ deferred_signals::~deferred_signals() {
     for (const auto& [number, old] : before_) {
         sigaction(number, &old, nullptr);
     }
-    if (signal_that_came != 0) {
+    if (signal_that_came != 0 && !before_.empty()) {
         raise(signal_that_came);
     }
 }

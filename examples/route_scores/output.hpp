@@ -6,8 +6,8 @@
 // destructor.
 //
 // While an output_folder lives, SIGINT, SIGTERM and SIGHUP wait: writing stops at the next chunk, everything is undone,
-// and the signal then ends the program as it would have. (After SIGKILL a folder named .route_scores-XXXXXX may be
-// left.)
+// and the signal then ends the program as it would have. Ended by a signal means nothing written. (After SIGKILL a
+// folder named .route_scores-XXXXXX may be left.)
 #pragma once
 
 #include <switchyard/switchyard.hpp>
@@ -31,6 +31,9 @@ class deferred_signals {
 
     /// Fails if such a signal has come.
     static void require_none();
+
+    /// It is too late for them: they are ignored until the program ends.
+    void ignore_from_now_on() { before_.clear(); }
 
   private:
     std::vector<std::pair<int, struct sigaction>> before_;
@@ -65,8 +68,11 @@ class output_folder {
     /// Moves all files to the target.
     void move_in();
 
-    /// From here on the results stay.
-    void keep() { done_.clear(); }
+    /// From here on the results stay, and a program that is about to end well does so.
+    void keep() {
+        done_.clear();
+        signals_.ignore_from_now_on();
+    }
 
   private:
     struct step {
