@@ -168,13 +168,13 @@ struct sigmoid_backward_pass {
 
     SWITCHYARD_HD void operator()(index_t token) const {
         for (index_t e = 0; e < plan.experts; ++e) {
-            d_scores(token, e) = store_scalar<ScoreStorage>(S(0));
+            d_scores(token, e) = store_scalar<ScoreStorage>(0);
         }
         if (plan.slot[token] >= 0) {
             const std::int32_t expert = plan.expert[token];
             const S score = load_scalar(source.scores(token, expert));
-            d_scores(token, expert) =
-                store_scalar<ScoreStorage>(load_scalar(d_gates(token, 0)) * sigmoid_derivative(score));
+            const S gradient = static_cast<S>(load_scalar(d_gates(token, 0))) * sigmoid_derivative(score);
+            d_scores(token, expert) = store_scalar<ScoreStorage>(static_cast<compute_t<ScoreStorage>>(gradient));
         }
     }
 };

@@ -181,7 +181,7 @@ struct softmax_backward_pass {
 
   private:
     SWITCHYARD_HD S gate_gradient(index_t token, index_t c) const {
-        return plan.slot[token * plan.choices + c] >= 0 ? load_scalar(d_gates(token, c)) : S(0);
+        return plan.slot[token * plan.choices + c] >= 0 ? static_cast<S>(load_scalar(d_gates(token, c))) : S(0);
     }
 
     template <int W>
@@ -198,7 +198,7 @@ struct softmax_backward_pass {
         const S scale = sum > S(0) ? S(1) / sum : S(0);
         if (scale == S(0)) {
             for (index_t e = 0; e < experts; ++e) {
-                d_scores(token, e) = store_scalar<ScoreStorage>(S(0));
+                d_scores(token, e) = store_scalar<ScoreStorage>(0);
             }
             return;
         }
@@ -274,7 +274,7 @@ struct softmax_backward_pass {
             }
         }
         for (index_t e = 0; e < plan.experts; ++e) {
-            d_scores(token, e) = store_scalar<ScoreStorage>(gradient[e]);
+            d_scores(token, e) = store_scalar<ScoreStorage>(static_cast<compute_t<ScoreStorage>>(gradient[e]));
         }
     }
 };
