@@ -4,13 +4,14 @@
 //       --benchmark_report_aggregates_only=true --benchmark_filter='/65536/64(/|$)'
 //
 // switch_route is a training step (losses, statistics for backward), top_k_route inference (decoding sizes among them).
-// Rows are `<operation>_<policy>/<tokens>/<experts>`, with /k for top-k. Compare medians of one run only. All operations
-// write into prepared buffers. Scores are Gaussian (fixed seed); rows of tokens have 512 float32 numbers; dispatch and combine
-// use balanced random experts and drop nothing. `par` runs on OpenMP with the machine's threads.
+// Rows are `<operation>_<policy>/<tokens>/<experts>`, with /k for top-k. Compare medians of one run only. All
+// operations write into prepared buffers. Scores are Gaussian (fixed seed); rows of tokens have 512 float32 numbers;
+// dispatch and combine use balanced random experts and drop nothing. `par` runs on OpenMP with the machine's threads.
 //
-// Baselines: eigen_softmax_argmax (softmax and argmax with Eigen's row expressions), exp_sum (Eigen's sum of exp over the matrix:
-// one exponential a score is the least any softmax pays), read_scores (their sum), copy_rows (memcpy of the bytes that dispatch
-// moves), memcpy_rows (the same rows permuted, one memcpy a row), eigen_product (scores = x W with Eigen).
+// Baselines: eigen_softmax_argmax (softmax and argmax with Eigen's row expressions), exp_sum (Eigen's sum of exp over
+// the matrix: one exponential a score is the least any softmax pays), read_scores (their sum), copy_rows (memcpy of the
+// bytes that dispatch moves), memcpy_rows (the same rows permuted, one memcpy a row), eigen_product (scores = x W with
+// Eigen).
 #include <switchyard/switchyard.hpp>
 
 #include <benchmark/benchmark.h>
@@ -265,7 +266,8 @@ void add_policy(const std::string& name, const Policy& policy) {
     }
     for (const index_t k : {1, 2, 4, 32}) {
         const sy::top_k_router router{.k = k};
-        add("top_k_route", name, {65536, 64, k}, [=](auto& s) { route(s, policy, router, sy::inference{}, 65536, 64); });
+        add("top_k_route", name, {65536, 64, k},
+            [=](auto& s) { route(s, policy, router, sy::inference{}, 65536, 64); });
     }
     add("top_k_route_backward", name, {65536, 256, 8},
         [=](auto& s) { route_backward(s, policy, sy::top_k_router{.k = 8}, 65536, 256); });
