@@ -12,8 +12,8 @@ using sy::index_t;
 
 namespace {
 
-using policy = decltype(sy::on_thrust(thrust::cuda::par_nosync.on(cudaStream_t{})));
-using device_plan = sy::basic_plan<float, policy::memory>;
+using cuda_policy = decltype(sy::on_thrust(thrust::cuda::par_nosync.on(cudaStream_t{})));
+using device_plan = sy::basic_plan<float, cuda_policy::memory>;
 
 int failures = 0;
 
@@ -75,11 +75,11 @@ void compare(const sy::plan<float>& made, const sy::plan<float>& want) {
 
 /// From scores of any storage, on a stream.
 template <class Storage, class Router>
-void route_scores_and_back(const policy& on, const Router& router) {
+void route_scores_and_back(const cuda_policy& on, const Router& router) {
     const auto host_scores = numbers<Storage>(1000, 24);
     const auto scores = sy::copy_to_device(on, host_scores);
     device_plan plan;
-    sy::device_workspace<policy> scratch;
+    sy::device_workspace<cuda_policy> scratch;
     sy::route_scores(on, router, scores, sy::training{}, plan, scratch);
     sy::check(on, plan);
     const auto want = sy::route_scores(sy::seq, router, host_scores, sy::training{});
@@ -87,7 +87,7 @@ void route_scores_and_back(const policy& on, const Router& router) {
 
     const auto host_d_gates = numbers<Storage>(plan.tokens(), plan.choices());
     const auto d_gates = sy::copy_to_device(on, host_d_gates);
-    sy::device_matrix<policy, Storage> d_scores(plan.tokens(), plan.experts());
+    sy::device_matrix<cuda_policy, Storage> d_scores(plan.tokens(), plan.experts());
     sy::route_scores_backward(on, router, plan, scores, d_gates, d_scores, scratch);
     const float allowed = sizeof(Storage) == 2 ? 1e-2f : 1e-4f;
     expect(close(sy::copy_to_host(on, d_scores),
@@ -97,7 +97,7 @@ void route_scores_and_back(const policy& on, const Router& router) {
 
 /// Rows to experts and back, gates on the output or on the input.
 template <class Storage>
-void move_rows(const policy& on, const device_plan& plan, const sy::plan<float>& want) {
+void move_rows(const cuda_policy& on, const device_plan& plan, const sy::plan<float>& want) {
     const auto host_x = numbers<Storage>(plan.tokens(), 33);
     const auto x = sy::copy_to_device(on, host_x);
     const auto rows = sy::dispatch(on, plan, x);
@@ -106,15 +106,28 @@ void move_rows(const policy& on, const device_plan& plan, const sy::plan<float>&
     expect(close(sy::copy_to_host(on, y), sy::combine(sy::seq, want, sy::dispatch(sy::seq, want, host_x)), allowed),
            "combine");
     const auto gradients = sy::combine_backward(on, plan, rows, y);
-    sy::device_matrix<policy, Storage> d_x(x.rows(), x.columns());
+    sy::device_matrix<cuda_policy, Storage> d_x(x.rows(), x.columns());
     sy::dispatch_backward(on, plan, gradients.d_rows, d_x);
-    sy::device_matrix<policy, float> d_gates(plan.tokens(), plan.choices());
+    sy::device_matrix<cuda_policy, float> d_gates(plan.tokens(), plan.choices());
     sy::dispatch_backward(on, plan, x, gradients.d_rows, d_x, d_gates);
     static_cast<void>(sy::copy_to_host(on, d_gates));
 }
 
+// [step]
+void step(cudaStream_t stream, const sy::matrix<float>& host_scores, const sy::matrix<float>& host_x) {
+    const auto policy = sy::on_thrust(thrust::cuda::par_nosync.on(stream));
+    const auto scores = sy::copy_to_device(policy, host_scores);  // waits for the copy
+    const auto x = sy::copy_to_device(policy, host_x);
+    const auto plan = sy::route_scores(policy, sy::top_k_router{.k = 2}, scores);  // reads nothing back
+    const auto rows = sy::dispatch(policy, plan, x);                               // nor does this
+    const auto y = sy::combine(policy, plan, rows);
+    sy::check(policy, plan);  // waits; throws on bad scores
+}
+// [/step]
+
 void run_all(cudaStream_t stream) {
-    const policy on = sy::on_thrust(thrust::cuda::par_nosync.on(stream));
+    step(stream, numbers<float>(100, 8), numbers<float>(100, 16));
+    const cuda_policy on = sy::on_thrust(thrust::cuda::par_nosync.on(stream));
     const sy::top_k_router lists{.k = 3, .capacity = {.factor = 0.9}, .z_weight = 1e-3};
     route_scores_and_back<float>(on, sy::switch_router{.order = sy::drop_order::position, .z_weight = 1e-3});
     route_scores_and_back<float>(on, sy::switch_router{.no_token_left_behind = 3});
