@@ -40,7 +40,7 @@
 #include <type_traits>
 
 #if defined(__NVCC__) && !defined(__CUDACC_RELAXED_CONSTEXPR__)
-#error "switchyard: row programs call constexpr functions of the standard library: compile with --expt-relaxed-constexpr"
+#error "switchyard calls constexpr functions of the standard library in kernels: nvcc --expt-relaxed-constexpr"
 #endif
 #if defined(__CUDACC__)
 #include <thrust/system/cuda/execution_policy.h>
