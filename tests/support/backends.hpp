@@ -13,8 +13,10 @@
 #include <switchyard/backend/eigen.hpp>
 #include <switchyard/backend/policy.hpp>
 
+#include <memory>
 #include <span>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 namespace switchyard_test {
@@ -30,10 +32,9 @@ S gap_number() {
     return stored_number<S>(-1234);
 }
 
-/// Reads and fills through the argument itself.
-template <class Layout>
-ref::matrix numbers_of(Layout& layout) {
-    const auto view = sy::as_view(layout.argument());
+/// The numbers of a view, stored as anything.
+template <class S>
+ref::matrix table_of_view(const sy::matrix_view<S>& view) {
     ref::matrix copy(view.rows, view.columns);
     for (index_t i = 0; i < view.rows; ++i) {
         for (index_t j = 0; j < view.columns; ++j) copy(i, j) = static_cast<double>(sy::load_scalar(view(i, j)));
@@ -41,8 +42,8 @@ ref::matrix numbers_of(Layout& layout) {
     return copy;
 }
 
-template <class View, class S>
-void fill_view(const View& view, const ref::matrix& numbers, S) {
+template <class S>
+void fill_view(const sy::matrix_view<S>& view, const ref::matrix& numbers) {
     for (index_t i = 0; i < numbers.rows; ++i) {
         for (index_t j = 0; j < numbers.columns; ++j) view(i, j) = stored_number<S>(numbers(i, j));
     }
@@ -52,10 +53,9 @@ template <class S, int Order>
 struct eigen_dense {
     Eigen::Matrix<S, Eigen::Dynamic, Eigen::Dynamic, Order> numbers;
 
-    explicit eigen_dense(const ref::matrix& table) : numbers(table.rows, table.columns) {
-        fill_view(sy::as_view(numbers), table, S());
-    }
+    explicit eigen_dense(const ref::matrix& table) : numbers(table.rows, table.columns) { fill_view(view(), table); }
     auto& argument() { return numbers; }
+    sy::matrix_view<S> view() { return sy::as_view(numbers); }
     bool gaps_intact() const { return true; }
 };
 
@@ -84,9 +84,10 @@ struct block {
             : around(decltype(around)::Constant(table.rows + 3, table.columns + 5, gap_number<S>())),
               rows(table.rows),
               columns(table.columns) {
-            fill_view(sy::as_view(argument()), table, S());
+            fill_view(view(), table);
         }
         auto argument() { return around.block(1, 3, rows, columns); }
+        sy::matrix_view<S> view() { return sy::as_view(argument()); }
         bool gaps_intact() {
             index_t gaps = 0;
             for (index_t i = 0; i < around.rows(); ++i) {
@@ -110,15 +111,16 @@ struct strided_numbers {
         : numbers(static_cast<std::size_t>(table.rows * row_stride(table.columns) + 1), gap_number<S>()),
           rows(table.rows),
           columns(table.columns) {
-        fill_view(sy::as_view(argument()), table, S());
+        fill_view(view(), table);
     }
     static index_t row_stride(index_t columns) { return Show::column_stride * columns + 3; }
     auto argument() { return Show::show(numbers.data() + 1, rows, columns, row_stride(columns)); }
+    sy::matrix_view<S> view() { return sy::as_view(argument()); }
     bool gaps_intact() {
         std::vector<S> copy = numbers;
-        const sy::matrix_view<S> view(copy.data() + 1, rows, columns, row_stride(columns), Show::column_stride);
+        const sy::matrix_view<S> inside(copy.data() + 1, rows, columns, row_stride(columns), Show::column_stride);
         for (index_t i = 0; i < rows; ++i) {
-            for (index_t j = 0; j < columns; ++j) view(i, j) = gap_number<S>();
+            for (index_t j = 0; j < columns; ++j) inside(i, j) = gap_number<S>();
         }
         for (const S number : copy) {
             if (!(number == gap_number<S>())) return false;
@@ -168,64 +170,81 @@ struct span {
 
         explicit layout(const ref::matrix& table)
             : numbers(static_cast<std::size_t>(table.rows * table.columns)), rows(table.rows), columns(table.columns) {
-            fill_view(argument(), table, S());
+            fill_view(view(), table);
         }
         auto argument() { return sy::view_of(std::span<S>(numbers), rows, columns); }
+        sy::matrix_view<S> view() { return argument(); }
         bool gaps_intact() const { return true; }
     };
 };
 
-struct sequential {
+/// Any pool behind one type, so that the library is compiled once for all of them: six layouts x four scalars x every
+/// policy would otherwise take minutes. The policies' own types are compiled and run by the determinism tests.
+class any_pool {
+  public:
+    template <class Run>
+    explicit any_pool(Run& run)
+        : pool_(&run), run_([](void* pool, index_t blocks, void* context, block_function call) {
+              (*static_cast<Run*>(pool))(blocks, [=](index_t block) { call(context, block); });
+          }) {}
+
     template <class F>
-    static void each_policy(const F& f) {
-        f(sy::seq);
+    void parallel_for(index_t blocks, F&& f) {
+        using function = std::remove_reference_t<F>;
+        run_(pool_, blocks, const_cast<void*>(static_cast<const void*>(std::addressof(f))),
+             [](void* context, index_t block) { (*static_cast<function*>(context))(block); });
     }
+
+  private:
+    using block_function = void (*)(void* context, index_t block);
+    void* pool_;
+    void (*run_)(void*, index_t, void*, block_function);
 };
 
-struct parallel {
-    template <class F>
-    static void each_policy([[maybe_unused]] const F& f) {
-#if defined(_OPENMP)
-        for (const int threads : {1, 2, 3, 8}) f(sy::par_on(sy::openmp{.threads = threads}));
-#endif
-    }
-};
-
-struct pooled {
-    template <class F>
-    static void each_policy(const F& f) {
-        thread_pool pool(3);
-        f(sy::par_on(pool));
-    }
-};
-
-template <class Layout, class Policy, class Storage>
-struct backend : Policy {
+template <class Layout, class Storage>
+struct backend {
     using storage = Storage;
     using compute = sy::compute_t<Storage>;
     template <class S>
     using layout = typename Layout::template layout<S>;
+
+    /// f(policy) for the calling thread, 1, 2, 3 and 8 OpenMP threads, and a pool of three.
+    template <class F>
+    static void each_policy(const F& f) {
+        const auto with = [&](auto run) {
+            any_pool pool(run);
+            f(sy::par_on(pool));
+        };
+        with([](index_t blocks, auto call) { sy::seq.parallel_for(blocks, call); });
+#if defined(_OPENMP)
+        for (const int threads : {1, 2, 3, 8}) {
+            with([=](index_t blocks, auto call) { sy::openmp{.threads = threads}.parallel_for(blocks, call); });
+        }
+#endif
+        thread_pool three(3);
+        with([&](index_t blocks, auto call) { three.parallel_for(blocks, call); });
+    }
 };
 
 template <class... Lists>
 using join = decltype(std::tuple_cat(std::declval<Lists>()...));
 
-template <class Layout, class Policy>
-using every_scalar = std::tuple<backend<Layout, Policy, float>, backend<Layout, Policy, double>,
-                                backend<Layout, Policy, Eigen::half>, backend<Layout, Policy, Eigen::bfloat16>>;
 template <class Layout>
-using every_policy =
-    join<every_scalar<Layout, sequential>, every_scalar<Layout, parallel>, every_scalar<Layout, pooled>>;
+using every_scalar = std::tuple<backend<Layout, float>, backend<Layout, double>, backend<Layout, Eigen::half>,
+                                backend<Layout, Eigen::bfloat16>>;
 
-using every_backend = join<every_policy<row_major>, every_policy<column_major>, every_policy<block>, every_policy<map>,
-                           every_policy<raw_pointer>, every_policy<span>>;
+using every_backend = join<every_scalar<row_major>, every_scalar<column_major>, every_scalar<block>, every_scalar<map>,
+                           every_scalar<raw_pointer>, every_scalar<span>>;
 
 /// Calls f with every CPU policy: the calling thread, 1, 2, 3 and 8 OpenMP threads, and a pool of three.
 template <class F>
 void for_each_policy(const F& f) {
-    sequential::each_policy(f);
-    parallel::each_policy(f);
-    pooled::each_policy(f);
+    f(sy::seq);
+#if defined(_OPENMP)
+    for (const int threads : {1, 2, 3, 8}) f(sy::par_on(sy::openmp{.threads = threads}));
+#endif
+    thread_pool pool(3);
+    f(sy::par_on(pool));
 }
 
 }  // namespace switchyard_test
