@@ -34,7 +34,7 @@ concept eigen_storage = eigen_matrix<T> &&
 template <detail::eigen_storage M>
 struct view_access<M> {
     template <class Reference>
-    static auto view(Reference& m) {
+    SWITCHYARD_ALWAYS_INLINE static auto view(Reference& m) {
         using pointer = decltype(m.data());
         using element = std::remove_pointer_t<pointer>;
         using scalar = std::conditional_t<std::is_const_v<Reference>, const element, element>;
@@ -48,14 +48,14 @@ struct view_access<M> {
 template <>
 struct scalar_traits<Eigen::half> {
     using compute = float;
-    static float load(Eigen::half x) { return static_cast<float>(x); }
-    static Eigen::half store(float x) { return static_cast<Eigen::half>(x); }
+    SWITCHYARD_ALWAYS_INLINE static float load(Eigen::half x) { return static_cast<float>(x); }
+    SWITCHYARD_ALWAYS_INLINE static Eigen::half store(float x) { return static_cast<Eigen::half>(x); }
 };
 template <>
 struct scalar_traits<Eigen::bfloat16> {
     using compute = float;
-    static float load(Eigen::bfloat16 x) { return static_cast<float>(x); }
-    static Eigen::bfloat16 store(float x) { return static_cast<Eigen::bfloat16>(x); }
+    SWITCHYARD_ALWAYS_INLINE static float load(Eigen::bfloat16 x) { return static_cast<float>(x); }
+    SWITCHYARD_ALWAYS_INLINE static Eigen::bfloat16 store(float x) { return static_cast<Eigen::bfloat16>(x); }
 };
 
 inline namespace SWITCHYARD_TARGET {

@@ -32,12 +32,12 @@ struct matrix_view {
     constexpr matrix_view() = default;
 
     /// Dense row-major numbers.
-    SWITCHYARD_HD constexpr matrix_view(T* numbers, index_t row_count, index_t column_count)
+    SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE constexpr matrix_view(T* numbers, index_t row_count, index_t column_count)
         : data(numbers), rows(row_count), columns(column_count), row_stride(column_count) {}
 
     /// Strided numbers.
-    SWITCHYARD_HD constexpr matrix_view(T* numbers, index_t row_count, index_t column_count, index_t stride_of_rows,
-                                        index_t stride_of_columns)
+    SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE constexpr matrix_view(T* numbers, index_t row_count, index_t column_count,
+                                                                 index_t stride_of_rows, index_t stride_of_columns)
         : data(numbers),
           rows(row_count),
           columns(column_count),
@@ -46,7 +46,7 @@ struct matrix_view {
 
     /// A view of mutable numbers is a view of constant ones.
     template <class U>
-    requires(std::is_const_v<T>&& std::same_as<U, value_type>) SWITCHYARD_HD
+    requires(std::is_const_v<T>&& std::same_as<U, value_type>) SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE
         constexpr matrix_view(const matrix_view<U, Space>& other)  // NOLINT(google-explicit-constructor)
         : data(other.data),
           rows(other.rows),
@@ -54,19 +54,21 @@ struct matrix_view {
           row_stride(other.row_stride),
           column_stride(other.column_stride) {}
 
-    SWITCHYARD_HD constexpr T& operator()(index_t row, index_t column) const {
+    SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE constexpr T& operator()(index_t row, index_t column) const {
         return data[row * row_stride + column * column_stride];
     }
-    SWITCHYARD_HD constexpr T* row(index_t i) const { return data + i * row_stride; }
-    SWITCHYARD_HD constexpr index_t size() const { return rows * columns; }
-    SWITCHYARD_HD constexpr bool empty() const { return rows == 0 || columns == 0; }
+    SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE constexpr T* row(index_t i) const { return data + i * row_stride; }
+    SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE constexpr index_t size() const { return rows * columns; }
+    SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE constexpr bool empty() const { return rows == 0 || columns == 0; }
     /// Each row is contiguous (a row program may use vector loads).
-    SWITCHYARD_HD constexpr bool rows_contiguous() const { return column_stride == 1 || columns <= 1; }
+    SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE constexpr bool rows_contiguous() const {
+        return column_stride == 1 || columns <= 1;
+    }
 };
 
 /// The same view, columns as rows.
 template <class T, class Space>
-SWITCHYARD_HD constexpr matrix_view<T, Space> transposed(matrix_view<T, Space> m) {
+SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE constexpr matrix_view<T, Space> transposed(matrix_view<T, Space> m) {
     return {m.data, m.columns, m.rows, m.column_stride, m.row_stride};
 }
 
@@ -76,7 +78,9 @@ struct token_mask {
     const std::uint8_t* data = nullptr;
     index_t size = 0;
 
-    SWITCHYARD_HD constexpr bool operator()(index_t token) const { return data == nullptr || data[token] != 0; }
+    SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE constexpr bool operator()(index_t token) const {
+        return data == nullptr || data[token] != 0;
+    }
 };
 
 /// How a container shows its numbers: `view_access<Container>::view(container)` returns a matrix_view. Specialise it to
@@ -86,7 +90,9 @@ struct view_access;
 
 template <class T, class Space>
 struct view_access<matrix_view<T, Space>> {
-    SWITCHYARD_HD static constexpr matrix_view<T, Space> view(const matrix_view<T, Space>& m) { return m; }
+    SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE static constexpr matrix_view<T, Space> view(const matrix_view<T, Space>& m) {
+        return m;
+    }
 };
 
 /// Anything that can be viewed as a matrix: views, switchyard::matrix, Eigen's matrices, maps and blocks.
@@ -97,7 +103,7 @@ concept matrix_like = requires(M&& m) {
 
 /// The view through which every public function reads or writes its matrix arguments.
 template <matrix_like M>
-constexpr auto as_view(M&& m) {
+SWITCHYARD_ALWAYS_INLINE constexpr auto as_view(M&& m) {
     return view_access<std::remove_cvref_t<M>>::view(m);
 }
 
@@ -111,11 +117,13 @@ using space_of = typename view_type<M>::space;
 
 /// The same numbers, read only.
 template <class T, class Space>
-SWITCHYARD_HD constexpr matrix_view<const T, Space> const_view(const matrix_view<T, Space>& m) {
+SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE constexpr matrix_view<const T, Space> const_view(
+    const matrix_view<T, Space>& m) {
     return m;
 }
 template <class T, class Space>
-SWITCHYARD_HD constexpr matrix_view<const T, Space> const_view(const matrix_view<const T, Space>& m) {
+SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE constexpr matrix_view<const T, Space> const_view(
+    const matrix_view<const T, Space>& m) {
     return m;
 }
 

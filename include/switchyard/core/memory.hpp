@@ -119,8 +119,12 @@ class matrix {
 
 template <class T, class Memory>
 struct view_access<matrix<T, Memory>> {
-    static matrix_view<T, typename Memory::space> view(matrix<T, Memory>& m) { return m.view(); }
-    static matrix_view<const T, typename Memory::space> view(const matrix<T, Memory>& m) { return m.view(); }
+    SWITCHYARD_ALWAYS_INLINE static matrix_view<T, typename Memory::space> view(matrix<T, Memory>& m) {
+        return m.view();
+    }
+    SWITCHYARD_ALWAYS_INLINE static matrix_view<const T, typename Memory::space> view(const matrix<T, Memory>& m) {
+        return m.view();
+    }
 };
 
 }  // namespace switchyard

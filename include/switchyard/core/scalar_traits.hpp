@@ -18,15 +18,15 @@ struct scalar_traits;  // not defined: the type is not one routing knows
 template <>
 struct scalar_traits<float> {
     using compute = float;
-    SWITCHYARD_HD static constexpr float load(float x) { return x; }
-    SWITCHYARD_HD static constexpr float store(float x) { return x; }
+    SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE static constexpr float load(float x) { return x; }
+    SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE static constexpr float store(float x) { return x; }
 };
 
 template <>
 struct scalar_traits<double> {
     using compute = double;
-    SWITCHYARD_HD static constexpr double load(double x) { return x; }
-    SWITCHYARD_HD static constexpr double store(double x) { return x; }
+    SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE static constexpr double load(double x) { return x; }
+    SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE static constexpr double store(double x) { return x; }
 };
 
 /// A type numbers can be stored in: it names its compute type and converts both ways.
@@ -42,11 +42,11 @@ using compute_t = typename scalar_traits<std::remove_const_t<T>>::compute;
 
 /// Stored to computed and back.
 template <storage_scalar T>
-SWITCHYARD_HD constexpr compute_t<T> load_scalar(T x) {
+SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE constexpr compute_t<T> load_scalar(T x) {
     return scalar_traits<std::remove_const_t<T>>::load(x);
 }
 template <storage_scalar T>
-SWITCHYARD_HD constexpr T store_scalar(compute_t<T> x) {
+SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE constexpr T store_scalar(compute_t<T> x) {
     return scalar_traits<T>::store(x);
 }
 

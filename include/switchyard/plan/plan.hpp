@@ -82,10 +82,12 @@ struct plan_view {
     plan_origin origin{};
 
     /// The row of a choice among the dispatched rows, or -1 if it was dropped.
-    SWITCHYARD_HD constexpr index_t row_of(index_t position) const {
+    SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE constexpr index_t row_of(index_t position) const {
         return slot[position] < 0 ? -1 : offsets[expert[position]] + slot[position];
     }
-    SWITCHYARD_HD constexpr index_t token_of(std::int64_t position) const { return position / choices; }
+    SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE constexpr index_t token_of(std::int64_t position) const {
+        return position / choices;
+    }
 };
 
 inline namespace SWITCHYARD_TARGET {

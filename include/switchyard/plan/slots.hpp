@@ -42,9 +42,13 @@ struct slot_settings {
 inline constexpr std::int32_t padding_choice = -1;
 
 /// Expert e, chosen but not usable: it keeps its place in the list of choices and gets no slot.
-SWITCHYARD_HD constexpr std::int32_t forbidden_choice(index_t expert) { return static_cast<std::int32_t>(-2 - expert); }
+SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE constexpr std::int32_t forbidden_choice(index_t expert) {
+    return static_cast<std::int32_t>(-2 - expert);
+}
 /// The expert of an encoded choice; -1 for padding.
-SWITCHYARD_HD constexpr std::int32_t decoded_choice(std::int32_t code) { return code >= -1 ? code : -2 - code; }
+SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE constexpr std::int32_t decoded_choice(std::int32_t code) {
+    return code >= -1 ? code : -2 - code;
+}
 
 inline namespace SWITCHYARD_TARGET {
 

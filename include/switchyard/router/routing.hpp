@@ -44,9 +44,12 @@ struct run_mode {
     index_t width = 0;  ///< D where the scores were made from tokens; set by `route`
 
     constexpr run_mode() = default;
-    constexpr run_mode(const training& t)  // NOLINT(google-explicit-constructor)
+    // Implicit, so that a call reads route(seq, router, x, w, training{...}).
+    // NOLINTNEXTLINE(google-explicit-constructor)
+    SWITCHYARD_ALWAYS_INLINE constexpr run_mode(const training& t)
         : is_training(true), noise{t.seed, t.stream, t.step, 0}, mask(t.mask) {}
-    constexpr run_mode(const inference& i) : mask(i.mask) {}  // NOLINT(google-explicit-constructor)
+    // NOLINTNEXTLINE(google-explicit-constructor)
+    SWITCHYARD_ALWAYS_INLINE constexpr run_mode(const inference& i) : mask(i.mask) {}
 };
 
 /// What is done about NaN and +infinity in scores. -infinity is never bad: it forbids an expert to a token.
