@@ -83,12 +83,12 @@ TEST_CASE("noise_words: purposes, streams and tokens never meet over a whole sma
     CHECK(seen.size() == drawn);
 }
 
-TEST_CASE("uniform: 23 bits, never 0 and never 1") {
-    // ((u >> 8) + 0.5) / 2^24 would need 25 bits at the upper end, where float rounds up to 1.
+TEST_CASE("uniform: 24 bits, never 0 and never 1") {
+    // ((u >> 8) + 0.5) / 2^24 needs 25 bits at the upper end, where float would round up to 1.
     CHECK(sy::uniform(0) > 0.0f);
-    CHECK(sy::uniform(0) == 0x1p-24f);
-    CHECK(sy::uniform(0x000001ff) == sy::uniform(0));
-    CHECK(sy::uniform(0x00000200) == 1.5f * 0x1p-23f);
+    CHECK(sy::uniform(0) == 0x1p-25f);
+    CHECK(sy::uniform(0x000000ff) == sy::uniform(0));
+    CHECK(sy::uniform(0x00000100) == 1.5f * 0x1p-24f);
     CHECK(sy::uniform(0x80000000) == doctest::Approx(0.5));
     CHECK(sy::uniform(0xffffffff) == 1.0f - 0x1p-24f);
 }

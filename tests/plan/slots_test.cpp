@@ -48,6 +48,7 @@ encoded_choices random_choices(index_t tokens, index_t experts, index_t k, std::
 
 void put(sy::plan<double>& plan, const encoded_choices& choices, index_t experts, index_t capacity) {
     plan.resize(choices.code.rows, experts, choices.code.columns, capacity);
+    plan.made_by({.training = true});  // balance_load is counted for backward
     for (index_t i = 0; i < choices.code.values.length(); ++i) {
         plan.view().expert[i] = static_cast<std::int32_t>(choices.code.values[i]);
         plan.view().gate[i] = choices.gates.values[i];
@@ -174,6 +175,7 @@ TEST_CASE("slots in rounds: no token is left behind while an expert has room") {
     sy::plan<double> plan;
     sy::workspace scratch;
     plan.resize(4, 2, 1, 2);
+    plan.made_by({.training = true});
     SUBCASE("by position") {
         sy::place_choices_in_rounds(sy::seq, plan.view(), candidates.data(), gates.values.data(), 2, {}, scratch);
         CHECK(experts_of(plan.view()) == ref::integers{{0}, {0}, {1}, {1}});
@@ -191,6 +193,7 @@ TEST_CASE("slots in rounds: no token is left behind while an expert has room") {
     }
     SUBCASE("no room anywhere: the first choice, dropped") {
         plan.resize(4, 2, 1, 1);
+        plan.made_by({.training = true});
         sy::place_choices_in_rounds(sy::seq, plan.view(), candidates.data(), gates.values.data(), 2, {}, scratch);
         CHECK(experts_of(plan.view()) == ref::integers{{0}, {0}, {1}, {0}});
         CHECK(slots_of(plan.view()) == ref::integers{{0}, {-1}, {0}, {-1}});
