@@ -41,6 +41,15 @@ row_major gaussian(index_t rows, index_t columns, unsigned seed = 1) {
     return numbers;
 }
 
+/// Numbers to move: what they are does not matter, and Gaussian ones would take longer to make than to move.
+row_major numbered(index_t rows, index_t columns) {
+    row_major numbers(rows, columns);
+    for (index_t i = 0; i < numbers.size(); ++i) {
+        numbers.data()[i] = static_cast<float>(i % 251);
+    }
+    return numbers;
+}
+
 /// Scores whose best expert is a balanced random one: t % E, shuffled.
 row_major balanced(index_t tokens, index_t experts) {
     row_major scores = row_major::Zero(tokens, experts);
@@ -92,7 +101,7 @@ void route_backward(benchmark::State& state, const Policy& policy, const Router&
 
 template <class Policy>
 void project(benchmark::State& state, const Policy& policy, index_t tokens, index_t experts) {
-    const row_major x = gaussian(tokens, width);
+    const row_major x = numbered(tokens, width);
     const row_major w = gaussian(width, experts, 2);
     sy::matrix<float> scores(tokens, experts);
     sy::workspace scratch;
@@ -118,9 +127,9 @@ struct moved {
             sy::route_scores(sy::seq, sy::top_k_router{.k = k}, gaussian(tokens, experts), sy::training{}, plan,
                              scratch);
         }
-        x = gaussian(tokens, width);
-        y = gaussian(tokens, width, 2);
-        rows = gaussian(tokens * k, width, 3);
+        x = numbered(tokens, width);
+        y = x;
+        rows = numbered(tokens * k, width);
         d_rows = rows;
         d_gates.resize(tokens, k);
     }
@@ -200,7 +209,7 @@ void read_scores(benchmark::State& state, index_t tokens, index_t experts) {
 /// memcpy of everything, in the pieces the policy works on.
 template <class Policy>
 void copy_rows(benchmark::State& state, const Policy& policy, index_t tokens) {
-    const row_major x = gaussian(tokens, width);
+    const row_major x = numbered(tokens, width);
     row_major rows = x;
     const index_t blocks = std::is_same_v<Policy, sy::seq_policy> ? 1 : std::min<index_t>(tokens, 64);
     const index_t each = (tokens + blocks - 1) / blocks;
@@ -228,7 +237,7 @@ void memcpy_rows(benchmark::State& state, index_t tokens, index_t experts) {
 }
 
 void eigen_product(benchmark::State& state, index_t tokens, index_t experts) {
-    const row_major x = gaussian(tokens, width);
+    const row_major x = numbered(tokens, width);
     const row_major w = gaussian(width, experts, 2);
     row_major scores(tokens, experts);
     for (auto _ : state) {

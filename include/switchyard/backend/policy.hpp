@@ -63,7 +63,9 @@ struct openmp {
             seq_policy{}.parallel_for(blocks, f);
             return;
         }
-#pragma omp parallel for schedule(dynamic, 1) num_threads(team)
+        // Neighbouring blocks write neighbouring rows of an expert: long runs of blocks keep threads off each other's
+        // cache lines, and the short ones at the end keep them equally busy.
+#pragma omp parallel for schedule(guided) num_threads(team)
         for (index_t b = 0; b < blocks; ++b) {
             f(b);
         }

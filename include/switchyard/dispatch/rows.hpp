@@ -19,6 +19,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 
 namespace switchyard {
 inline namespace SWITCHYARD_TARGET {
@@ -190,6 +191,10 @@ void gather_rows(const Policy& policy, const plan_view<S>& plan, bool weigh, con
                         const In* const source = in.row(token_of(r));
                         const bool more = stream && r + detail::rows_ahead < last;
                         const In* const ahead = more ? in.row(token_of(r + detail::rows_ahead)) : source;
+                        if (!weigh && !stream) {
+                            std::memcpy(out.row(r), source, static_cast<std::size_t>(width) * sizeof(In));
+                            continue;
+                        }
                         if (!weigh) {
                             detail::write_row(out.row(r), width, stream, [=](index_t j, index_t n) {
                                 detail::prefetch(ahead + j);
@@ -309,13 +314,25 @@ void sum_contiguous(S* out, index_t n, bool accumulate, bool stream, const weigh
         sum_onto([&](index_t j, index_t lanes) { return load_some(out + j, lanes); }, 0);
     } else if (from.count == 0) {
         sum_onto([](index_t, index_t) { return P::all(S(0)); }, 0);
-    } else {
+    } else if (from.count > 1) {
         sum_onto(
             [&](index_t j, index_t lanes) {
                 prefetch(from.ahead[0] + j);
                 return P::all(from.weight[0]) * load_some(from.row[0] + j, lanes);
             },
             1);
+    } else {
+        const P weight = P::all(from.weight[0]);
+        const S* const row = from.row[0];
+        const S* const ahead = from.ahead[0];
+        if (stream) {
+            write_row(out, n, stream, [=](index_t j, index_t lanes) {
+                prefetch(ahead + j);
+                return weight * load_some(row + j, lanes);
+            });
+        } else {
+            write_row(out, n, stream, [=](index_t j, index_t lanes) { return weight * load_some(row + j, lanes); });
+        }
     }
 }
 
