@@ -78,6 +78,7 @@ struct pack<S, 1> {
 
     SWITCHYARD_HD static pack all(S x) { return {x}; }
     SWITCHYARD_HD static pack load(const S* p) { return {*p}; }
+    SWITCHYARD_HD static void call_in(const S*) {}
     SWITCHYARD_HD static pack load_first(const S* p, index_t n, S fill) { return {n > 0 ? *p : fill}; }
     SWITCHYARD_HD void store(S* p) const { *p = v; }
     SWITCHYARD_HD void stream(S* p) const { *p = v; }
@@ -133,6 +134,9 @@ struct pack {
         return r;
     }
     void store(S* p) const { std::memcpy(p, &v, sizeof v); }
+
+    /// Calls the numbers at p into the cache; p need not be readable.
+    static void call_in(const S* p) { __builtin_prefetch(p); }
 
     /// Writes past the cache, to an address that is a multiple of the pack's size. Fence before others read it.
     void stream(S* p) const {

@@ -90,8 +90,19 @@ SWITCHYARD_HD softmax_statistics<S, W, R> softmax_rows(const S* const (&row)[R],
         found.best[r] = -1;
     }
 
+    // Rows lie one after another: while these are computed, those about 4 KiB further on are called in. Integers, since
+    // the last rows' address lies beyond the scores.
+    std::uintptr_t ahead = 0;
+    if constexpr (R > 1) {
+        const std::uintptr_t tile =
+            R * (reinterpret_cast<std::uintptr_t>(row[1]) - reinterpret_cast<std::uintptr_t>(row[0]));
+        ahead = tile * (tile > 0 && tile < 4096 ? (4096 + tile - 1) / tile : 1);
+    }
     detail::first_positions<R> positions;
     const auto visit = [&](int r, index_t j, P scores) {
+        if constexpr (R > 1) {
+            P::call_in(reinterpret_cast<const S*>(reinterpret_cast<std::uintptr_t>(row[r] + j) + ahead));
+        }
         const P exponential = exp_nonpositive<S, W>(scores - maximum[r]);
         if (exponentials != nullptr) {
             exponential.store(exponentials + r * padded<W>(experts) + j);
