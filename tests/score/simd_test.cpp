@@ -1,6 +1,3 @@
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wpsabi"  // packs wider than a register pass between this file's functions alone
-#endif
 #include "support/scores.hpp"
 
 #include <switchyard/core/simd.hpp>
