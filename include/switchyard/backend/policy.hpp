@@ -21,6 +21,7 @@
 #include <switchyard/core/error.hpp>
 #include <switchyard/core/memory.hpp>
 
+#include <atomic>
 #include <concepts>
 #include <type_traits>
 #include <utility>
@@ -64,10 +65,18 @@ struct openmp {
             return;
         }
         // Neighbouring blocks write neighbouring rows of an expert: long runs of blocks keep threads off each other's
-        // cache lines, and the short ones at the end keep them equally busy.
-#pragma omp parallel for schedule(guided) num_threads(team)
-        for (index_t b = 0; b < blocks; ++b) {
-            f(b);
+        // cache lines, and the short ones at the end keep them equally busy. What `schedule(guided)` does, by hand:
+        // LLVM's runtime allocates for every run it hands out.
+        std::atomic<index_t> next = 0;
+#pragma omp parallel num_threads(team)
+        for (index_t first = next.load(std::memory_order_relaxed); first < blocks;) {
+            const index_t last = first + (blocks - first + team - 1) / team;
+            if (next.compare_exchange_weak(first, last, std::memory_order_relaxed)) {
+                for (index_t b = first; b < last; ++b) {
+                    f(b);
+                }
+                first = next.load(std::memory_order_relaxed);
+            }
         }
 #else
         static_assert(!std::is_same_v<F, F>,
