@@ -1,34 +1,8 @@
-// After the first call for a shape, `hungarian` allocates nothing: every operator new of this program is counted.
+// After the first call for a shape, `hungarian` allocates nothing: every allocation of this program is counted.
 #include "assignment/instances.hpp"
-
-#include <atomic>
-#include <cstdlib>
-#include <new>
+#include "support/count_allocations.hpp"
 
 using namespace assignment_tests;
-
-namespace {
-
-std::atomic<long> allocations{0};
-
-void* counted(std::size_t bytes, std::size_t alignment) {
-    ++allocations;
-    const std::size_t rounded = (bytes + alignment - 1) / alignment * alignment;
-    void* const memory = std::aligned_alloc(alignment, rounded > 0 ? rounded : alignment);
-    if (memory == nullptr) throw std::bad_alloc();
-    return memory;
-}
-
-}  // namespace
-
-void* operator new(std::size_t bytes) { return counted(bytes, alignof(std::max_align_t)); }
-void* operator new(std::size_t bytes, std::align_val_t alignment) {
-    return counted(bytes, static_cast<std::size_t>(alignment));
-}
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
-void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
 
 TEST_CASE("hungarian: nothing is allocated after the first call for a shape") {
     std::mt19937_64 random(9);
