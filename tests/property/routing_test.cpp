@@ -20,8 +20,10 @@ struct input {
 
 input draw_input(score_kind last_kind = score_kind::count) {
     const auto kind = static_cast<score_kind>(whole(0, static_cast<long>(last_kind) - 1));
-    const index_t tokens = whole(0, coin() ? 12 : 60);
-    const index_t experts = whole(1, coin() ? 9 : 70);
+    // One batch in eight is longer than a block: its slots are found another way.
+    const bool is_long = whole(0, 7) == 7;
+    const index_t tokens = is_long ? whole(250, 1300) : whole(0, coin() ? 12 : 60);
+    const index_t experts = whole(1, is_long || coin() ? 9 : 70);
     const int forbidden = one_of(0, 0, 0, 30, 128, 250);
     const auto seed = any_seed();
     const bool masked = coin() && coin();
