@@ -383,7 +383,7 @@ struct pack {
         return lane < (static_cast<bits>(n) - words{});
     }
 
-    static std::uint32_t sign_bits(words mask) {
+    static std::uint32_t sign_bits(const words& mask) {
 #if defined(__AVX__)
         if constexpr (sizeof(words) == 32 && sizeof(S) == 4) {
             return static_cast<std::uint32_t>(_mm256_movemask_ps(reinterpret_cast<__m256>(mask)));
