@@ -17,11 +17,8 @@ if(CMAKE_CXX_COMPILER_ID MATCHES "Clang")
 endif()
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
     # GCC 12 warns of its own headers: std::string's operator+ (GCC bug 105651), and AVX-512 intrinsics, which read
-    # registers whose contents do not matter (GCC bug 105593).
-    list(APPEND switchyard_warnings -Wno-restrict)
-    if(SWITCHYARD_NATIVE)
-        list(APPEND switchyard_warnings -Wno-maybe-uninitialized -Wno-uninitialized)
-    endif()
+    # registers whose contents do not matter (GCC bug 105593). With sanitizers it also warns of loop counters.
+    list(APPEND switchyard_warnings -Wno-restrict -Wno-maybe-uninitialized -Wno-uninitialized)
 endif()
 if(SWITCHYARD_WERROR)
     list(APPEND switchyard_warnings -Werror)
