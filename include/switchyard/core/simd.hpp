@@ -118,6 +118,11 @@ struct pack<S, 1> {
 
 #if SWITCHYARD_DETAIL_VECTORS
 
+#if defined(__clang__)
+#pragma clang diagnostic push
+#pragma clang diagnostic ignored "-Wpsabi"  // packs wider than a register, in tests: never across a binary boundary
+#endif
+
 template <class S, int W>
 struct pack {
     static_assert(W > 1 && (W & (W - 1)) == 0);
@@ -383,7 +388,7 @@ struct pack {
         return lane < (static_cast<bits>(n) - words{});
     }
 
-    static std::uint32_t sign_bits(const words& mask) {
+    static std::uint32_t sign_bits(words mask) {
 #if defined(__AVX__)
         if constexpr (sizeof(words) == 32 && sizeof(S) == 4) {
             return static_cast<std::uint32_t>(_mm256_movemask_ps(reinterpret_cast<__m256>(mask)));
@@ -423,6 +428,10 @@ struct pack {
     template <class, int>
     friend struct pack;
 };
+
+#if defined(__clang__)
+#pragma clang diagnostic pop
+#endif
 
 #endif  // SWITCHYARD_DETAIL_VECTORS
 
