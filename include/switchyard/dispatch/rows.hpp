@@ -192,7 +192,8 @@ void gather_rows(const Policy& policy, const plan_view<S>& plan, bool weigh, con
                         const bool more = stream && r + detail::rows_ahead < last;
                         const In* const ahead = more ? in.row(token_of(r + detail::rows_ahead)) : source;
                         if (!weigh && !stream) {
-                            std::memcpy(out.row(r), source, static_cast<std::size_t>(width) * sizeof(In));
+                            std::copy(source, source + width,
+                                      out.row(r));  // memcpy may not be given the null rows of D = 0
                             continue;
                         }
                         if (!weigh) {
