@@ -19,7 +19,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 
 namespace switchyard {
 inline namespace SWITCHYARD_TARGET {
@@ -192,8 +191,7 @@ void gather_rows(const Policy& policy, const plan_view<S>& plan, bool weigh, con
                         const bool more = stream && r + detail::rows_ahead < last;
                         const In* const ahead = more ? in.row(token_of(r + detail::rows_ahead)) : source;
                         if (!weigh && !stream) {
-                            std::copy(source, source + width,
-                                      out.row(r));  // memcpy may not be given the null rows of D = 0
+                            std::copy(source, source + width, out.row(r));  // not memcpy: D = 0 may lie at null
                             continue;
                         }
                         if (!weigh) {
