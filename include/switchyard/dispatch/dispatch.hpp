@@ -49,8 +49,7 @@ void require_tokens(const char* name, const Plan& plan, const Tokens& tokens) {
 template <class Policy, class Plan, class Gates>
 void require_gates(const Plan& plan, const Gates& d_gates) {
     require_space<Policy, Gates>();
-    require(d_gates.rows == plan.tokens && d_gates.columns == plan.choices, "d_gates is ", d_gates.rows, " x ",
-            d_gates.columns, "; the plan has ", plan.tokens, " tokens x ", plan.choices, " choices");
+    require_gate_shape(plan, d_gates);
 }
 
 }  // namespace detail

@@ -127,10 +127,6 @@ template <class A, class B>
 constexpr bool same_compute = std::is_same_v<std::remove_const_t<A>, compute_t<A>>&&
     std::is_same_v<std::remove_const_t<A>, std::remove_const_t<B>>;
 
-}  // namespace detail
-
-namespace detail {
-
 /// The kept rows in blocks: f(first, last, stream) for each, with a fence after what was streamed.
 template <class Policy, class F>
 void for_each_block_of_rows(const Policy& policy, index_t rows, index_t row_bytes, bool may_stream, const F& f) {

@@ -193,5 +193,12 @@ const plan_view<S, typename Memory::space>& view_of_plan(const basic_plan<S, Mem
     return p.view();
 }
 
+/// Gradients of gates have the plan's shape, or a sentence says why not.
+template <class Plan, class Gates>
+void require_gate_shape(const Plan& plan, const Gates& d_gates) {
+    require(d_gates.rows == plan.tokens && d_gates.columns == plan.choices, "d_gates is ", d_gates.rows, " x ",
+            d_gates.columns, "; the plan has ", plan.tokens, " tokens x ", plan.choices, " choices");
+}
+
 }  // namespace SWITCHYARD_TARGET
 }  // namespace switchyard

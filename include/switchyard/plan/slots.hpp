@@ -122,17 +122,10 @@ void count_choices(const plan_view<S>& plan, const choice_counts& counts, index_
 
 namespace detail {
 
-/// load_after, offsets and kept from load_before.
+/// offsets and kept from load_after.
 template <class S>
-void scan_loads(const plan_view<S>& plan) {
+void scan_offsets(const plan_view<S>& plan) {
     const index_t experts = plan.experts;
-    if (plan.capacity == unlimited) {
-        std::copy(plan.load_before, plan.load_before + experts, plan.load_after);
-    } else {
-        for (index_t e = 0; e < experts; ++e) {
-            plan.load_after[e] = std::min<std::int64_t>(plan.load_before[e], plan.capacity);
-        }
-    }
     // Four at a time, so that the chain of additions is a quarter as long: it is what a decoding step waits for.
     std::int64_t start = 0;
     index_t e = 0;
@@ -151,6 +144,30 @@ void scan_loads(const plan_view<S>& plan) {
     }
     plan.offsets[experts] = start;
     plan.totals->kept = start;
+}
+
+/// load_after, offsets and kept from load_before.
+template <class S>
+void scan_loads(const plan_view<S>& plan) {
+    const index_t experts = plan.experts;
+    if (plan.capacity == unlimited) {
+        std::copy(plan.load_before, plan.load_before + experts, plan.load_after);
+    } else {
+        for (index_t e = 0; e < experts; ++e) {
+            plan.load_after[e] = std::min<std::int64_t>(plan.load_before[e], plan.capacity);
+        }
+    }
+    scan_offsets(plan);
+}
+
+/// order from slots and offsets.
+template <class S>
+void fill_order(const plan_view<S>& plan) {
+    for (index_t position = 0; position < plan.tokens * plan.choices; ++position) {
+        if (plan.slot[position] >= 0) {
+            plan.order[plan.row_of(position)] = position;
+        }
+    }
 }
 
 /// Few tokens (decoding): the loops as one would write them, without counters a block and a choice.
@@ -177,11 +194,7 @@ void place_few(const plan_view<S>& plan, balance_count balance, const std::int32
     }
     plan.totals->counted_tokens = tokens;
     scan_loads(plan);
-    for (index_t position = 0; position < plan.tokens * k; ++position) {
-        if (plan.slot[position] >= 0) {
-            plan.order[plan.row_of(position)] = position;
-        }
-    }
+    fill_order(plan);
 }
 
 /// Loads, offsets and, in place of each count, the first slot of its block and choice.
@@ -311,18 +324,13 @@ void place_choices_in_rounds(const Policy&, const plan_view<S>& plan, const std:
             }
         }
     }
-    plan.offsets[0] = 0;
-    for (index_t e = 0; e < experts; ++e) {
-        plan.offsets[e + 1] = plan.offsets[e] + plan.load_after[e];
-    }
-    plan.totals->kept = plan.offsets[experts];
     for (index_t t = 0; t < plan.tokens; ++t) {
-        if (plan.slot[t] >= 0) {
-            plan.order[plan.offsets[plan.expert[t]] + plan.slot[t]] = t;
-        } else {
+        if (plan.slot[t] < 0) {
             plan.gate[t] = S(0);
         }
     }
+    detail::scan_offsets(plan);
+    detail::fill_order(plan);
 }
 
 }  // namespace SWITCHYARD_TARGET

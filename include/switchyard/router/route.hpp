@@ -67,8 +67,7 @@ void route(const Policy& policy, const Router& router, const X& x, const W& w, r
     const auto weights = const_view(as_view(w));
     require_space<Policy, Plan, decltype(tokens), decltype(weights)>();
     require_projection(tokens, weights);
-    require(mode.mask.data == nullptr || mode.mask.size == tokens.rows, "the mask has ", mode.mask.size,
-            " entries for T = ", tokens.rows, " tokens");
+    require_mask(mode.mask, tokens.rows);
     plan.scores().resize(tokens.rows, weights.columns);
     project(policy, tokens, weights, input_noise_of(router, mode.noise, mode.is_training), mode.mask,
             plan.scores().view(), scratch);

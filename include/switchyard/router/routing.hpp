@@ -107,11 +107,15 @@ struct score_rows {
         for (index_t e = 0; e < scores.columns; ++e) {
             scratch[e] = load_scalar(scores(token, e));
         }
+        apply_jitter(token, scratch);
+        return scratch;
+    }
+    /// values[e] *= the jitter of score (token, e); backward does so to gradients.
+    SWITCHYARD_HD void apply_jitter(index_t token, compute* values) const {
         if (logit_jitter != 0) {
             for_each_uniform(for_purpose(noise, noise_purpose::logit_jitter), token, scores.columns,
-                             [&](index_t e, float u) { scratch[e] *= jitter_factor<compute>(u, logit_jitter); });
+                             [&](index_t e, float u) { values[e] *= jitter_factor<compute>(u, logit_jitter); });
         }
-        return scratch;
     }
     /// One score of that row.
     SWITCHYARD_HD compute at(index_t token, index_t expert) const {
@@ -146,6 +150,12 @@ constexpr void require_memory() {
                   "bfloat16, double for double");
 }
 
+/// A mask has an entry for every row.
+inline void require_mask(const token_mask& mask, index_t rows) {
+    require(mask.data == nullptr || mask.size == rows, "the mask has ", mask.size, " entries for T = ", rows,
+            " tokens");
+}
+
 /// Checks that hold for every router.
 template <class View>
 void require_scores(const View& scores, const token_mask& mask) {
@@ -156,8 +166,7 @@ void require_scores(const View& scores, const token_mask& mask) {
             " tokens: a plan numbers slots in 32 bits, split the batch");
     require(scores.columns < std::numeric_limits<std::int32_t>::max() / 2, "E = ", scores.columns,
             " experts are too many");
-    require(mask.data == nullptr || mask.size == scores.rows, "the mask has ", mask.size,
-            " entries for T = ", scores.rows, " tokens");
+    require_mask(mask, scores.rows);
 }
 
 /// A setting and its name, for sentences.

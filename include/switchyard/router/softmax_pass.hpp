@@ -29,7 +29,27 @@ struct row_events {
     index_t unroutable = -1;
 };
 
+/// How a row pass went, and the first token that says so.
+struct row_outcome {
+    plan_status status = plan_status::good;
+    index_t token = -1;
+};
+
 inline namespace SWITCHYARD_TARGET {
+
+/// The first events of two runs of rows, one behind the other.
+SWITCHYARD_HD constexpr row_events earlier(const row_events& a, const row_events& b) {
+    return {a.bad < 0 ? b.bad : a.bad, a.unroutable < 0 ? b.unroutable : a.unroutable};
+}
+
+/// What events mean: CPU policies throw it, others note it in the plan. Tokens that may be dropped are no trouble.
+SWITCHYARD_HD constexpr row_outcome outcome_of(const row_events& events, bool may_drop) {
+    const bool unroutable_first = events.unroutable >= 0 && (events.bad < 0 || events.unroutable < events.bad);
+    if (!may_drop && unroutable_first) {
+        return {plan_status::unroutable, events.unroutable};
+    }
+    return events.bad >= 0 ? row_outcome{plan_status::bad_score, events.bad} : row_outcome{};
+}
 
 /// Whether a selection reads the argmax: true unless it says otherwise.
 template <class Select>
@@ -306,8 +326,7 @@ row_events run_softmax_pass(const Policy& policy, const Pass& pass, double* colu
     });
     row_events events;
     for (index_t b = 0; b < blocks; ++b) {
-        events.bad = events.bad < 0 ? block_events[b].bad : events.bad;
-        events.unroutable = events.unroutable < 0 ? block_events[b].unroutable : events.unroutable;
+        events = earlier(events, block_events[b]);
     }
     if (column_sums != nullptr) {
         if (blocks == 0) {

@@ -42,12 +42,9 @@ inline namespace SWITCHYARD_TARGET {
 /// Raises what a CPU row pass found.
 template <class Source>
 void raise_row_events(const Source& source, const row_events& events, bool may_drop, bad_scores bad) {
-    const bool unroutable_first = events.unroutable >= 0 && (events.bad < 0 || events.unroutable < events.bad);
-    if (!may_drop && unroutable_first) {
-        fail_bad_row(source, events.unroutable, plan_status::unroutable, bad);
-    }
-    if (events.bad >= 0) {
-        fail_bad_row(source, events.bad, plan_status::bad_score, bad);
+    const row_outcome outcome = outcome_of(events, may_drop);
+    if (outcome.status != plan_status::good) {
+        fail_bad_row(source, outcome.token, outcome.status, bad);
     }
 }
 
@@ -257,10 +254,7 @@ struct softmax_backward_pass {
 
     template <int W>
     SWITCHYARD_HD void write(index_t token, S* gradient) const {
-        if (source.logit_jitter != 0) {
-            for_each_uniform(for_purpose(source.noise, noise_purpose::logit_jitter), token, plan.experts,
-                             [&](index_t e, float u) { gradient[e] *= jitter_factor<S>(u, source.logit_jitter); });
-        }
+        source.apply_jitter(token, gradient);
         if constexpr (std::is_same_v<ScoreStorage, S>) {
             if (d_scores.rows_contiguous()) {
                 using P = pack<S, W>;
@@ -347,8 +341,7 @@ void require_plan_for_backward(const plan_view<S, Space>& plan, const Gates& d_g
     require(plan.origin.settings == settings, "the plan was made by a router with other settings");
     require(plan.tokens == tokens && plan.experts == experts, "the plan was made for ", plan.tokens, " tokens x ",
             plan.experts, " experts, not for ", tokens, " x ", experts);
-    require(d_gates.rows == plan.tokens && d_gates.columns == plan.choices, "d_gates is ", d_gates.rows, " x ",
-            d_gates.columns, "; the plan has ", plan.tokens, " tokens x ", plan.choices, " choices");
+    require_gate_shape(plan, d_gates);
 }
 
 /// Backward of `route_softmax`: d_scores from d_gates, the balance loss and the z-loss.

@@ -71,9 +71,7 @@ struct run_plain_lane {
 
 /// The first events of two runs of rows, one behind the other.
 struct earlier_events {
-    SWITCHYARD_HD row_events operator()(const row_events& a, const row_events& b) const {
-        return {a.bad < 0 ? b.bad : a.bad, a.unroutable < 0 ? b.unroutable : a.unroutable};
-    }
+    SWITCHYARD_HD row_events operator()(const row_events& a, const row_events& b) const { return earlier(a, b); }
 };
 
 /// What a CPU policy throws, as a status. `events` is null where there are no rows.
@@ -83,19 +81,9 @@ struct note_events {
     bool may_drop;
 
     SWITCHYARD_HD void operator()(index_t) const {
-        totals->status = plan_status::good;
-        totals->status_token = -1;
-        if (events == nullptr) {
-            return;
-        }
-        const bool unroutable_first = events->unroutable >= 0 && (events->bad < 0 || events->unroutable < events->bad);
-        if (!may_drop && unroutable_first) {
-            totals->status = plan_status::unroutable;
-            totals->status_token = events->unroutable;
-        } else if (events->bad >= 0) {
-            totals->status = plan_status::bad_score;
-            totals->status_token = events->bad;
-        }
+        const row_outcome outcome = events != nullptr ? outcome_of(*events, may_drop) : row_outcome{};
+        totals->status = outcome.status;
+        totals->status_token = outcome.token;
     }
 };
 
