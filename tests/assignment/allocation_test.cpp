@@ -15,9 +15,8 @@ TEST_CASE("hungarian: nothing is allocated after the first call for a shape") {
         std::vector<std::int32_t> found(static_cast<std::size_t>(tokens));
         std::vector<double> prices(static_cast<std::size_t>(experts));
         const auto step = [&] {
-            const sy::matrix_view<const double> view(problem.scores.values.data(), tokens, experts);
-            return solve(sy::hungarian{}, view, problem.bounds(), problem.padding(), found.data(), prices.data(),
-                         scratch);
+            return solve(sy::seq, sy::hungarian{}, problem.posed(problem.scores.values.data()),
+                         {found.data(), prices.data()}, scratch);
         };
         const long before_first = allocations;
         step();

@@ -27,9 +27,10 @@ solved solve_balanced(const std::vector<float>& scores, index_t tokens, index_t 
     found.experts.resize(static_cast<std::size_t>(tokens));
     found.prices.resize(static_cast<std::size_t>(experts));
     sy::workspace scratch;
-    found.result = solve(solver, sy::matrix_view<const float>(scores.data(), tokens, experts),
-                         sy::balanced_quotas(tokens, experts), sy::token_mask{}, found.experts.data(),
-                         found.prices.data(), scratch, initial_prices);
+    const sy::assignment_problem<float> problem{.scores = {scores.data(), tokens, experts},
+                                                .bounds = sy::balanced_quotas(tokens, experts),
+                                                .initial_prices = initial_prices};
+    found.result = solve(sy::seq, solver, problem, {found.experts.data(), found.prices.data()}, scratch);
     REQUIRE(found.result.converged);
     REQUIRE(found.result.repairs == 0);
     for (std::int32_t e = 0; e < experts; ++e) {
@@ -144,10 +145,9 @@ TEST_CASE("hungarian: bad settings and pointers are refused") {
     sy::workspace scratch;
     const float score = 1;
     std::int32_t expert = 7;
-    const sy::matrix_view<const float> one(&score, 1, 1);
+    const sy::assignment_problem<float> one{.scores = {&score, 1, 1}, .bounds = sy::balanced_quotas(1, 1)};
     const auto refused = [&](const sy::hungarian& solver, std::int32_t* out) {
-        return sentence_of(
-            [&] { solve(solver, one, sy::balanced_quotas(1, 1), sy::token_mask{}, out, nullptr, scratch); });
+        return sentence_of([&] { solve(sy::seq, solver, one, {.expert_of_token = out}, scratch); });
     };
     CHECK(refused({.candidates = 0}, &expert) == "hungarian::candidates = 0 must be at least 1");
     CHECK(refused({.sampling = 1}, &expert) == "hungarian::sampling = 1 must be 0, or 2 to a million");
@@ -261,8 +261,8 @@ TEST_CASE("hungarian: any stride, the same assignment") {
         }
         std::vector<std::int32_t> found(static_cast<std::size_t>(tokens));
         sy::workspace scratch;
-        solve(sy::hungarian{}, view, sy::balanced_quotas(tokens, experts), sy::token_mask{}, found.data(), nullptr,
-              scratch);
+        const sy::assignment_problem<double> problem{.scores = view, .bounds = sy::balanced_quotas(tokens, experts)};
+        solve(sy::seq, sy::hungarian{}, problem, {.expert_of_token = found.data()}, scratch);
         CHECK(found == expected.experts);
     };
     check_strides(experts, 1, 0);
@@ -285,8 +285,8 @@ TEST_CASE("hungarian: rows further apart than 2^31 numbers") {
     }
     std::vector<std::int32_t> experts(3);
     sy::workspace scratch;
-    const auto found =
-        solve(sy::hungarian{}, view, sy::balanced_quotas(3, 3), sy::token_mask{}, experts.data(), nullptr, scratch);
+    const sy::assignment_problem<float> problem{.scores = view, .bounds = sy::balanced_quotas(3, 3)};
+    const auto found = solve(sy::seq, sy::hungarian{}, problem, {.expert_of_token = experts.data()}, scratch);
     CHECK(found.primal == 5);
     munmap(memory, bytes);
 }

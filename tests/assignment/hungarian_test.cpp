@@ -113,10 +113,8 @@ TEST_CASE("hungarian: always the same assignment, whatever the workspace was use
     std::vector<std::int32_t> experts(500), elsewhere(900);
     std::vector<double> prices(12);
     for (int i = 0; i < 3; ++i) {
-        solve(sy::hungarian{}, sy::matrix_view<const float>(others.data(), 900, 31), another.bounds(),
-              another.padding(), elsewhere.data(), nullptr, scratch);
-        solve(sy::hungarian{}, sy::matrix_view<const float>(scores.data(), 500, 12), problem.bounds(),
-              problem.padding(), experts.data(), prices.data(), scratch);
+        solve(sy::seq, sy::hungarian{}, another.posed(others.data()), {elsewhere.data()}, scratch);
+        solve(sy::seq, sy::hungarian{}, problem.posed(scores.data()), {experts.data(), prices.data()}, scratch);
         CHECK(experts == first.experts);
         CHECK(prices == first.prices);
     }
@@ -128,9 +126,8 @@ TEST_CASE("hungarian: prices may be read and written in place") {
     solution found = solve_as<float>(sy::hungarian{}, problem);
     const std::vector<float> scores(problem.scores.values.begin(), problem.scores.values.end());
     sy::workspace scratch;
-    const auto again =
-        solve(sy::hungarian{}, sy::matrix_view<const float>(scores.data(), 600, 9), problem.bounds(), problem.padding(),
-              found.experts.data(), found.prices.data(), scratch, found.prices.data());
+    const auto again = solve(sy::seq, sy::hungarian{}, problem.posed(scores.data(), found.prices.data()),
+                             {found.experts.data(), found.prices.data()}, scratch);
     CHECK(again.converged);
     CHECK(again.primal == doctest::Approx(found.result.primal));
 }

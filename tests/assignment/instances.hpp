@@ -34,6 +34,15 @@ struct instance {
     index_t tokens() const { return reference::count_tokens(mask, scores.rows); }
     sy::quotas bounds() const { return sy::bounded_quotas(lower, upper); }
     sy::token_mask padding() const { return {mask.empty() ? nullptr : mask.data(), mask.length()}; }
+
+    /// As a solver takes it, with the scores from elsewhere.
+    template <class Scalar>
+    sy::assignment_problem<Scalar> posed(const Scalar* values, const double* initial_prices = nullptr) const {
+        return {.scores = {values, scores.rows, scores.columns},
+                .bounds = bounds(),
+                .mask = padding(),
+                .initial_prices = initial_prices};
+    }
 };
 
 inline std::ostream& operator<<(std::ostream& out, const instance& problem) {
@@ -57,13 +66,12 @@ struct solution {
 template <class Scalar, class Solver>
 solution solve_as(const Solver& solver, const instance& problem, const double* initial_prices = nullptr) {
     const std::vector<Scalar> scores(problem.scores.values.begin(), problem.scores.values.end());
-    const sy::matrix_view<const Scalar> view(scores.data(), problem.scores.rows, problem.scores.columns);
     solution found;
     found.experts.resize(static_cast<std::size_t>(problem.scores.rows), 12345);
     found.prices.resize(static_cast<std::size_t>(problem.scores.columns), 12345.0);
     sy::workspace scratch;
-    found.result = solve(solver, view, problem.bounds(), problem.padding(), found.experts.data(), found.prices.data(),
-                         scratch, initial_prices);
+    found.result = solve(sy::seq, solver, problem.posed(scores.data(), initial_prices),
+                         {found.experts.data(), found.prices.data()}, scratch);
     return found;
 }
 

@@ -186,8 +186,8 @@ TEST_CASE("docs: the exact balanced assignment") {
     sy::workspace scratch;  // kept between calls: after the first, nothing is allocated
     std::vector<std::int32_t> expert(static_cast<std::size_t>(T));
     std::vector<double> prices(static_cast<std::size_t>(E));
-    const auto found = solve(sy::hungarian{}, scores, sy::balanced_quotas(T, E), sy::token_mask{}, expert.data(),
-                             prices.data(), scratch);
+    const sy::assignment_problem<float> problem{.scores = scores, .bounds = sy::balanced_quotas(T, E)};
+    const auto found = solve(sy::seq, sy::hungarian{}, problem, {expert.data(), prices.data()}, scratch);
     // found.primal        the sum of scores
     // found.gap           nothing better by more than this exists; found.converged: it is below found.tolerance
     // [/assignment]

@@ -113,8 +113,8 @@ TEST_CASE("base: the solver alone, with its certificate") {
     std::int32_t expert[4];
     double prices[2];
     sy::workspace scratch;
-    const sy::assignment_result found = sy::solve(sy::hungarian{}, sy::const_view(sy::as_view(scores)),
-                                                  sy::balanced_quotas(4, 2), sy::token_mask{}, expert, prices, scratch);
+    const sy::assignment_problem<double> problem{.scores = sy::as_view(scores), .bounds = sy::balanced_quotas(4, 2)};
+    const sy::assignment_result found = sy::solve(sy::seq, sy::hungarian{}, problem, {expert, prices}, scratch);
 
     CHECK(found.primal == Approx(2.6));
     CHECK(found.converged);

@@ -1,6 +1,6 @@
 // What every assignment solver promises: the problem, the result and its certificate.
 //
-//   maximise   sum_t s[t, a(t)]      over assignments a of each token to one expert
+//   maximise   sum_t s[t, a(t)]      over assignments a of each token to one expert, or to k different ones
 //   subject to lower_e <= load_e <= upper_e                    (quotas.hpp), and a(t) not forbidden (s = -inf)
 //
 // Prices p[E] prove how good an assignment is. For any p whatever, no assignment within the quotas can score more than
@@ -16,17 +16,21 @@
 // cancellation. It is 0 exactly where complementary slackness holds: every token at an expert that is best for it at
 // these prices, and experts with positive (negative) prices filled to the upper (lower) quota.
 //
+// With k experts a token, max_e becomes the sum of the k largest, and a token's regret what its k best have over the k
+// it got. Costs to be minimised are scores negated: prices then add to costs, primal and dual are costs, primal >=
+// dual.
+//
 // A solver is a type of settings with a function found by its name,
 //
-//   assignment_result solve(solver, scores[T,E], quotas, mask, expert_of_token[T], prices[E], workspace,
-//                           initial_prices[E]);
+//   assignment_result solve(policy, solver, assignment_problem, assignment_arrays, workspace);
 //
-// where prices and initial_prices may be null. Padding (mask 0) gets expert -1 and counts nowhere; its scores are not
-// read. Among equal optima any may be returned, always the same one.
+// Padding (mask 0) gets expert -1 and counts nowhere; its scores are not read. Among equal optima any may be returned:
+// always the same one, for every CPU policy and number of threads.
 #pragma once
 
 #include <switchyard/assignment/detail/score_rows.hpp>
 #include <switchyard/assignment/quotas.hpp>
+#include <switchyard/backend/policy.hpp>
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/error.hpp>
 #include <switchyard/core/matrix_view.hpp>
@@ -41,6 +45,25 @@
 
 namespace switchyard {
 
+enum class objective { maximise, minimise };
+
+/// What a solver is given.
+template <class S>
+struct assignment_problem {
+    matrix_view<const S> scores;             ///< [T, E]: any storage type and strides
+    quotas bounds{};                         ///< on the experts' loads
+    token_mask mask{};                       ///< [T]: rows that are tokens
+    index_t choices = 1;                     ///< k: how many experts a token gets, all different
+    objective goal = objective::maximise;    ///< minimise: the scores are costs, and +inf forbids
+    const double* initial_prices = nullptr;  ///< [E]: a warm start, of an earlier batch; or null
+};
+
+/// Where a solver writes. On an error it holds nothing of use.
+struct assignment_arrays {
+    std::int32_t* expert_of_token = nullptr;  ///< [T, k], a token's best expert first; -1 for padding
+    double* prices = nullptr;                 ///< [E], those of the certificate; or null. May be the initial ones
+};
+
 /// What a solver found, and how sure it is.
 struct assignment_result {
     index_t tokens = 0;      ///< placed: rows that are not padding
@@ -50,6 +73,8 @@ struct assignment_result {
     double tolerance = 0;    ///< 1e-9 sum_t |s[t, a(t)]| + 1e-12
     bool converged = false;  ///< gap <= tolerance: the assignment is optimal
     index_t iterations = 0;  ///< the solver's own unit of work: see there
+    index_t passes = 0;      ///< how often it looked at all scores
+    index_t steps = 0;       ///< how often it moved all prices at once
     index_t repairs = 0;     ///< how often the certificate failed at first and prices were found another way
 };
 
@@ -57,12 +82,9 @@ inline namespace SWITCHYARD_TARGET {
 
 /// A solver of the balanced assignment: see the top of this file.
 template <class Solver>
-concept assignment_solver = requires(const Solver& solver, matrix_view<const float> scores, const quotas& bounds,
-                                     token_mask mask, std::int32_t* expert_of_token, double* prices, workspace& scratch,
-                                     const double* initial_prices) {
-    {
-        solve(solver, scores, bounds, mask, expert_of_token, prices, scratch, initial_prices)
-        } -> std::same_as<assignment_result>;
+concept assignment_solver = requires(const Solver& solver, const assignment_problem<float>& problem,
+                                     const assignment_arrays& out, workspace& scratch) {
+    { solve(seq, solver, problem, out, scratch) } -> std::same_as<assignment_result>;
 };
 
 namespace detail {
@@ -99,39 +121,53 @@ inline double difference_of_differences(double a, double b, double c, double d) 
     return (first - second) + (rounding(a, b, first) - rounding(c, d, second));
 }
 
-[[noreturn]] inline void fail_score(double score, index_t token, index_t expert) {
+[[noreturn]] inline void fail_score(double score, bool is_cost, index_t token, index_t expert) {
     if (std::isnan(score)) fail("scores[", token, ", ", expert, "] is NaN");
-    if (std::isinf(score)) fail("scores[", token, ", ", expert, "] is +infinity");
-    fail("scores[", token, ", ", expert, "] = ", score, " is beyond 1e290 in size; -infinity forbids a pair");
+    if (std::isinf(score)) fail("scores[", token, ", ", expert, "] is ", is_cost ? "-infinity" : "+infinity");
+    fail("scores[", token, ", ", expert, "] = ", is_cost ? -score : score, " is beyond 1e290 in size; ",
+         is_cost ? "+" : "-", "infinity forbids a pair");
 }
 
-/// Reads every token's scores: fails on the first that no solver can use, and on a token without any expert. `row` is
-/// scratch for E numbers.
+/// Fails on the first score of a token that no solver can use, and on a token with fewer than k experts it may take.
+/// `row` is scratch for E numbers.
 template <class S>
-score_range require_scores(const matrix_view<const S>& scores, const token_mask& mask, double* row) {
-    score_range range;
-    for (index_t t = 0; t < scores.rows; ++t) {
-        if (!mask(t)) continue;
-        read_row(scores, t, row);
-        const row_facts facts = facts_of(row, scores.columns);
-        if (!facts.usable) [[unlikely]] {
-            for (index_t e = 0;; ++e) {
-                const bool forbidden = row[e] == -std::numeric_limits<double>::infinity();
-                if (!forbidden && !(std::abs(row[e]) <= largest_score)) fail_score(row[e], t, e);
+void require_token(const score_source<S>& scores, index_t token, index_t choices, double* row, score_range& range) {
+    constexpr double infinity = std::numeric_limits<double>::infinity();
+    scores.read_row(token, row);
+    const row_facts facts = facts_of(row, scores.experts());
+    if (!facts.usable) [[unlikely]] {
+        for (index_t e = 0;; ++e) {
+            if (row[e] != -infinity && !(std::abs(row[e]) <= largest_score)) {
+                fail_score(row[e], scores.are_costs, token, e);
             }
         }
-        require(facts.highest >= facts.lowest, "token ", t,
-                " has every expert forbidden: all its scores are -infinity");
-        range.lowest = std::min(range.lowest, facts.lowest);
-        range.highest = std::max(range.highest, facts.highest);
+    }
+    require(facts.highest >= facts.lowest, "token ", token, " has every expert forbidden: all its scores are ",
+            scores.are_costs ? "+" : "-", "infinity");
+    if (choices > 1) {
+        const index_t allowed = std::count_if(row, row + scores.experts(), [](double s) { return s > -infinity; });
+        require(allowed >= choices, "token ", token, " is to have ", choices, " different experts and may take only ",
+                allowed);
+    }
+    range.lowest = std::min(range.lowest, facts.lowest);
+    range.highest = std::max(range.highest, facts.highest);
+}
+
+/// Reads every token's scores: see require_token.
+template <class S>
+score_range require_scores(const score_source<S>& scores, const token_mask& mask, index_t choices, double* row) {
+    score_range range;
+    for (index_t t = 0; t < scores.tokens(); ++t) {
+        if (mask(t)) require_token(scores, t, choices, row, range);
     }
     return range;
 }
 
-/// The shapes and pointers that every solver is given.
+/// The shapes and pointers that every solver is given. Returns how many tokens there are.
 template <class S>
-void require_problem(const matrix_view<const S>& scores, const quotas& bounds, const token_mask& mask,
-                     const std::int32_t* expert_of_token) {
+index_t require_problem(const assignment_problem<S>& problem, const assignment_arrays& out) {
+    const auto& scores = problem.scores;
+    const quotas& bounds = problem.bounds;
     require(scores.rows >= 0 && scores.columns >= 0, "scores cannot be ", scores.rows, " x ", scores.columns);
     require(scores.rows <= std::numeric_limits<std::int32_t>::max() &&
                 scores.columns < std::numeric_limits<std::int32_t>::max(),
@@ -140,10 +176,17 @@ void require_problem(const matrix_view<const S>& scores, const quotas& bounds, c
             scores.columns);
     require((bounds.lower_bounds == nullptr) == (bounds.upper_bounds == nullptr),
             "quotas need both arrays of bounds or none");
-    require(mask.data == nullptr || mask.size == scores.rows, "a mask of ", mask.size, " bytes does not fit ",
-            scores.rows, " tokens");
-    require(scores.rows == 0 || expert_of_token != nullptr, "expert_of_token is null: there is nowhere to write ",
+    require(problem.mask.data == nullptr || problem.mask.size == scores.rows, "a mask of ", problem.mask.size,
+            " bytes does not fit ", scores.rows, " tokens");
+    require(scores.rows == 0 || out.expert_of_token != nullptr, "expert_of_token is null: there is nowhere to write ",
             scores.rows, " experts");
+    require(problem.choices >= 1 && (problem.choices <= scores.columns || scores.rows == 0),
+            "choices = ", problem.choices, " must be in 1..", scores.columns, ", the number of experts");
+    const index_t tokens = count_tokens(problem.mask, scores.rows);
+    require(tokens * problem.choices <= std::numeric_limits<std::int32_t>::max(), "an assignment of ", tokens,
+            " tokens to ", problem.choices, " experts each: together they must be below 2^31");
+    require_quotas(bounds, tokens, problem.choices);
+    return tokens;
 }
 
 /// By how much a token would rather be at another expert than at `chosen`, at these prices; 0 if it would not.
@@ -164,23 +207,24 @@ inline double regret(const double* row, index_t experts, index_t chosen, const d
 
 /// The certificate of an assignment within the quotas at `prices`: primal, dual, gap and tolerance. O(T E).
 template <class S>
-assignment_result certify(const matrix_view<const S>& scores, const quotas& bounds, const std::int32_t* expert_of_token,
+assignment_result certify(const score_source<S>& scores, const quotas& bounds, const std::int32_t* expert_of_token,
                           const double* prices, workspace& scratch) {
     const auto scope = scratch.open();
-    auto* const load = scratch.take<index_t>(scores.columns);
-    auto* const row = scratch.take<double>(scores.columns);
-    auto* const margins = scratch.take<double>(scores.columns);
+    const index_t experts = scores.experts();
+    auto* const load = scratch.take<index_t>(experts);
+    auto* const row = scratch.take<double>(experts);
+    auto* const margins = scratch.take<double>(experts);
     assignment_result result;
     accurate_sum primal, magnitude, dual, gap;
-    std::fill_n(load, scores.columns, index_t{0});
-    for (index_t t = 0; t < scores.rows; ++t) {
+    std::fill_n(load, experts, index_t{0});
+    for (index_t t = 0; t < scores.tokens(); ++t) {
         const index_t chosen = expert_of_token[t];
         if (chosen < 0) continue;
         result.tokens += 1;
         load[chosen] += 1;
-        read_row(scores, t, row);
+        scores.read_row(t, row);
         const double score = row[chosen];
-        const double regretted = regret(row, scores.columns, chosen, prices, margins);
+        const double regretted = regret(row, experts, chosen, prices, margins);
         primal.add(score);
         magnitude.add(std::abs(score));
         dual.add(score);
@@ -188,7 +232,7 @@ assignment_result certify(const matrix_view<const S>& scores, const quotas& boun
         dual.add(regretted);
         gap.add(regretted);
     }
-    for (index_t e = 0; e < scores.columns; ++e) {
+    for (index_t e = 0; e < experts; ++e) {
         const index_t bound = prices[e] > 0 ? std::min(bounds.upper(e), result.tokens) : bounds.lower(e);
         dual.add(prices[e] * static_cast<double>(bound));
         gap.add(prices[e] * static_cast<double>(bound - load[e]));

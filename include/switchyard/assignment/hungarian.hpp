@@ -4,8 +4,8 @@
 //
 //   workspace scratch;
 //   std::vector<std::int32_t> experts(T);
-//   const auto found =
-//       solve(hungarian{}, scores, balanced_quotas(T, E), token_mask{}, experts.data(), nullptr, scratch);
+//   const assignment_problem<float> problem{.scores = scores, .bounds = balanced_quotas(T, E)};
+//   const auto found = solve(seq, hungarian{}, problem, {.expert_of_token = experts.data()}, scratch);
 //   // found.primal: the score; found.gap <= found.tolerance: nothing better exists
 //
 // Method: the Hungarian method (Kuhn 1955; successive shortest paths with potentials, Edmonds and Karp 1972) on the
@@ -91,7 +91,7 @@ void price_by_samples(expert_graph<S>& graph, const hungarian& solver, const quo
 
 /// Writes the assignment and certifies it.
 template <class S>
-assignment_result read_out(expert_graph<S>& graph, const matrix_view<const S>& scores, const quotas& bounds,
+assignment_result read_out(expert_graph<S>& graph, const score_source<S>& scores, const quotas& bounds,
                            const std::int32_t* rows, index_t tokens, std::int32_t* expert_of_token,
                            workspace& scratch) {
     for (index_t i = 0; i < tokens; ++i) expert_of_token[rows[i]] = graph.experts_of_tokens()[i];
@@ -139,32 +139,29 @@ template <class S>
 
 }  // namespace detail
 
-/// The best assignment of tokens to experts within the quotas. `prices` [E] and `initial_prices` [E] may be null, or
-/// the same array. On an error the outputs are not to be used.
-template <matrix_like Scores>
-assignment_result solve(const hungarian& solver, const Scores& score_matrix, const quotas& bounds, token_mask mask,
-                        std::int32_t* expert_of_token, double* prices, workspace& scratch,
-                        const double* initial_prices = nullptr) {
-    using scalar = std::remove_const_t<scalar_of<Scores>>;
-    const matrix_view<const scalar> scores = as_view(score_matrix);
+/// The best assignment of tokens to experts within the quotas.
+template <host_policy Policy, class S>
+assignment_result solve(const Policy&, const hungarian& solver, const assignment_problem<S>& problem,
+                        const assignment_arrays& out, workspace& scratch) {
     require(solver.candidates >= 1, "hungarian::candidates = ", solver.candidates, " must be at least 1");
     require(solver.sampling == 0 || (solver.sampling >= 2 && solver.sampling <= 1'000'000),
             "hungarian::sampling = ", solver.sampling, " must be 0, or 2 to a million");
-    detail::require_problem(scores, bounds, mask, expert_of_token);
-    const index_t tokens = count_tokens(mask, scores.rows);
-    require_quotas(bounds, tokens);
+    const index_t tokens = detail::require_problem(problem, out);
+    const quotas& bounds = problem.bounds;
+    const detail::score_source<S> scores{problem.scores, problem.goal == objective::minimise};
     const auto scope = scratch.open();
-    const detail::score_range range = detail::require_scores(scores, mask, scratch.take<double>(scores.columns));
+    const detail::score_range range =
+        detail::require_scores(scores, problem.mask, problem.choices, scratch.take<double>(scores.experts()));
     auto* const rows = scratch.take<std::int32_t>(tokens);
     auto* const sample = scratch.take<std::int32_t>(solver.sampling == 0 ? 0 : tokens / solver.sampling);
     index_t seen = 0;
-    for (index_t t = 0; t < scores.rows; ++t) {
-        expert_of_token[t] = -1;
-        if (mask(t)) rows[seen++] = static_cast<std::int32_t>(t);
+    for (index_t t = 0; t < scores.tokens(); ++t) {
+        out.expert_of_token[t] = -1;
+        if (problem.mask(t)) rows[seen++] = static_cast<std::int32_t>(t);
     }
 
-    detail::expert_graph<scalar> graph(scores, tokens, solver.candidates, scratch);
-    detail::start_prices(initial_prices, range, bounds.experts, graph.prices());
+    detail::expert_graph<S> graph(scores, tokens, solver.candidates, scratch);
+    detail::start_prices(problem.initial_prices, range, bounds.experts, graph.prices());
     graph.pose(rows, tokens, bounds, tokens);
     // The first look decides: prices that leave this little to move need no better ones.
     const index_t little = std::max(bounds.experts, tokens / 32);
@@ -175,15 +172,22 @@ assignment_result solve(const hungarian& solver, const Scores& score_matrix, con
     }
     if (!graph.drain()) detail::fail_infeasible(graph, bounds.experts);
 
-    assignment_result result = detail::read_out(graph, scores, bounds, rows, tokens, expert_of_token, scratch);
+    const auto read_out = [&] {
+        return detail::read_out(graph, scores, bounds, rows, tokens, out.expert_of_token, scratch);
+    };
+    assignment_result result = read_out();
     const index_t repairs = result.converged ? 0 : 1;
     if (repairs > 0) {
         graph.repair();
-        result = detail::read_out(graph, scores, bounds, rows, tokens, expert_of_token, scratch);
+        result = read_out();
     }
     result.iterations = graph.rounds();
     result.repairs = repairs;
-    if (prices != nullptr) std::copy_n(graph.prices(), bounds.experts, prices);
+    if (scores.are_costs) {
+        result.primal = -result.primal;
+        result.dual = -result.dual;
+    }
+    if (out.prices != nullptr) std::copy_n(graph.prices(), bounds.experts, out.prices);
     return result;
 }
 

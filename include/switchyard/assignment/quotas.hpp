@@ -9,10 +9,11 @@
 //   fixed_quotas(loads)                  load_e = loads[e]
 //   bounded_quotas(lower, upper)         anything
 //
-// T counts the tokens that are to be placed: with a mask, `count_tokens(mask, rows)`.
+// T counts the tokens that are to be placed: with a mask, `count_tokens(mask, rows)`. Where each token gets k experts,
+// T k places are shared out: `balanced_quotas(T * k, experts)`.
 //
-// A solver checks before any work (`require_quotas`): 0 <= lower_e <= upper_e, and sum lower <= T <= sum upper. Bounds
-// above T mean T; they never overflow.
+// A solver checks before any work (`require_quotas`): 0 <= lower_e <= upper_e, lower_e <= T, and sum lower <= T k <=
+// sum upper. Bounds above T mean T; they never overflow.
 #pragma once
 
 #include <switchyard/core/config.hpp>
@@ -74,8 +75,10 @@ inline index_t count_tokens(const token_mask& mask, index_t rows) {
     return tokens;
 }
 
-/// Fails unless the quotas can hold exactly `tokens` tokens.
-inline void require_quotas(const quotas& bounds, index_t tokens) {
+/// Fails unless the quotas can hold exactly `tokens` tokens, each at `choices` different experts.
+inline void require_quotas(const quotas& bounds, index_t tokens, index_t choices = 1) {
+    const index_t places = tokens * choices;
+    const char* const what = choices == 1 ? " tokens" : " places";
     index_t least = 0;
     index_t most = 0;
     for (index_t e = 0; e < bounds.experts; ++e) {
@@ -83,13 +86,15 @@ inline void require_quotas(const quotas& bounds, index_t tokens) {
         const index_t upper = bounds.upper(e);
         require(lower >= 0, "the lower quota of expert ", e, " is ", lower, ": it must not be negative");
         require(lower <= upper, "the lower quota of expert ", e, ", ", lower, ", is above its upper quota, ", upper);
-        require(lower <= tokens - least, "the lower quotas of experts 0..", e, " add up to more than the ", tokens,
-                " tokens there are");
+        require(choices == 1 || lower <= tokens, "the lower quota of expert ", e, ", ", lower, ", is more than the ",
+                tokens, " tokens there are");
+        require(lower <= places - least, "the lower quotas of experts 0..", e, " add up to more than the ", places,
+                what, " there are");
         least += lower;
-        most += std::min(upper, tokens - most);
+        most += std::min({upper, tokens, places - most});
     }
-    require(most >= tokens, "the upper quotas of the ", bounds.experts, " experts add up to ", most, ": too few for ",
-            tokens, " tokens");
+    require(most >= places, "the upper quotas of the ", bounds.experts, " experts add up to ", most, ": too few for ",
+            places, what);
 }
 
 }  // namespace SWITCHYARD_TARGET

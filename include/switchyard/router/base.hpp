@@ -128,10 +128,11 @@ struct sigmoid_gates {
 
 /// Balanced assignment: the plan's experts, -1 for padding.
 template <host_policy Policy, class Solver, class Storage, class S>
-void assign_balanced(const Policy&, const Solver& solver, const matrix_view<const Storage>& scores,
+void assign_balanced(const Policy& policy, const Solver& solver, const matrix_view<const Storage>& scores,
                      const token_mask& mask, const plan_view<S>& plan, workspace& scratch) {
-    solve(solver, scores, balanced_quotas(count_tokens(mask, plan.tokens), plan.experts), mask, plan.expert, nullptr,
-          scratch);
+    const assignment_problem<Storage> problem{
+        .scores = scores, .bounds = balanced_quotas(count_tokens(mask, plan.tokens), plan.experts), .mask = mask};
+    solve(policy, solver, problem, {.expert_of_token = plan.expert}, scratch);
 }
 
 /// scores[T, E] -> plan, k = 1, without capacity.

@@ -31,8 +31,11 @@ void assign_balanced(const thrust_policy<Exec, Memory>& policy, const Solver& so
     const token_mask tokens{host_mask.data(), host_mask.size()};
     buffer<std::int32_t> expert(plan.tokens);
     workspace host_scratch;
-    solve(solver, host_scores.view(), balanced_quotas(count_tokens(tokens, plan.tokens), plan.experts), tokens,
-          expert.data(), nullptr, host_scratch);
+    const assignment_problem<Storage> problem{
+        .scores = host_scores.view(),
+        .bounds = balanced_quotas(count_tokens(tokens, plan.tokens), plan.experts),
+        .mask = tokens};
+    solve(seq, solver, problem, {.expert_of_token = expert.data()}, host_scratch);
     if (plan.tokens > 0) {
         Memory::copy_to_device(policy.exec, plan.expert, expert.data(), detail::bytes_of<std::int32_t>(plan.tokens));
     }

@@ -47,9 +47,9 @@ class expert_graph {
     static constexpr double infinity = std::numeric_limits<double>::infinity();
 
     /// Memory for up to `most_tokens` tokens.
-    expert_graph(const matrix_view<const S>& scores, index_t most_tokens, index_t candidates, workspace& scratch)
+    expert_graph(const score_source<S>& scores, index_t most_tokens, index_t candidates, workspace& scratch)
         : scores_(scores),
-          experts_(scores.columns),
+          experts_(scores.experts()),
           candidates_(candidates),
           lists_(experts_, std::min(most_tokens, experts_), list_length(most_tokens), scratch),
           owner_(scratch.take<std::int32_t>(most_tokens)),
@@ -112,7 +112,7 @@ class expert_graph {
         const index_t holders = std::max<index_t>(1, std::min(tokens, experts_));
         return std::clamp<index_t>(tokens / (8 * holders), 1, std::max<index_t>(1, candidates_));
     }
-    double score(std::int32_t t, index_t e) const { return score_at(scores_, rows_[t], e); }
+    double score(std::int32_t t, index_t e) const { return scores_(rows_[t], e); }
     bool is_market(index_t node) const { return node == experts_; }
 
     void place(std::int32_t t, index_t e);
@@ -138,7 +138,7 @@ class expert_graph {
     std::int32_t find_cycle();
     bool send_round(index_t v);
 
-    matrix_view<const S> scores_;
+    score_source<S> scores_;
     index_t experts_;
     index_t candidates_;
     candidate_lists lists_;
@@ -178,7 +178,7 @@ void expert_graph<S>::place(std::int32_t t, index_t e) {
 /// row_[e] = s_te - p_e; returns the largest.
 template <class S>
 double expert_graph<S>::read_margins(std::int32_t t) {
-    read_row(scores_, rows_[t], row_);
+    scores_.read_row(rows_[t], row_);
     for (index_t e = 0; e < experts_; ++e) row_[e] -= price_[e];
     return largest_of(row_, experts_);
 }
@@ -287,7 +287,7 @@ template <class S>
 void expert_graph<S>::open_row(index_t e) {
     lists_.open_row(e);
     for (std::int32_t t = first_[e]; t != nobody; t = next_[t]) {
-        read_row(scores_, rows_[t], row_);
+        scores_.read_row(rows_[t], row_);
         lists_.offer_all(e, row_, t);
     }
 }

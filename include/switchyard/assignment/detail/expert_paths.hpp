@@ -166,7 +166,7 @@ void expert_graph<S>::move(std::int32_t t, index_t e, index_t f) {
         lists_.remove(e, t);
     }
     if (!lists_.has_row(f)) return;
-    read_row(scores_, rows_[t], row_);
+    scores_.read_row(rows_[t], row_);
     lists_.offer_all(f, row_, t);
 }
 

@@ -14,23 +14,34 @@ namespace switchyard {
 inline namespace SWITCHYARD_TARGET {
 namespace detail {
 
+/// The scores as a solver sees them, in double: to be maximised, -inf forbids. Costs, which are to be minimised, are
+/// negated on the way; that is exact.
 template <class S>
-double score_at(const matrix_view<const S>& scores, index_t token, index_t expert) {
-    return static_cast<double>(load_scalar(scores(token, expert)));
-}
+struct score_source {
+    matrix_view<const S> scores;  // [T, E], the caller's
+    bool are_costs = false;
 
-/// row[e] = s[token, e]
-template <class S>
-void read_row(const matrix_view<const S>& scores, index_t token, double* row) {
-    const S* const from = scores.row(token);
-    if (scores.column_stride == 1) {
-        for (index_t e = 0; e < scores.columns; ++e) row[e] = static_cast<double>(load_scalar(from[e]));
-    } else {
-        for (index_t e = 0; e < scores.columns; ++e) {
-            row[e] = static_cast<double>(load_scalar(from[e * scores.column_stride]));
+    index_t tokens() const { return scores.rows; }
+    index_t experts() const { return scores.columns; }
+
+    double operator()(index_t token, index_t expert) const {
+        const auto score = static_cast<double>(load_scalar(scores(token, expert)));
+        return are_costs ? -score : score;
+    }
+
+    /// row[e] = s[token, e]
+    void read_row(index_t token, double* row) const {
+        const S* const from = scores.row(token);
+        const double sign = are_costs ? -1.0 : 1.0;
+        if (scores.column_stride == 1) {
+            for (index_t e = 0; e < scores.columns; ++e) row[e] = sign * static_cast<double>(load_scalar(from[e]));
+        } else {
+            for (index_t e = 0; e < scores.columns; ++e) {
+                row[e] = sign * static_cast<double>(load_scalar(from[e * scores.column_stride]));
+            }
         }
     }
-}
+};
 
 /// The largest of `count` numbers, -inf for none. Several running maxima, since one alone would not be vectorised.
 inline double largest_of(const double* numbers, index_t count) {
