@@ -205,10 +205,50 @@ inline double regret(const double* row, index_t experts, index_t chosen, const d
     return most;
 }
 
-/// The certificate of an assignment within the quotas at `prices`: primal, dual, gap and tolerance. O(T E).
+/// The same for a token with several experts: what its k best have over the `choices` it got. The best expert it has
+/// not takes the place of the worst it has, the second best that of the second worst, as long as something is gained.
+inline double regret(const double* row, index_t experts, const std::int32_t* chosen, index_t choices,
+                     const double* prices, double* margins) {
+    if (choices == 1) return regret(row, experts, chosen[0], prices, margins);
+    constexpr double infinity = std::numeric_limits<double>::infinity();
+    constexpr double taken = std::numeric_limits<double>::quiet_NaN();  // neither above nor below anything
+    for (index_t e = 0; e < experts; ++e) margins[e] = row[e] - prices[e];
+    for (index_t c = 0; c < choices; ++c) margins[chosen[c]] = taken;
+    double sum = 0;
+    double floor = -infinity;  // the held experts' margins up to here, in rising order, have been looked at
+    index_t floor_expert = -1;
+    for (index_t c = 0; c < choices; ++c) {
+        index_t worst = -1;
+        double worst_margin = infinity;
+        for (index_t i = 0; i < choices; ++i) {
+            const index_t e = chosen[i];
+            const double margin = row[e] - prices[e];
+            const bool later = margin > floor || (margin == floor && e > floor_expert);
+            if (later && (worst < 0 || margin < worst_margin || (margin == worst_margin && e < worst))) {
+                worst = e;
+                worst_margin = margin;
+            }
+        }
+        index_t best = -1;
+        for (index_t e = 0; e < experts; ++e) {
+            if (margins[e] > (best < 0 ? -infinity : margins[best])) best = e;
+        }
+        if (worst < 0 || best < 0) break;
+        const double gained = difference_of_differences(row[best], prices[best], row[worst], prices[worst]);
+        if (gained <= 0) break;
+        sum += gained;
+        margins[best] = taken;
+        floor = worst_margin;
+        floor_expert = worst;
+    }
+    return sum;
+}
+
+/// The certificate of an assignment [T, choices] within the quotas at `prices`: primal, dual, gap and tolerance. O(T
+/// E).
 template <class S>
-assignment_result certify(const score_source<S>& scores, const quotas& bounds, const std::int32_t* expert_of_token,
-                          const double* prices, workspace& scratch) {
+assignment_result certify(const score_source<S>& scores, const quotas& bounds, index_t choices,
+                          const std::int32_t* expert_of_token, const double* prices, workspace& scratch) {
     const auto scope = scratch.open();
     const index_t experts = scores.experts();
     auto* const load = scratch.take<index_t>(experts);
@@ -218,17 +258,19 @@ assignment_result certify(const score_source<S>& scores, const quotas& bounds, c
     accurate_sum primal, magnitude, dual, gap;
     std::fill_n(load, experts, index_t{0});
     for (index_t t = 0; t < scores.tokens(); ++t) {
-        const index_t chosen = expert_of_token[t];
-        if (chosen < 0) continue;
+        const std::int32_t* const chosen = expert_of_token + t * choices;
+        if (chosen[0] < 0) continue;
         result.tokens += 1;
-        load[chosen] += 1;
         scores.read_row(t, row);
-        const double score = row[chosen];
-        const double regretted = regret(row, experts, chosen, prices, margins);
-        primal.add(score);
-        magnitude.add(std::abs(score));
-        dual.add(score);
-        dual.add(-prices[chosen]);
+        for (index_t c = 0; c < choices; ++c) {
+            const index_t e = chosen[c];
+            load[e] += 1;
+            primal.add(row[e]);
+            magnitude.add(std::abs(row[e]));
+            dual.add(row[e]);
+            dual.add(-prices[e]);
+        }
+        const double regretted = regret(row, experts, chosen, choices, prices, margins);
         dual.add(regretted);
         gap.add(regretted);
     }

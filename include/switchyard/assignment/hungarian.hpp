@@ -97,7 +97,7 @@ assignment_result read_out(expert_graph<S>& graph, const score_source<S>& scores
     for (index_t i = 0; i < tokens; ++i) expert_of_token[rows[i]] = graph.experts_of_tokens()[i];
     graph.count_prices_from_market();
     graph.price_closed_experts();
-    return certify(scores, bounds, expert_of_token, graph.prices(), scratch);
+    return certify(scores, bounds, 1, expert_of_token, graph.prices(), scratch);
 }
 
 /// "expert 3" or "experts 0, 2, 5 and 9 more", of those that `chosen` names.
