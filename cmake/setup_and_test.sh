@@ -11,7 +11,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # CPU systems of Thrust.
 packages=(
     g++ cmake ninja-build ccache pkg-config python3 python3-numpy libeigen3-dev
-    doctest-dev librapidcheck-dev libbenchmark-dev libcli11-dev nlohmann-json3-dev
+    doctest-dev librapidcheck-dev libbenchmark-dev libcli11-dev nlohmann-json3-dev liblemon-dev
     clang libomp-dev libthrust-dev libtbb-dev
 )
 
