@@ -13,7 +13,8 @@ sy::assignment_result certificate(const instance& problem, const std::vector<std
                                   const std::vector<double>& prices) {
     sy::workspace scratch;
     const sy::matrix_view<const double> view(problem.scores.values.data(), problem.scores.rows, problem.scores.columns);
-    return sy::detail::certify(view, problem.bounds(), experts.data(), prices.data(), scratch);
+    return sy::detail::certify(sy::detail::score_source<double>{view}, problem.bounds(), 1, experts.data(),
+                               prices.data(), scratch);
 }
 
 }  // namespace
