@@ -12,6 +12,8 @@
 // the matrix: one exponential a score is the least any softmax pays), read_scores (their sum), copy_rows (memcpy of the
 // bytes that dispatch moves), memcpy_rows (the same rows permuted, one memcpy a row), eigen_product (scores = x W with
 // Eigen).
+#include "eigen_baseline.hpp"
+
 #include <switchyard/switchyard.hpp>
 
 #include <benchmark/benchmark.h>
@@ -26,20 +28,13 @@
 #include <vector>
 
 namespace sy = switchyard;
+using bench::gaussian;
+using bench::row_major;
 using sy::index_t;
 
 namespace {
 
-using row_major = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 constexpr index_t width = 512;
-
-row_major gaussian(index_t rows, index_t columns, unsigned seed = 1) {
-    row_major numbers(rows, columns);
-    std::mt19937_64 engine(seed);
-    std::normal_distribution<float> normal;
-    std::generate(numbers.data(), numbers.data() + numbers.size(), [&] { return normal(engine); });
-    return numbers;
-}
 
 /// Numbers to move: what they are does not matter, and Gaussian ones would take longer to make than to move.
 row_major numbered(index_t rows, index_t columns) {
@@ -177,14 +172,9 @@ void combine_backward(benchmark::State& state, const Policy& policy, index_t tok
 
 void eigen_softmax_argmax(benchmark::State& state, index_t tokens, index_t experts) {
     const row_major scores = gaussian(tokens, experts);
-    row_major p(tokens, experts);
-    std::vector<Eigen::Index> expert(static_cast<std::size_t>(tokens));
+    bench::eigen_softmax_argmax softmax_argmax(tokens, experts);
     for (auto _ : state) {
-        for (index_t t = 0; t < tokens; ++t) {
-            const float m = scores.row(t).maxCoeff(&expert[static_cast<std::size_t>(t)]);
-            p.row(t) = (scores.row(t).array() - m).exp();
-            p.row(t) /= p.row(t).sum();
-        }
+        softmax_argmax(scores);
         benchmark::ClobberMemory();
     }
     count(state, tokens, tokens * experts * 4);

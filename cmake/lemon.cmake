@@ -1,5 +1,5 @@
 # switchyard_lemon: LEMON's network simplex, an independent solver that tests and benchmarks of assignments compare with.
-include_guard(DIRECTORY)
+include_guard(GLOBAL)
 
 find_path(SWITCHYARD_LEMON_INCLUDE_DIR lemon/network_simplex.h DOC "Where LEMON's headers are")
 find_library(SWITCHYARD_LEMON_LIBRARY NAMES lemon emon DOC "LEMON's library")
