@@ -4,9 +4,9 @@
 // added expert by expert, mixed by LEMON except where there are few tokens an expert; integer costs. At 65536 x 64 and
 // 65536 x 256, arcs added token by token took 1.1 to 2 times as long, block search 1.2 to 1.5 times, the candidate list
 // 2 to 3 times, first eligible 10 times and more; at 16384 x 1024 mixing took 1.3 times as long as not, and at 65536 x
-// 64 a third or less. SmartDigraph, StaticDigraph and ListDigraph differ by noise: the solver copies the graph into arrays of
-// its own. Costs in double are as fast where they fit the caches, and slower where they do not. Building is not part of
-// `run`.
+// 64 a third or less. SmartDigraph, StaticDigraph and ListDigraph differ by noise: the solver copies the graph into
+// arrays of its own. Costs in double are as fast where they fit the caches, and slower where they do not. Building is
+// not part of `run`.
 //
 // Costs are the scores in units of 2^-24 of the largest: its optimum is one of scores rounded to that.
 #pragma once
@@ -16,6 +16,7 @@
 #include <lemon/network_simplex.h>
 #include <lemon/smart_graph.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -34,12 +35,17 @@ class lemon_network_simplex {
         graph_.reserveNode(static_cast<int>(tokens_ + experts_ + 1));
         graph_.reserveArc(static_cast<int>(tokens_ * experts_ + experts_));
         for (index_t i = 0; i < tokens_ + experts_ + 1; ++i) graph_.addNode();
-        const double largest = static_cast<double>(scores.cwiseAbs().maxCoeff());
+        double largest = 0;
+        for (index_t i = 0; i < scores.size(); ++i) {
+            const double size = std::abs(static_cast<double>(scores.data()[i]));
+            if (std::isfinite(size)) largest = std::max(largest, size);
+        }
         units_ = largest > 0 ? (1 << 24) / largest : 1.0;
         for (index_t e = 0; e < experts_; ++e) {
             for (index_t t = 0; t < tokens_; ++t) {
-                const auto cost = std::lround(-units_ * static_cast<double>(scores(t, e)));
-                costs_[graph_.addArc(node(t), node(tokens_ + e))] = static_cast<int>(cost);
+                const auto score = static_cast<double>(scores(t, e));
+                if (!std::isfinite(score)) continue;  // forbidden
+                costs_[graph_.addArc(node(t), node(tokens_ + e))] = static_cast<int>(std::lround(-units_ * score));
             }
         }
         graph::ArcMap<int> lower(graph_, 0), upper(graph_, 1);
@@ -65,11 +71,11 @@ class lemon_network_simplex {
 
     std::vector<std::int32_t> expert_of_token() const {
         std::vector<std::int32_t> chosen(static_cast<std::size_t>(tokens_), -1);
-        for (index_t e = 0; e < experts_; ++e) {
-            for (index_t t = 0; t < tokens_; ++t) {
-                if (network_->flow(graph::arcFromId(static_cast<int>(e * tokens_ + t))) > 0) {
-                    chosen[static_cast<std::size_t>(t)] = static_cast<std::int32_t>(e);
-                }
+        for (graph::ArcIt arc(graph_); arc != lemon::INVALID; ++arc) {
+            const index_t t = graph::id(graph_.source(arc));
+            if (t < tokens_ && network_->flow(arc) > 0) {
+                chosen[static_cast<std::size_t>(t)] =
+                    static_cast<std::int32_t>(graph::id(graph_.target(arc)) - tokens_);
             }
         }
         return chosen;
