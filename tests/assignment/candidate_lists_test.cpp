@@ -15,7 +15,7 @@ class wandering_tokens {
         for (double& s : scores_.values) s = static_cast<double>(random_() % static_cast<unsigned>(values));
         owner_ = reference::filled<std::int32_t>(tokens, 0);
         for (auto& e : owner_) e = static_cast<std::int32_t>(random_() % static_cast<unsigned>(experts));
-        lists_.reset(std::min(tokens, experts), length, owner_.data());
+        lists_.reset(std::min(tokens, experts), length, owner_.data(), 1);
     }
 
     void move_one() {

@@ -9,44 +9,56 @@
 //   // found.primal: the score; found.gap <= found.tolerance: nothing better exists
 //
 // Method: the Hungarian method (Kuhn 1955; successive shortest paths with potentials, Edmonds and Karp 1972) on the
-// transportation problem of BASE (Lewis et al., arXiv 2103.16716) with a graph of E experts in place of T x T pairs:
-// detail/expert_graph.hpp. At any prices each token goes to its best expert; the tokens above the quotas, few when the
-// prices are good, are then moved by shortest paths, which is exact whatever the prices were. Good prices come from the
-// same method on a sample of the tokens, and theirs from a smaller sample still; or from the caller (`initial_prices`,
-// of an earlier batch).
+// transportation problem of BASE (Lewis et al., arXiv 2103.16716), with a graph of E experts in place of T x T pairs,
+// and most tokens out of the question before it begins:
+//   1. prices from samples, and from Newton steps on all tokens        detail/price_search.hpp
+//   2. one look at all tokens fixes those that small changes of prices cannot move     detail/narrowing.hpp
+//   3. the few others: shortest paths between experts                  detail/expert_graph.hpp
+//   4. the certificate, which needs only the few others, too
+// Exact whatever the prices of 1 were. If 3 moves prices further than 2 allowed for, it starts again from 2 with these
+// prices and more tokens; at last with all. Prices of an earlier batch (`initial_prices`) replace the samples.
 //
-// Scores: any storage type and strides; computed in double. -inf forbids a pair. NaN, +inf, and numbers beyond 1e290
-// are errors that name the first (token, expert), row by row; so is a token with every expert forbidden. Prices given
-// may be stale, absurd or not finite: that costs time only. Prices returned are those the certificate was made with.
+// Scores: any storage type and strides; 1 and 2 compute in the compute type, with safe margins, 3 and 4 in double. -inf
+// forbids a pair. NaN, +inf, and numbers beyond 1e290 are errors that name the first (token, expert), row by row; so is
+// a token with fewer than k experts it may take. Prices given may be stale, absurd or not finite: that costs time only.
+// Prices returned are those the certificate was made with.
 //
-// Errors before any work: bounds that cannot hold T tokens (require_quotas). Quotas that only forbidden pairs make
+// Errors before any work: bounds that cannot hold T k places (require_quotas). Quotas that only forbidden pairs make
 // impossible: an error that names the experts and counts the tokens, which is its proof.
 //
-// Time: O(T E) and the search for paths: at worst T rounds of O(E^2). Memory from the workspace: about 16 T bytes, and
-// 36 to 216 bytes a pair of experts. After the first call for a shape nothing is allocated. One thread.
+// Time: O(T E) and the search for paths: at worst T k rounds of O(E^2). Memory from the workspace: about 40 bytes a
+// place, a quarter of the scores, and 36 to 216 bytes a pair of experts. After the first call for a shape nothing is
+// allocated. Looks and sums run on the policy's threads, paths on one: the same result for all of them.
 //
-// `iterations` of the result counts shortest paths, those on samples included.
+// `iterations` of the result counts shortest paths, `passes` looks at all scores, `steps` Newton's.
 #pragma once
 
 #include <switchyard/assignment/assignment.hpp>
+#include <switchyard/assignment/detail/completion.hpp>
 #include <switchyard/assignment/detail/expert_graph.hpp>
 #include <switchyard/assignment/detail/expert_paths.hpp>
+#include <switchyard/assignment/detail/narrowing.hpp>
 #include <switchyard/assignment/detail/price_repair.hpp>
-#include <switchyard/core/philox.hpp>
+#include <switchyard/assignment/detail/price_search.hpp>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <string>
 
 namespace switchyard {
 
-/// Settings of the exact solver. They change its time, never its result's score.
+/// Settings of the exact solver. They change its time, never its result's score, unless a limit stops it.
 struct hungarian {
     /// Tokens kept for each pair of experts as next to move, at most; fewer where an expert has few tokens.
     index_t candidates = 16;
-    /// How many times fewer tokens each sample for the prices has; 0: no samples.
+    /// How many times fewer tokens each sample for the prices has; 0: no samples, and no narrowing either.
     index_t sampling = 8;
+    /// Stops after so many shortest paths; 0: never. The result is the same at every call.
+    index_t most_iterations = 0;
+    /// Stops after so many seconds; 0: never.
+    double time_limit = 0;
 };
 
 inline namespace SWITCHYARD_TARGET {
@@ -63,132 +75,334 @@ inline void start_prices(const double* initial_prices, const score_range& range,
     prices[experts] = 0;  // the market's: prices are counted from it
 }
 
-/// Every stride-th token, from a place within its stride that no period in the data can follow.
-inline index_t sample_rows(const std::int32_t* rows, index_t tokens, index_t stride, std::int32_t* sample) {
-    const index_t size = tokens / stride;
-    for (index_t i = 0; i < size; ++i) {
-        const auto offset = noise_words(noise_key{}, i, stride).word[0] % static_cast<std::uint64_t>(stride);
-        sample[i] = rows[i * stride + static_cast<index_t>(offset)];
+/// The market's price that suits the others best: experts above it take their upper bounds, those below their lower
+/// ones, and together these are as near as can be to the number of places.
+inline double market_price(const quotas& bounds, index_t tokens, index_t places, const double* prices,
+                           std::int32_t* order) {
+    index_t open = 0;  // places beyond the lower bounds
+    index_t freedom = 0;
+    index_t closed = 0;
+    for (index_t e = 0; e < bounds.experts; ++e) {
+        open -= bounds.lower(e);
+        freedom += std::min(bounds.upper(e), tokens) - bounds.lower(e);
+        if (prices[e] < std::numeric_limits<double>::infinity()) order[e - closed] = static_cast<std::int32_t>(e);
+        closed += prices[e] < std::numeric_limits<double>::infinity() ? 0 : 1;
     }
-    return size;
+    open += places;
+    if (freedom == 0) return 0;
+    std::int32_t* const last = order + (bounds.experts - closed);
+    std::sort(order, last, [&](std::int32_t a, std::int32_t b) {
+        return prices[a] > prices[b] || (prices[a] == prices[b] && a < b);
+    });
+    for (const std::int32_t* e = order; e != last; ++e) {
+        open -= std::min(bounds.upper(*e), tokens) - bounds.lower(*e);
+        if (open < 0 || e + 1 == last) return prices[*e];
+    }
+    return 0;
 }
 
-/// Prices from the optimum of samples, the smallest first.
+/// Gives closed experts the lowest prices at which nobody prefers them.
 template <class S>
-void price_by_samples(expert_graph<S>& graph, const hungarian& solver, const quotas& bounds, const std::int32_t* rows,
-                      index_t tokens, std::int32_t* sample) {
-    index_t stride = solver.sampling;
-    while (tokens / stride / solver.sampling >= 4 * bounds.experts) stride *= solver.sampling;
-    for (; stride > 1; stride /= solver.sampling) {
-        const index_t size = sample_rows(rows, tokens, stride, sample);
-        if (size < bounds.experts) continue;
-        graph.pose(sample, size, bounds, tokens);
-        graph.settle();
-        graph.drain();  // a sample may be infeasible where the whole is not: its prices serve all the same
-        graph.count_prices_from_market();
+void price_closed_experts(const score_source<S>& scores, const std::int32_t* rows, index_t tokens, index_t choices,
+                          const std::int32_t* expert_of_token, double* prices) {
+    constexpr double infinity = std::numeric_limits<double>::infinity();
+    for (index_t e = 0; e < scores.experts(); ++e) {
+        if (prices[e] < infinity) continue;
+        double price = 0;
+        for (index_t i = 0; i < tokens * choices; ++i) {
+            const index_t t = rows[i / choices];
+            const index_t here = expert_of_token[t * choices + i % choices];
+            const double margin = scores(t, here) - prices[here];
+            price = std::max(price, std::nextafter(scores(t, e) - margin, infinity));
+        }
+        prices[e] = price;
     }
 }
 
-/// Writes the assignment and certifies it.
-template <class S>
-assignment_result read_out(expert_graph<S>& graph, const score_source<S>& scores, const quotas& bounds,
-                           const std::int32_t* rows, index_t tokens, std::int32_t* expert_of_token,
-                           workspace& scratch) {
-    for (index_t i = 0; i < tokens; ++i) expert_of_token[rows[i]] = graph.experts_of_tokens()[i];
-    graph.count_prices_from_market();
-    graph.price_closed_experts();
-    return certify(scores, bounds, 1, expert_of_token, graph.prices(), scratch);
+/// One call of the solver.
+template <class Policy, class S>
+class exact_assignment {
+  public:
+    exact_assignment(const Policy& policy, const hungarian& solver, const assignment_problem<S>& problem,
+                     const assignment_arrays& out, index_t tokens, workspace& scratch)
+        : policy_(policy),
+          solver_(solver),
+          problem_(problem),
+          scores_{problem.scores, problem.goal == objective::minimise},
+          bounds_(problem.bounds),
+          out_(out),
+          scratch_(scratch),
+          began_(std::chrono::steady_clock::now()),
+          tokens_(tokens),
+          experts_(scores_.experts()),
+          rows_(scratch.take<std::int32_t>(tokens)),
+          order_(scratch.take<std::int32_t>(experts_)),
+          before_(scratch.take<double>(experts_)),
+          row_(scratch.take<double>(experts_)),
+          graph_(scores_, tokens, problem.choices, solver.candidates, scratch) {
+        index_t seen = 0;
+        for (index_t t = 0; t < scores_.tokens(); ++t) {
+            std::fill_n(out.expert_of_token + t * problem.choices, problem.choices, -1);
+            if (problem.mask(t)) rows_[seen++] = static_cast<std::int32_t>(t);
+        }
+    }
+
+    assignment_result run() {
+        // Where there is little to read, narrowing it down costs more than it saves.
+        const bool narrow = solver_.sampling != 0 && tokens_ * experts_ > 8192 && experts_ > problem_.choices;
+        start_prices(problem_.initial_prices, narrow ? sampled_range() : checked_range(), experts_, graph_.prices());
+        for (index_t e = 0; e < experts_; ++e) {
+            if (std::min(bounds_.upper(e), tokens_) == 0) {
+                graph_.prices()[e] = std::numeric_limits<double>::infinity();
+            }
+        }
+        if (!narrow || !solve_narrowed()) {
+            if (narrow) checked_range();
+            solve_whole();
+        }
+        result_.iterations = graph_.rounds();
+        result_.passes = passes_;
+        result_.steps = steps_;
+        if (scores_.are_costs) {
+            result_.primal = -result_.primal;
+            result_.dual = -result_.dual;
+        }
+        if (out_.prices != nullptr) std::copy_n(graph_.prices(), experts_, out_.prices);
+        return result_;
+    }
+
+  private:
+    index_t choices() const { return problem_.choices; }
+    bool stop(index_t rounds) const {
+        if (solver_.most_iterations > 0 && rounds >= solver_.most_iterations) return true;
+        if (!(solver_.time_limit > 0)) return false;
+        return std::chrono::duration<double>(std::chrono::steady_clock::now() - began_).count() > solver_.time_limit;
+    }
+    score_range checked_range() {
+        passes_ += 1;
+        return require_scores(scores_, problem_.mask, choices(), row_);
+    }
+    score_range sampled_range() const;
+    bool solve_narrowed();
+    void find_prices(price_search<S>& search, std::int32_t* sample);
+    drained solve_candidates(narrowing<S>& all);
+    void solve_whole();
+    void place_market() {
+        double* const prices = graph_.prices();
+        prices[experts_] = market_price(bounds_, tokens_, tokens_ * choices(), prices, order_);
+    }
+    void write(const std::int32_t* rows, index_t count);
+    void stop_here();
+
+    const Policy& policy_;
+    const hungarian& solver_;
+    const assignment_problem<S>& problem_;
+    score_source<S> scores_;
+    const quotas& bounds_;
+    assignment_arrays out_;
+    workspace& scratch_;
+    std::chrono::steady_clock::time_point began_;
+    index_t tokens_;
+    index_t experts_;
+    std::int32_t* rows_;   // [tokens]: the rows that are tokens
+    std::int32_t* order_;  // [E] scratch
+    double* before_;       // [E]: prices at the last look at all tokens
+    double* row_;          // [E] scratch
+    expert_graph<S> graph_;
+    assignment_result result_;
+    index_t passes_ = 0;
+    index_t steps_ = 0;
+};
+
+/// The range of the scores, from some of them: good enough to bound absurd prices.
+template <class Policy, class S>
+score_range exact_assignment<Policy, S>::sampled_range() const {
+    score_range range;
+    const index_t stride = std::max<index_t>(1, tokens_ / 256);
+    for (index_t i = 0; i < tokens_; i += stride) {
+        scores_.read_row(rows_[i], row_);
+        const row_facts facts = facts_of(row_, experts_);
+        if (!facts.usable) continue;
+        range.lowest = std::min(range.lowest, facts.lowest);
+        range.highest = std::max(range.highest, facts.highest);
+    }
+    return range;
 }
 
-/// "expert 3" or "experts 0, 2, 5 and 9 more", of those that `chosen` names.
-template <class Chosen>
-std::string name_experts(index_t experts, Chosen&& chosen) {
-    constexpr index_t most_named = 8;
-    std::string names;
-    index_t count = 0;
-    for (index_t e = 0; e < experts; ++e) {
-        if (!chosen(e)) continue;
-        if (count < most_named) names += (count > 0 ? ", " : "") + std::to_string(e);
-        count += 1;
+/// Prices from nothing: from a small sample, then from larger ones.
+template <class Policy, class S>
+void exact_assignment<Policy, S>::find_prices(price_search<S>& search, std::int32_t* sample) {
+    double* const prices = graph_.prices();
+    const index_t smallest = std::min(tokens_, 8 * experts_);
+    for (index_t e = 0; e < experts_; ++e) {
+        if (prices[e] < std::numeric_limits<double>::infinity()) prices[e] = 0;
     }
-    if (count > most_named) names += " and " + std::to_string(count - most_named) + " more";
-    return (count == 1 ? "expert " : "experts ") + names;
+    const auto take = [&](index_t stride) {
+        const index_t size = sample_rows(rows_, tokens_, stride, sample);
+        search.take_sample(policy_, sample, size);
+        return static_cast<double>(size);
+    };
+    take((tokens_ + smallest - 1) / smallest);
+    search.start(prices);
+    index_t stride = solver_.sampling;
+    while (tokens_ / stride / solver_.sampling >= 2 * smallest) stride *= solver_.sampling;
+    for (; stride > 1 && tokens_ / stride > smallest; stride /= solver_.sampling) {
+        const double size = take(stride);
+        // A sample's own loads are no surer than this.
+        const double noise = 0.1 * std::sqrt(size * static_cast<double>(experts_));
+        steps_ += search.refine(policy_, prices, {.enough = noise, .most_steps = 12}).steps;
+    }
 }
 
-/// Why the quotas cannot be met: the experts that the excess can reach are full, and nothing leads out of them.
-template <class S>
-[[noreturn]] void fail_infeasible(const expert_graph<S>& graph, index_t experts) {
-    // With the market among them every other expert is at its lower bound: then it is those that starve.
-    const bool starving = graph.market_reached();
-    const auto concerned = [&](index_t e) { return graph.reached(e) != starving; };
-    index_t tokens = 0, bound = 0;
-    std::int32_t first = std::numeric_limits<std::int32_t>::max();
-    for (index_t e = 0; e < experts; ++e) {
-        if (!concerned(e)) continue;
-        tokens += graph.load(e);
-        bound += starving ? graph.lower(e) : graph.upper(e);
-        first = std::min(first, graph.first_row(e));
+/// Looks at all tokens at good prices, and solves for those that are torn. False: that did not do.
+template <class Policy, class S>
+bool exact_assignment<Policy, S>::solve_narrowed() {
+    const index_t most_rows =
+        std::max(tokens_ / std::min<index_t>(4, solver_.sampling), std::min(tokens_, 8 * experts_));
+    narrowing<S> all(scores_, rows_, tokens_, choices(), out_.expert_of_token, scratch_);
+    price_search<S> search(scores_, bounds_, tokens_, choices(), most_rows, scratch_);
+    auto* const sample = scratch_.take<std::int32_t>(most_rows);
+    double* const prices = graph_.prices();
+    const double few = static_cast<double>(tokens_ * choices()) / 100;
+    bool searched = problem_.initial_prices == nullptr;
+    if (searched) find_prices(search, sample);
+    index_t least = 16 * experts_;
+    for (int attempt = 0; attempt < 6; ++attempt) {
+        search.take_all(rows_);
+        const auto refined = search.refine(policy_, prices, {.enough = few, .most_steps = searched ? 3 : 1});
+        passes_ += refined.looks;
+        steps_ += refined.steps;
+        if (search.suspect() >= 0) return false;
+        const auto excess = static_cast<index_t>(search.excess(prices));
+        if (!searched && excess > tokens_ * choices() / 8) {  // the prices given are of no use
+            searched = true;
+            find_prices(search, sample);
+            continue;
+        }
+        const double band = search.band_for(std::max(least, 12 * excess));
+        all.fix(search, band);
+        std::copy_n(prices, experts_, before_);
+        const index_t count = all.candidate_count();
+        least = 4 * count;
+        if (count <= most_rows && excess > experts_ / 2) {
+            search.take_candidates(policy_, all.candidates(), count, all.fixed_loads());
+            steps_ += search
+                          .refine(policy_, prices,
+                                  {.room = 0.7 * band, .enough = static_cast<double>(experts_) / 2, .most_steps = 8})
+                          .steps;
+        }
+        const drained end = solve_candidates(all);
+        if (end == drained::stopped) {
+            stop_here();
+            return true;
+        }
+        if (end == drained::all && price_drift(before_, prices, experts_) <= band) {
+            price_closed_experts(scores_, rows_, tokens_, choices(), out_.expert_of_token, prices);
+            result_ = all.certify(policy_, bounds_, prices);
+            return result_.converged;
+        }
+        if (count == tokens_) return false;
     }
-    if (starving) {
-        fail("the quotas cannot be met: ", name_experts(experts, concerned), " must take at least ", bound,
-             " tokens, and only ", tokens, " tokens are allowed there");
+    return false;
+}
+
+/// The exact part, for the candidates alone.
+template <class Policy, class S>
+drained exact_assignment<Policy, S>::solve_candidates(narrowing<S>& all) {
+    place_market();
+    const index_t count = all.candidate_count();
+    const bool fits = graph_.pose(all.candidates(), count, bounds_, tokens_, all.fixed_loads());
+    if (!fits) return drained::stuck;
+    graph_.settle();
+    const drained end = graph_.drain([&](index_t rounds) { return stop(rounds); });
+    graph_.count_prices_from_market();
+    write(all.candidates(), count);
+    return end;
+}
+
+/// All tokens at once, from the prices there are.
+template <class Policy, class S>
+void exact_assignment<Policy, S>::solve_whole() {
+    double* const prices = graph_.prices();
+    for (index_t e = 0; e < experts_; ++e) {
+        if (std::isnan(prices[e])) prices[e] = 0;
     }
-    fail("the quotas cannot be met: ", tokens, " tokens (the first is ", first, ") are allowed only on ",
-         name_experts(experts, concerned), ", which may take at most ", bound);
+    place_market();
+    graph_.pose(rows_, tokens_, bounds_, tokens_, nullptr);
+    graph_.settle();
+    const drained end = graph_.drain([&](index_t rounds) { return stop(rounds); });
+    const auto read_out = [&] {
+        graph_.count_prices_from_market();
+        write(rows_, tokens_);
+        price_closed_experts(scores_, rows_, tokens_, choices(), out_.expert_of_token, prices);
+        result_ = certify(scores_, bounds_, choices(), out_.expert_of_token, prices, scratch_);
+        passes_ += 2;
+    };
+    if (end != drained::all) {
+        graph_.count_prices_from_market();
+        write(rows_, tokens_);
+        stop_here();
+        return;
+    }
+    read_out();
+    if (!result_.converged) {
+        graph_.repair();
+        read_out();
+        result_.repairs = 1;
+    }
+}
+
+/// The experts of the tokens in the graph, a token's best first.
+template <class Policy, class S>
+void exact_assignment<Policy, S>::write(const std::int32_t* rows, index_t count) {
+    const std::int32_t* const found = graph_.experts_of_tokens();
+    for (index_t i = 0; i < count; ++i) {
+        const index_t t = rows[i];
+        std::int32_t* const chosen = out_.expert_of_token + t * choices();
+        std::copy_n(found + i * choices(), choices(), chosen);
+    }
+    if (choices() == 1) return;
+    for (index_t i = 0; i < tokens_; ++i) {
+        const index_t t = rows_[i];
+        std::int32_t* const chosen = out_.expert_of_token + t * choices();
+        std::sort(chosen, chosen + choices(), [&](std::int32_t a, std::int32_t b) {
+            const double score_a = scores_(t, a);
+            const double score_b = scores_(t, b);
+            return score_a > score_b || (score_a == score_b && a < b);
+        });
+    }
+}
+
+/// A limit was hit, or nothing can be moved any more: what is too many somewhere goes where there is room, and the
+/// certificate says how far that is from the best. Where there is no room at all, that is the error.
+template <class Policy, class S>
+void exact_assignment<Policy, S>::stop_here() {
+    const auto scope = scratch_.open();
+    auto* const concerned = scratch_.take<std::uint8_t>(experts_);
+    const auto made = complete_assignment(scores_, bounds_, problem_.mask, choices(), true, out_.expert_of_token,
+                                          concerned, scratch_);
+    if (!made.complete) fail_infeasible(made, experts_, choices(), concerned);
+    double* const prices = graph_.prices();
+    price_closed_experts(scores_, rows_, tokens_, choices(), out_.expert_of_token, prices);
+    result_ = certify(scores_, bounds_, choices(), out_.expert_of_token, prices, scratch_);
+    passes_ += 1;
 }
 
 }  // namespace detail
 
 /// The best assignment of tokens to experts within the quotas.
 template <host_policy Policy, class S>
-assignment_result solve(const Policy&, const hungarian& solver, const assignment_problem<S>& problem,
+assignment_result solve(const Policy& policy, const hungarian& solver, const assignment_problem<S>& problem,
                         const assignment_arrays& out, workspace& scratch) {
     require(solver.candidates >= 1, "hungarian::candidates = ", solver.candidates, " must be at least 1");
     require(solver.sampling == 0 || (solver.sampling >= 2 && solver.sampling <= 1'000'000),
             "hungarian::sampling = ", solver.sampling, " must be 0, or 2 to a million");
+    require(solver.most_iterations >= 0, "hungarian::most_iterations = ", solver.most_iterations,
+            " must not be negative");
+    require(solver.time_limit >= 0, "hungarian::time_limit = ", solver.time_limit, " s must not be negative");
     const index_t tokens = detail::require_problem(problem, out);
-    const quotas& bounds = problem.bounds;
-    const detail::score_source<S> scores{problem.scores, problem.goal == objective::minimise};
     const auto scope = scratch.open();
-    const detail::score_range range =
-        detail::require_scores(scores, problem.mask, problem.choices, scratch.take<double>(scores.experts()));
-    auto* const rows = scratch.take<std::int32_t>(tokens);
-    auto* const sample = scratch.take<std::int32_t>(solver.sampling == 0 ? 0 : tokens / solver.sampling);
-    index_t seen = 0;
-    for (index_t t = 0; t < scores.tokens(); ++t) {
-        out.expert_of_token[t] = -1;
-        if (problem.mask(t)) rows[seen++] = static_cast<std::int32_t>(t);
-    }
-
-    detail::expert_graph<S> graph(scores, tokens, solver.candidates, scratch);
-    detail::start_prices(problem.initial_prices, range, bounds.experts, graph.prices());
-    graph.pose(rows, tokens, bounds, tokens);
-    // The first look decides: prices that leave this little to move need no better ones.
-    const index_t little = std::max(bounds.experts, tokens / 32);
-    if (graph.settle() > little && solver.sampling != 0) {
-        detail::price_by_samples(graph, solver, bounds, rows, tokens, sample);
-        graph.pose(rows, tokens, bounds, tokens);
-        graph.settle();
-    }
-    if (!graph.drain()) detail::fail_infeasible(graph, bounds.experts);
-
-    const auto read_out = [&] {
-        return detail::read_out(graph, scores, bounds, rows, tokens, out.expert_of_token, scratch);
-    };
-    assignment_result result = read_out();
-    const index_t repairs = result.converged ? 0 : 1;
-    if (repairs > 0) {
-        graph.repair();
-        result = read_out();
-    }
-    result.iterations = graph.rounds();
-    result.repairs = repairs;
-    if (scores.are_costs) {
-        result.primal = -result.primal;
-        result.dual = -result.dual;
-    }
-    if (out.prices != nullptr) std::copy_n(graph.prices(), bounds.experts, out.prices);
-    return result;
+    return detail::exact_assignment<Policy, S>(policy, solver, problem, out, tokens, scratch).run();
 }
 
 }  // namespace SWITCHYARD_TARGET

@@ -92,6 +92,9 @@ struct pack<S, 1> {
     SWITCHYARD_HD friend pack operator*(pack a, pack b) { return {a.v * b.v}; }
     /// a > b ? a : b, so b where either is NaN.
     SWITCHYARD_HD friend pack max(pack a, pack b) { return {a.v > b.v ? a.v : b.v}; }
+    SWITCHYARD_HD friend pack min(pack a, pack b) { return {a.v < b.v ? a.v : b.v}; }
+    /// a with b in place of every x.
+    SWITCHYARD_HD friend pack replaced(pack a, pack x, pack b) { return {a.v == x.v ? b.v : a.v}; }
     /// a * b + c, fused where the target has the instruction.
     SWITCHYARD_HD friend pack multiply_add(pack a, pack b, pack c) {
 #if defined(__FMA__) || defined(__CUDA_ARCH__)
@@ -228,6 +231,9 @@ struct pack {
     friend pack operator*(pack a, pack b) { return {a.v * b.v}; }
     /// a > b ? a : b, so b where either is NaN.
     friend pack max(pack a, pack b) { return {a.v > b.v ? a.v : b.v}; }
+    friend pack min(pack a, pack b) { return {a.v < b.v ? a.v : b.v}; }
+    /// a with b in place of every x.
+    friend pack replaced(pack a, pack x, pack b) { return {a.v == x.v ? b.v : a.v}; }
     /// a * b + c, fused where the target has the instruction.
     friend pack multiply_add(pack a, pack b, pack c) {
 #if SWITCHYARD_DETAIL_AVX512

@@ -4,7 +4,9 @@
 // error of bad scores is thrown here and now, not noted in the plan.
 #pragma once
 
+#include <switchyard/assignment/assignment.hpp>
 #include <switchyard/assignment/quotas.hpp>
+#include <switchyard/backend/policy.hpp>
 #include <switchyard/backend/thrust.hpp>
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/matrix_view.hpp>

@@ -8,6 +8,9 @@
 // A token that leaves e stays in the lists of e until it comes up as their best (`owner` tells); coming back, it finds
 // itself there. Equal keys: the lower token first.
 //
+// With k experts a token, what moves is one of its k *places*, numbered token * k + choice; it may not move to where
+// the token is already. For k = 1 places are tokens, and are called so here.
+//
 // Memory: rows x E x (24 + 12 length) bytes.
 #pragma once
 
@@ -41,8 +44,9 @@ class candidate_lists {
           tokens_(scratch.take<std::int32_t>(rows * experts * length)) {}
 
     /// Forgets everything. `owner[t]` is the expert that holds token t, kept up to date by the caller.
-    void reset(index_t rows, index_t length, const std::int32_t* owner) {
+    void reset(index_t rows, index_t length, const std::int32_t* owner, index_t choices) {
         owner_ = owner;
+        choices_ = choices;
         length_ = std::min(length, longest_);
         std::fill_n(row_of_, experts_, nobody);
         free_count_ = std::min(rows, rows_);
@@ -111,7 +115,7 @@ class candidate_lists {
         const std::int32_t* const tokens = tokens_ + pair * longest_;
         index_t equal = 0;
         for (index_t i = count_[pair] - 1; i >= 0 && keys[i] == best_key_[pair]; --i) {
-            equal += owner_[tokens[i]] == e ? 1 : 0;
+            equal += may_move(tokens[i], e, f) ? 1 : 0;
         }
         return equal;
     }
@@ -122,8 +126,19 @@ class candidate_lists {
     void remove(index_t e, std::int32_t t) {
         const index_t row = at(e, 0);
         for (index_t f = 0; f < experts_; ++f) {
-            if (best_[row + f] == t) find_best(e, row + f);
+            if (best_[row + f] == t) find_best(e, f);
         }
+    }
+    /// Place t of e may not move to f any more: its token got there.
+    void remove(index_t e, index_t f, std::int32_t t) {
+        if (best_[at(e, f)] == t) find_best(e, f);
+    }
+    /// Whether place t is e's, and its token not at f.
+    bool may_move(std::int32_t t, index_t e, index_t f) const {
+        if (owner_[t] != e) return false;
+        if (choices_ == 1) return true;
+        const std::int32_t* const places = owner_ + t / choices_ * choices_;
+        return std::find(places, places + choices_, static_cast<std::int32_t>(f)) == places + choices_;
     }
 
   private:
@@ -157,10 +172,11 @@ class candidate_lists {
     }
 
     // Drops tokens that have left from the end of the list.
-    void find_best(index_t e, index_t pair) {
+    void find_best(index_t e, index_t f) {
+        const index_t pair = at(e, f);
         const std::int32_t* const tokens = tokens_ + pair * longest_;
         std::int32_t& count = count_[pair];
-        while (count > 0 && owner_[tokens[count - 1]] != e) --count;
+        while (count > 0 && !may_move(tokens[count - 1], e, f)) --count;
         best_[pair] = count > 0 ? tokens[count - 1] : nobody;
         best_key_[pair] = count > 0 ? keys_[pair * longest_ + count - 1] : bound_[pair];
     }
@@ -169,6 +185,7 @@ class candidate_lists {
     index_t longest_;
     index_t rows_;
     index_t length_ = 0;
+    index_t choices_ = 1;
     index_t free_count_ = 0;
     const std::int32_t* owner_ = nullptr;
     std::int32_t* row_of_;     // [E], nobody where there is none

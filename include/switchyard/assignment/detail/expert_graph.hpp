@@ -21,6 +21,11 @@
 //
 // An expert whose upper quota is 0 is closed: its price is infinite, and nothing leads to it.
 //
+// With k experts a token, each token has k *places*, numbered token * k + choice; settling gives it its k best experts,
+// and an edge e -> f takes only places of tokens that are not at f already. For k = 1 places and tokens are the same.
+// No path asks for two places of a token where one would hinder the other: that would need the token at an expert and
+// not at it.
+//
 // Ties. A token that several experts suit equally goes, in settling, to the one with the most room; a path moves all
 // tokens that its lists show to be equally good at once; and filling a list stops as soon as it is full of tokens that
 // cannot be beaten. So equal scores or thousands of copies of a token cost no more than other scores.
@@ -34,11 +39,19 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <functional>
 #include <limits>
 
 namespace switchyard {
 inline namespace SWITCHYARD_TARGET {
 namespace detail {
+
+/// How draining ended.
+enum class drained {
+    all,      ///< nothing is in excess
+    stuck,    ///< what is left cannot get anywhere: the quotas cannot be met
+    stopped,  ///< the caller wanted no more
+};
 
 template <class S>
 class expert_graph {
@@ -47,14 +60,16 @@ class expert_graph {
     static constexpr double infinity = std::numeric_limits<double>::infinity();
 
     /// Memory for up to `most_tokens` tokens.
-    expert_graph(const score_source<S>& scores, index_t most_tokens, index_t candidates, workspace& scratch)
+    expert_graph(const score_source<S>& scores, index_t most_tokens, index_t choices, index_t candidates,
+                 workspace& scratch)
         : scores_(scores),
           experts_(scores.experts()),
+          choices_(choices),
           candidates_(candidates),
-          lists_(experts_, std::min(most_tokens, experts_), list_length(most_tokens), scratch),
-          owner_(scratch.take<std::int32_t>(most_tokens)),
-          next_(scratch.take<std::int32_t>(most_tokens)),
-          previous_(scratch.take<std::int32_t>(most_tokens)),
+          lists_(experts_, std::min(most_tokens * choices, experts_), list_length(most_tokens * choices), scratch),
+          owner_(scratch.take<std::int32_t>(most_tokens * choices)),
+          next_(scratch.take<std::int32_t>(most_tokens * choices)),
+          previous_(scratch.take<std::int32_t>(most_tokens * choices)),
           first_(scratch.take<std::int32_t>(experts_)),
           load_(scratch.take<index_t>(experts_)),
           lower_(scratch.take<index_t>(experts_)),
@@ -66,25 +81,30 @@ class expert_graph {
           nearest_(scratch.take<double>(experts_ + 1)),
           from_(scratch.take<std::int32_t>(experts_ + 1)),
           visited_(scratch.take<std::int32_t>(experts_ + 1)),
-          row_(scratch.take<double>(experts_)) {}
+          row_(scratch.take<double>(experts_)),
+          sorted_(scratch.take<double>(choices > 1 ? experts_ : 0)) {}
 
-    /// The tokens to place, rows of the scores, and the bounds on the loads. Prices stay as they are.
-    void pose(const std::int32_t* rows, index_t tokens, const quotas& bounds, index_t all_tokens) {
+    /// The tokens to place, rows of the scores, of `all_tokens` that the bounds are for; the others make `fixed` loads
+    /// [E] already, or null. Prices stay as they are. False: the others alone are too many somewhere.
+    bool pose(const std::int32_t* rows, index_t tokens, const quotas& bounds, index_t all_tokens,
+              const index_t* fixed) {
         rows_ = rows;
         tokens_ = tokens;
+        bool fits = true;
         for (index_t e = 0; e < experts_; ++e) {
-            // A sample has its share of the bounds, rounded outwards.
-            const index_t lower = std::min(bounds.lower(e), all_tokens);
+            const index_t others = fixed == nullptr ? 0 : fixed[e];
             const index_t upper = std::min(bounds.upper(e), all_tokens);
-            lower_[e] = tokens == all_tokens ? lower : lower * tokens / all_tokens;
-            upper_[e] = tokens == all_tokens ? upper : (upper * tokens + all_tokens - 1) / all_tokens;
+            fits = fits && others <= upper;
+            lower_[e] = std::max<index_t>(0, bounds.lower(e) - others);
+            upper_[e] = std::max<index_t>(0, upper - others);
             if (upper == 0) price_[e] = infinity;
         }
+        return fits;
     }
 
     /// [E], and the market's price after them. Those of closed experts are infinite, all others finite.
     double* prices() const { return price_; }
-    /// [tokens]
+    /// [tokens, k]
     const std::int32_t* experts_of_tokens() const { return owner_; }
     index_t rounds() const { return rounds_; }
     index_t load(index_t e) const { return load_[e]; }
@@ -92,33 +112,26 @@ class expert_graph {
     index_t upper(index_t e) const { return upper_[e]; }
 
     index_t settle();
-    bool drain();
+    template <class Stop>
+    drained drain(const Stop& stop);
     void repair();
     void count_prices_from_market();
-    void price_closed_experts();
-
-    /// After drain() has failed: the nodes that the excess can reach, all others cannot be reached.
-    bool reached(index_t node) const { return nearest_[node] == infinity && distance_[node] < infinity; }
-    bool market_reached() const { return reached(experts_); }
-    /// The first token that expert e holds.
-    std::int32_t first_row(index_t e) const {
-        std::int32_t lowest = std::numeric_limits<std::int32_t>::max();
-        for (std::int32_t t = first_[e]; t != nobody; t = next_[t]) lowest = std::min(lowest, rows_[t]);
-        return lowest;
-    }
 
   private:
     index_t list_length(index_t tokens) const {
         const index_t holders = std::max<index_t>(1, std::min(tokens, experts_));
         return std::clamp<index_t>(tokens / (8 * holders), 1, std::max<index_t>(1, candidates_));
     }
-    double score(std::int32_t t, index_t e) const { return scores_(rows_[t], e); }
+    index_t token_of(std::int32_t place) const { return choices_ == 1 ? place : place / choices_; }
+    std::int32_t row_of(std::int32_t place) const { return rows_[token_of(place)]; }
+    double score(std::int32_t place, index_t e) const { return scores_(row_of(place), e); }
     bool is_market(index_t node) const { return node == experts_; }
 
     void place(std::int32_t t, index_t e);
     void settle_tied();
     index_t roomiest(double margin) const;
-    double read_margins(std::int32_t t);
+    double read_margins(index_t token);
+    void read_moves(std::int32_t place);
     index_t settle_reservations();
     void open_row(index_t e);
     void refill(index_t e, index_t f);
@@ -128,8 +141,10 @@ class expert_graph {
     void approach(index_t v);
     void raise_prices(std::int32_t target);
     index_t width(index_t source, index_t target) const;
+    index_t equally_good(index_t e, index_t f, index_t most) const;
     void send(index_t source, index_t target, index_t units);
     void move(std::int32_t t, index_t e, index_t f);
+    void let_siblings_move(std::int32_t t, index_t e, index_t f);
     void know_all();
     double length(index_t u, index_t v) const;
     void cancel_cycles();
@@ -140,15 +155,16 @@ class expert_graph {
 
     score_source<S> scores_;
     index_t experts_;
+    index_t choices_;
     index_t candidates_;
     candidate_lists lists_;
     const std::int32_t* rows_ = nullptr;  // [tokens]: which row of the scores each token is
     index_t tokens_ = 0;
     index_t rounds_ = 0;
     index_t visited_count_ = 0;
-    std::int32_t* owner_;     // [tokens]: its expert
-    std::int32_t* next_;      // [tokens]: the tokens of an expert, linked
-    std::int32_t* previous_;  // [tokens]
+    std::int32_t* owner_;     // [tokens, k]: their experts
+    std::int32_t* next_;      // [tokens, k]: the places of an expert, linked
+    std::int32_t* previous_;  // [tokens, k]
     std::int32_t* first_;     // [E]
     index_t* load_;           // [E]
     index_t* lower_;          // [E]
@@ -161,6 +177,7 @@ class expert_graph {
     std::int32_t* from_;      // [E + 1]: the node before on the path
     std::int32_t* visited_;   // [E + 1]: nodes in the order of their distance
     double* row_;             // [E]: scores of one token, or its margins
+    double* sorted_;          // [E] scratch, if k > 1
 };
 
 // ---- settling ----
@@ -175,47 +192,71 @@ void expert_graph<S>::place(std::int32_t t, index_t e) {
     load_[e] += 1;
 }
 
-/// row_[e] = s_te - p_e; returns the largest.
+/// row_[e] = s_te - p_e; returns the k-th largest.
 template <class S>
-double expert_graph<S>::read_margins(std::int32_t t) {
-    scores_.read_row(rows_[t], row_);
+double expert_graph<S>::read_margins(index_t token) {
+    scores_.read_row(rows_[token], row_);
     for (index_t e = 0; e < experts_; ++e) row_[e] -= price_[e];
-    return largest_of(row_, experts_);
+    if (choices_ == 1) return largest_of(row_, experts_);
+    std::copy_n(row_, experts_, sorted_);
+    std::nth_element(sorted_, sorted_ + (choices_ - 1), sorted_ + experts_, std::greater<>());
+    return sorted_[choices_ - 1];
 }
 
-/// Every token to a best expert, every reservation to its bound, for the present prices. Returns the excess in all.
+/// row_[e] = s_te for a place of token t, and -infinity where the token's other places are.
+template <class S>
+void expert_graph<S>::read_moves(std::int32_t place) {
+    scores_.read_row(row_of(place), row_);
+    if (choices_ == 1) return;
+    const std::int32_t* const places = owner_ + token_of(place) * choices_;
+    const index_t here = owner_[place];
+    for (index_t c = 0; c < choices_; ++c) {
+        if (places[c] != here) row_[places[c]] = -infinity;
+    }
+}
+
+/// Every token to its best experts, every reservation to its bound, for the present prices. Returns the excess in all.
 template <class S>
 index_t expert_graph<S>::settle() {
     std::fill_n(first_, experts_, nobody);
     std::fill_n(load_, experts_, index_t{0});
-    const index_t holders = std::min(tokens_, experts_);
-    lists_.reset(holders, list_length(tokens_), owner_);
-    for (std::int32_t t = 0; t < tokens_; ++t) {
-        const double best_margin = read_margins(t);
-        require(best_margin > -infinity, "the quotas cannot be met: token ", rows_[t],
+    const index_t places = tokens_ * choices_;
+    lists_.reset(std::min(places, experts_), list_length(places), owner_, choices_);
+    for (index_t token = 0; token < tokens_; ++token) {
+        const double margin = read_margins(token);
+        require(margin > -infinity, "the quotas cannot be met: token ", rows_[token],
                 " is allowed only on experts whose upper quota is 0");
-        index_t best = nobody;
+        auto place_number = static_cast<std::int32_t>(token * choices_);
+        const auto last = static_cast<std::int32_t>(place_number + choices_);
         index_t equal = 0;
+        std::int32_t one_equal = nobody;
         for (index_t e = 0; e < experts_; ++e) {
-            if (row_[e] == best_margin) {
-                best = e;
+            if (row_[e] > margin) {
+                place(place_number++, e);
+            } else if (row_[e] == margin) {
+                one_equal = static_cast<std::int32_t>(e);
                 equal += 1;
             }
         }
-        owner_[t] = nobody;
-        if (equal == 1) place(t, best);
+        if (equal == 1) place(place_number++, one_equal);
+        for (; place_number < last; ++place_number) owner_[place_number] = nobody;
     }
     settle_tied();
     return settle_reservations();
 }
 
-/// Tokens with several best experts, once all others are placed.
+/// Tokens that more experts suit equally than they have places left, once all others are placed.
 template <class S>
 void expert_graph<S>::settle_tied() {
-    for (std::int32_t t = 0; t < tokens_; ++t) {
-        if (owner_[t] != nobody) continue;
-        const double best_margin = read_margins(t);
-        place(t, roomiest(best_margin));
+    for (index_t token = 0; token < tokens_; ++token) {
+        const auto first = static_cast<std::int32_t>(token * choices_);
+        const auto last = static_cast<std::int32_t>(first + choices_);
+        if (owner_[last - 1] != nobody) continue;
+        const double margin = read_margins(token);
+        for (std::int32_t place_number = first; place_number < last; ++place_number) {
+            if (owner_[place_number] == nobody) place(place_number, roomiest(margin));
+            row_[owner_[place_number]] = -infinity;
+        }
     }
 }
 
@@ -257,7 +298,7 @@ index_t expert_graph<S>::settle_reservations() {
         excess_[e] = load_[e] - reserved_[e];
         all_excess += std::max<index_t>(0, excess_[e]);
     }
-    excess_[experts_] = reserved - tokens_;
+    excess_[experts_] = reserved - tokens_ * choices_;
     return all_excess + std::max<index_t>(0, excess_[experts_]);
 }
 
@@ -267,27 +308,13 @@ void expert_graph<S>::count_prices_from_market() {
     for (index_t e = 0; e <= experts_; ++e) price_[e] -= price_[experts_];
 }
 
-/// Gives closed experts the lowest prices at which nobody prefers them.
-template <class S>
-void expert_graph<S>::price_closed_experts() {
-    for (index_t e = 0; e < experts_; ++e) {
-        if (price_[e] < infinity) continue;
-        double price = 0;
-        for (std::int32_t t = 0; t < tokens_; ++t) {
-            const double margin = score(t, owner_[t]) - price_[owner_[t]];
-            price = std::max(price, std::nextafter(score(t, e) - margin, infinity));
-        }
-        price_[e] = price;
-    }
-}
-
 // ---- the lists of what may move ----
 
 template <class S>
 void expert_graph<S>::open_row(index_t e) {
     lists_.open_row(e);
     for (std::int32_t t = first_[e]; t != nobody; t = next_[t]) {
-        scores_.read_row(rows_[t], row_);
+        read_moves(t);
         lists_.offer_all(e, row_, t);
     }
 }
@@ -297,6 +324,7 @@ void expert_graph<S>::refill(index_t e, index_t f) {
     const double least = lists_.bound(e, f);
     lists_.clear(e, f);
     for (std::int32_t t = first_[e]; t != nobody; t = next_[t]) {
+        if (!lists_.may_move(t, e, f)) continue;
         lists_.offer(e, f, score(t, e) - score(t, f), t);
         if (lists_.full_of(e, f, least)) {  // no token can be better than these
             lists_.lower_bound_to(e, f, least);

@@ -14,19 +14,21 @@ namespace switchyard {
 inline namespace SWITCHYARD_TARGET {
 namespace detail {
 
-/// Moves all excess to where it lacks. False: it cannot get there; `reached` says how far it got.
+/// Moves all excess to where it lacks, unless it is stuck or stop(rounds) says so.
 template <class S>
-bool expert_graph<S>::drain() {
+template <class Stop>
+drained expert_graph<S>::drain(const Stop& stop) {
     for (index_t source = 0; source <= experts_; ++source) {
         while (excess_[source] > 0) {
+            if (stop(rounds_)) return drained::stopped;
             const std::int32_t target = find_path(source);
-            if (target == nobody) return false;
+            if (target == nobody) return drained::stuck;
             raise_prices(target);
             send(source, target, width(source, target));
             rounds_ += 1;
         }
     }
-    return true;
+    return drained::all;
 }
 
 /// What a unit from u to v costs, or no more than it costs where the list of (u, v) only has a bound.
@@ -124,15 +126,28 @@ void expert_graph<S>::raise_prices(std::int32_t target) {
 /// How many units the path takes: no more than there are, than the target lacks, and than move at its cost.
 template <class S>
 index_t expert_graph<S>::width(index_t source, index_t target) const {
-    index_t units = std::min(excess_[source], -excess_[target]);
+    index_t units = choices_ == 1 ? std::min(excess_[source], -excess_[target]) : 1;
     for (index_t v = target; v != source; v = from_[v]) {
         const index_t u = from_[v];
         const index_t here = is_market(v)   ? upper_[u] - reserved_[u]
                              : is_market(u) ? reserved_[v] - lower_[v]
-                                            : lists_.count_best(u, v);
+                                            : equally_good(u, v, units);
         units = std::min(units, here);
     }
     return units;
+}
+
+/// How many tokens of e lose no more than the best on the way to f, `most` being enough.
+template <class S>
+index_t expert_graph<S>::equally_good(index_t e, index_t f, index_t most) const {
+    const double key = lists_.best_keys(e)[f];
+    const index_t listed = lists_.count_best(e, f);
+    if (listed >= most || !lists_.full_of(e, f, key)) return listed;
+    index_t count = 0;
+    for (std::int32_t t = first_[e]; t != nobody && count < most; t = next_[t]) {
+        count += score(t, e) - score(t, f) == key && lists_.may_move(t, e, f) ? 1 : 0;
+    }
+    return count;
 }
 
 /// Sends units along the path, last edge first: what arrives at a node does not take part in what leaves it.
@@ -145,7 +160,10 @@ void expert_graph<S>::send(index_t source, index_t target, index_t units) {
         } else if (is_market(u)) {
             reserved_[v] -= units;
         } else {
-            for (index_t i = 0; i < units; ++i) move(lists_.best(u, v), u, v);
+            for (index_t i = 0; i < units; ++i) {
+                if (!lists_.known(u, v)) refill(u, v);
+                move(lists_.best(u, v), u, v);
+            }
         }
     }
     excess_[source] -= units;
@@ -165,9 +183,23 @@ void expert_graph<S>::move(std::int32_t t, index_t e, index_t f) {
     } else {
         lists_.remove(e, t);
     }
-    if (!lists_.has_row(f)) return;
-    scores_.read_row(rows_[t], row_);
-    lists_.offer_all(f, row_, t);
+    if (lists_.has_row(f)) {
+        read_moves(t);
+        lists_.offer_all(f, row_, t);
+    }
+    if (choices_ > 1) let_siblings_move(t, e, f);
+}
+
+/// A token went from e to f: its other places may now move to e, and no more to f.
+template <class S>
+void expert_graph<S>::let_siblings_move(std::int32_t t, index_t e, index_t f) {
+    const auto first = static_cast<std::int32_t>(token_of(t) * choices_);
+    for (std::int32_t other = first; other < first + choices_; ++other) {
+        const index_t here = owner_[other];
+        if (other == t || !lists_.has_row(here)) continue;
+        lists_.remove(here, f, other);
+        lists_.offer(here, e, score(other, here) - score(other, e), other);
+    }
 }
 
 }  // namespace detail

@@ -1,0 +1,194 @@
+// What a token wants at given prices: its best experts, and by how much it prefers them to all others.
+//
+//   d_e = (s_te - r_t) - p_e        r_t: one score of the token, so that a large offset costs no digits
+//   margin = k-th largest d - (k+1)-th largest d
+//
+// Computed in the scores' own compute type, float for float: this is what solvers do to every score of a problem, and
+// should cost about as much as reading it. The margin returned is *safe*: less all that rounding can have added. A
+// token with a safe margin of h keeps its k best experts, exactly, as long as no two prices have moved apart by more
+// than h; one with none (h <= 0) may be tied.
+#pragma once
+
+#include <switchyard/assignment/detail/score_rows.hpp>
+#include <switchyard/core/config.hpp>
+#include <switchyard/core/scalar_traits.hpp>
+#include <switchyard/core/simd.hpp>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+namespace switchyard {
+inline namespace SWITCHYARD_TARGET {
+namespace detail {
+
+/// A score source's rows in compute type C: in place where they lie so, else copied.
+template <class S>
+struct compute_rows {
+    using compute = compute_t<S>;
+    score_source<S> source;
+
+    bool direct() const { return std::is_same_v<S, compute> && source.scores.column_stride == 1 && !source.are_costs; }
+    /// The row of a token: in place, or in `scratch` (E numbers).
+    const compute* row(index_t token, compute* scratch) const {
+        if constexpr (std::is_same_v<S, compute>) {
+            if (direct()) return source.scores.row(token);
+        }
+        copy(token, scratch);
+        return scratch;
+    }
+    void copy(index_t token, compute* to) const {
+        const compute sign = source.are_costs ? compute(-1) : compute(1);
+        for (index_t e = 0; e < source.experts(); ++e) to[e] = sign * load_scalar(source.scores(token, e));
+    }
+};
+
+/// What one token wants.
+template <class C>
+struct token_wish {
+    C value;              ///< the k-th largest d
+    C margin;             ///< safe
+    std::int32_t expert;  ///< the k-th best: the lowest of equal ones
+    std::int32_t next;    ///< the (k+1)-th best, -1 if there is none
+    bool usable;          ///< no score is NaN, +inf or too large, and k experts are allowed
+};
+
+/// Prices as passes read them: [E], rounded to the compute type.
+template <class C>
+struct rounded_prices {
+    const C* price;
+    C largest;  ///< in size, of the finite ones
+};
+
+/// Prices in compute type, in `rounded`. An infinite price closes an expert; what is not a number counts as 0.
+template <class C>
+rounded_prices<C> round_prices(const double* price, index_t experts, C* rounded) {
+    constexpr double most = static_cast<double>(std::numeric_limits<C>::max() / 16);
+    C largest = 0;
+    for (index_t e = 0; e < experts; ++e) {
+        if (price[e] == std::numeric_limits<double>::infinity()) {
+            rounded[e] = std::numeric_limits<C>::infinity();
+            continue;
+        }
+        rounded[e] = std::isnan(price[e]) ? C(0) : static_cast<C>(std::clamp(price[e], -most, most));
+        largest = std::max(largest, std::abs(rounded[e]));
+    }
+    return {rounded, largest};
+}
+
+/// Both ends of the numbers solvers take.
+template <class C>
+constexpr C largest_usable() {
+    return sizeof(C) == 4 ? std::numeric_limits<C>::max() : static_cast<C>(largest_score);
+}
+
+/// value - next, less what rounding may have added to it: each d is off by at most one unit in the last place of d and
+/// of the price.
+template <class C>
+C safe_margin(C value, C next, C largest_price) {
+    constexpr C infinity = std::numeric_limits<C>::infinity();
+    constexpr C rounding = 2 * std::numeric_limits<C>::epsilon();
+    if (next == -infinity) {  // all others are forbidden, or out of the range of C, where nobody can tell
+        return std::abs(value) + largest_price < std::numeric_limits<C>::max() / 16 ? infinity : C(0);
+    }
+    return (value - next) - rounding * (std::abs(value) + std::abs(next) + largest_price);
+}
+
+/// A token's reference score.
+template <class C>
+C reference_of(const C* row) {
+    return row[0] > -std::numeric_limits<C>::infinity() ? row[0] : C(0);
+}
+
+/// The best expert (k = 1), W at a time. `Next`: whether the second best is wanted, and not only its d.
+template <int W, bool Next, class C>
+token_wish<C> wish_of(const C* row, const rounded_prices<C>& prices, index_t experts) {
+    using P = pack<C, W>;
+    constexpr C infinity = std::numeric_limits<C>::infinity();
+    constexpr auto all_bits = static_cast<std::uint32_t>((std::uint64_t{1} << W) - 1);
+    const P reference = P::all(reference_of(row));
+    const P limit = P::all(largest_usable<C>());
+    const P lowest = P::all(-infinity);
+    P first = lowest;
+    P second = lowest;
+    std::uint32_t usable = all_bits;
+    const auto look = [&](P score, P price) {
+        usable &= at_least_bits(limit, score);
+        if constexpr (sizeof(C) == 8) {
+            usable &= at_least_bits(score, P::all(-largest_usable<C>())) | equal_bits(score, lowest);
+        }
+        const P d = (score - reference) - price;
+        second = max(second, min(first, d));
+        first = max(first, d);
+    };
+    const index_t whole = experts / W * W;
+    for (index_t e = 0; e < whole; e += W) look(P::load(row + e), P::load(prices.price + e));
+    if (whole < experts) {
+        look(P::load_first(row + whole, experts - whole, -infinity),
+             P::load_first(prices.price + whole, experts - whole, C(0)));
+    }
+    const C best = highest(first);
+    const P all_best = P::all(best);
+    const bool tied = std::popcount(equal_bits(first, all_best)) > 1;
+    const C next = tied ? best : highest(max(second, replaced(first, all_best, lowest)));
+
+    const auto place_of = [&](C value, index_t after) {
+        const P wanted = P::all(value);
+        for (index_t e = 0; e < experts; e += W) {
+            const P score = e < whole ? P::load(row + e) : P::load_first(row + e, experts - e, -infinity);
+            const P price = e < whole ? P::load(prices.price + e) : P::load_first(prices.price + e, experts - e, C(0));
+            std::uint32_t equal = equal_bits((score - reference) - price, wanted);
+            if (after >= e && after < e + W) equal &= ~(std::uint32_t{1} << (after - e));
+            if (equal != 0) return static_cast<std::int32_t>(e + std::countr_zero(equal));
+        }
+        return std::int32_t{-1};
+    };
+    token_wish<C> wish;
+    wish.value = best;
+    wish.usable = usable == all_bits && best > -infinity;
+    wish.expert = wish.usable ? place_of(best, -1) : -1;
+    wish.margin = safe_margin(best, next, prices.largest);
+    wish.next = -1;
+    if constexpr (Next) {
+        if (next > -infinity) wish.next = place_of(next, wish.expert);
+    }
+    return wish;
+}
+
+/// The k best experts, best first, into `chosen`. `margins` is scratch for E numbers.
+template <class C>
+token_wish<C> wish_of(const C* row, const rounded_prices<C>& prices, index_t experts, index_t choices,
+                      std::int32_t* chosen, C* margins) {
+    constexpr C infinity = std::numeric_limits<C>::infinity();
+    const C reference = reference_of(row);
+    token_wish<C> wish{C(0), infinity, -1, -1, true};
+    for (index_t e = 0; e < experts; ++e) {
+        const bool usable = row[e] == -infinity || std::abs(row[e]) <= largest_usable<C>();
+        wish.usable = wish.usable && usable;
+        margins[e] = usable ? (row[e] - reference) - prices.price[e] : -infinity;
+    }
+    for (index_t c = 0; c <= choices; ++c) {
+        const C* const best = std::max_element(margins, margins + experts);
+        const auto e = static_cast<std::int32_t>(best - margins);
+        if (*best == -infinity) {
+            wish.usable = wish.usable && c == choices;
+            break;
+        }
+        if (c < choices) {
+            chosen[c] = e;
+            wish.expert = e;
+            wish.value = *best;
+        } else {
+            wish.next = e;
+            wish.margin = safe_margin(wish.value, *best, prices.largest);
+        }
+        margins[e] = -infinity;
+    }
+    return wish;
+}
+
+}  // namespace detail
+}  // namespace SWITCHYARD_TARGET
+}  // namespace switchyard

@@ -1,0 +1,591 @@
+// Good prices: what `hungarian` finds before its exact part, so that little is left to do there.
+//
+// The prices that settle all tokens within the quotas minimise D (assignment.hpp), a convex function of E numbers. A
+// sample of some tokens an expert already tells most about them. A set of rows is a sample, the tokens that are still
+// in question (both copied side by side), or all tokens, where they lie. Two ways to prices for a set:
+//
+//   start    from nothing: tokens bid for places, each expert keeps the best bids its share of places holds, and the
+//            lowest bid it keeps is its price. Coarse steps, then finer ones.
+//   refine   from prices that are roughly right: Newton's method. Where tokens are torn between two experts, their
+//            number for a small difference of the prices, counted within a band of margins, is how many move when that
+//            difference changes: a graph Laplacian L on the experts, and L step = load - goal. A step that does not
+//            help is halved.
+//
+// Nothing here decides anything: whatever the prices, the exact part stays exact. So all of it may be cut short, and
+// computes in the scores' own compute type. Counts are integers and sums run in the order of blocks: the same prices
+// for every number of threads.
+#pragma once
+
+#include <switchyard/assignment/assignment.hpp>
+#include <switchyard/assignment/detail/margins.hpp>
+#include <switchyard/backend/policy.hpp>
+#include <switchyard/core/config.hpp>
+#include <switchyard/core/philox.hpp>
+#include <switchyard/core/simd.hpp>
+#include <switchyard/core/workspace.hpp>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+namespace switchyard {
+inline namespace SWITCHYARD_TARGET {
+namespace detail {
+
+/// Every stride-th token, from a place within its stride that no period in the data can follow.
+inline index_t sample_rows(const std::int32_t* rows, index_t tokens, index_t stride, std::int32_t* sample) {
+    const index_t size = tokens / stride;
+    for (index_t i = 0; i < size; ++i) {
+        const auto offset = noise_words(noise_key{}, i, stride).word[0] % static_cast<std::uint64_t>(stride);
+        sample[i] = rows[i * stride + static_cast<index_t>(offset)];
+    }
+    return size;
+}
+
+/// By how much the difference of two prices has changed at most, closed experts left out.
+inline double price_drift(const double* before, const double* after, index_t experts) {
+    double most = -std::numeric_limits<double>::infinity();
+    double least = std::numeric_limits<double>::infinity();
+    for (index_t e = 0; e < experts; ++e) {
+        if (before[e] == std::numeric_limits<double>::infinity()) continue;
+        most = std::max(most, after[e] - before[e]);
+        least = std::min(least, after[e] - before[e]);
+    }
+    return most > least ? most - least : 0.0;
+}
+
+/// The loads a set of rows should have: bounds, scaled to the share of all tokens it is.
+struct load_goals {
+    double* lower;  // [E]
+    double* upper;  // [E]
+
+    /// Where the load of expert e should be, given its price and what it is.
+    double at(index_t e, double price, double load) const {
+        if (price > 0) return upper[e];
+        if (price < 0) return lower[e];
+        return std::clamp(load, lower[e], upper[e]);
+    }
+    bool tied(index_t e) const { return lower[e] == upper[e]; }
+};
+
+/// How far to refine prices.
+struct refinement {
+    double room = std::numeric_limits<double>::infinity();  ///< two prices may move apart by this much
+    double enough = 0;                                      ///< places beyond the goals that are as good as none
+    int most_steps = 12;
+};
+struct refined {
+    index_t steps = 0;  ///< that helped
+    index_t looks = 0;  ///< at all rows of the set
+};
+
+template <class S>
+class price_search {
+  public:
+    using compute = compute_t<S>;
+    static constexpr int width = native_width<compute>;
+
+    /// Memory for all tokens, and for copies of up to `most_rows`.
+    price_search(const score_source<S>& scores, const quotas& bounds, index_t tokens, index_t choices,
+                 index_t most_rows, workspace& scratch)
+        : source_{scores},
+          bounds_(bounds),
+          tokens_(tokens),
+          choices_(choices),
+          experts_(scores.experts()),
+          values_(scratch.take<compute>(most_rows * experts_)),
+          margin_(scratch.take<compute>(tokens)),
+          expert_(scratch.take<std::int32_t>(tokens * choices)),
+          next_(scratch.take<std::int32_t>(tokens)),
+          rounded_(scratch.take<compute>(experts_)),
+          goals_{scratch.take<double>(experts_), scratch.take<double>(experts_)},
+          fixed_(scratch.take<index_t>(experts_)),
+          load_(scratch.take<index_t>(experts_)),
+          blocks_(scratch.take<block_sums>(block_count(tokens))),
+          block_load_(scratch.take<std::int32_t>(block_count(tokens) * experts_)),
+          block_row_(scratch.take<compute>(block_count(tokens) * 2 * experts_)),
+          step_(scratch.take<double>(experts_)),
+          from_(scratch.take<double>(experts_)),
+          origin_(scratch.take<double>(experts_)),
+          residual_(scratch.take<double>(experts_)),
+          direction_(scratch.take<double>(experts_)),
+          product_(scratch.take<double>(experts_)),
+          degree_(scratch.take<double>(experts_)),
+          pairs_(scratch.take<torn_pair>(experts_ <= most_tabled ? experts_ * experts_ / 2 : tokens)),
+          table_(scratch.take<std::int32_t>(experts_ <= most_tabled ? experts_ * experts_ : 0)),
+          bids_(scratch.take<bid>(most_rows * choices + experts_)),
+          first_bid_(scratch.take<index_t>(experts_ + 1)),
+          bid_count_(scratch.take<index_t>(experts_)),
+          open_(scratch.take<std::int32_t>(most_rows)) {}
+
+    /// The set is a sample of the tokens: copied.
+    template <class Policy>
+    void take_sample(const Policy& policy, const std::int32_t* rows, index_t count) {
+        copy(policy, rows, count);
+        std::fill_n(fixed_, experts_, index_t{0});
+        set_goals(static_cast<double>(count) / static_cast<double>(tokens_));
+    }
+    /// The set is all tokens but those that make `fixed` loads [E]: copied.
+    template <class Policy>
+    void take_candidates(const Policy& policy, const std::int32_t* rows, index_t count, const index_t* fixed) {
+        copy(policy, rows, count);
+        std::copy_n(fixed, experts_, fixed_);
+        set_goals(1.0);
+    }
+    /// The set is all tokens, where they lie.
+    void take_all(const std::int32_t* rows) {
+        copied_ = false;
+        set_ = rows;
+        count_ = tokens_;
+        std::fill_n(fixed_, experts_, index_t{0});
+        set_goals(1.0);
+    }
+
+    template <class Policy>
+    double look(const Policy& policy, const double* price);
+    void start(double* price);
+    template <class Policy>
+    refined refine(const Policy& policy, double* price, const refinement& wanted);
+    double spread() const;
+    double excess(const double* price) const;
+
+    // What the last look found.
+    const compute* margins() const { return margin_; }       ///< [count]
+    const std::int32_t* experts() const { return expert_; }  ///< [count, k]
+    const index_t* loads() const { return load_; }           ///< [E]
+    index_t suspect() const { return suspect_; }             ///< first row that may be unusable, -1: none
+    /// A margin that about `wanted` rows of the set stay below, all of the same size included; infinity: all do.
+    double band_for(index_t wanted) const;
+
+  private:
+    static constexpr index_t most_tabled = 512;
+    struct torn_pair {
+        std::int32_t first, second;
+        double weight;
+    };
+    struct bid {
+        compute level;
+        std::int32_t row;
+        friend bool operator<(const bid& a, const bid& b) {  // the lowest bid on top of a heap, the last of equal ones
+            return a.level > b.level || (a.level == b.level && a.row < b.row);
+        }
+    };
+
+    /// What a look at a block of rows adds up.
+    struct block_sums {
+        double value;
+        index_t suspect;
+    };
+
+    /// Row i of the set; `scratch` is for one that does not lie ready.
+    const compute* row(index_t i, compute* scratch) const {
+        return copied_ ? values_ + i * experts_ : source_.row(set_[i], scratch);
+    }
+    template <class Policy>
+    void copy(const Policy& policy, const std::int32_t* rows, index_t count) {
+        copied_ = true;
+        set_ = rows;
+        count_ = count;
+        const index_t per_block = rows_per_block(count);
+        policy.parallel_for(block_count(count), [&](index_t b) {
+            for (index_t i = b * per_block; i < std::min(count, (b + 1) * per_block); ++i) {
+                source_.copy(rows[i], values_ + i * experts_);
+            }
+        });
+    }
+    void set_goals(double share);
+    rounded_prices<compute> rounded(const double* price) { return round_prices(price, experts_, rounded_); }
+    void look_at_block(index_t b, index_t first, index_t last, const rounded_prices<compute>& prices);
+    void share_out_tied(const rounded_prices<compute>& prices);
+    double step_band(index_t torn) const;
+    index_t torn_pairs(double band);
+    void solve_step(const double* price, index_t pair_count);
+    void bid_once(std::int32_t row, compute step, const rounded_prices<compute>& prices, index_t& open_count);
+
+    compute_rows<S> source_;
+    quotas bounds_;
+    index_t tokens_;
+    index_t choices_;
+    index_t experts_;
+    bool copied_ = true;
+    const std::int32_t* set_ = nullptr;  // [count]: the rows in the set
+    index_t count_ = 0;
+    index_t suspect_ = -1;
+    compute* values_;       // [count, E], if copied
+    compute* margin_;       // [count]
+    std::int32_t* expert_;  // [count, k]
+    std::int32_t* next_;    // [count]: the expert after the last choice
+    compute* rounded_;      // [E]: prices as looks read them
+    load_goals goals_;
+    index_t* fixed_;            // [E]: loads of tokens that are not in the set
+    index_t* load_;             // [E]: of all
+    block_sums* blocks_;        // [blocks]
+    std::int32_t* block_load_;  // [blocks, E]
+    compute* block_row_;        // [blocks, 2, E] scratch
+    double* step_;              // [E]
+    double* from_;              // [E]: prices before a step
+    double* origin_;            // [E]: prices before all steps
+    double* residual_;          // [E]
+    double* direction_;         // [E]
+    double* product_;           // [E]
+    double* degree_;            // [E]
+    torn_pair* pairs_;
+    std::int32_t* table_;  // [E, E] tokens torn between two experts
+    bid* bids_;            // a heap for each expert
+    index_t* first_bid_;   // [E + 1]
+    index_t* bid_count_;   // [E]
+    std::int32_t* open_;   // rows without a place
+};
+
+/// Bounds that are (nearly) equal leave no room for the sign of a price to say anything: then the goal is one number.
+template <class S>
+void price_search<S>::set_goals(double share) {
+    double lower_sum = 0;
+    double upper_sum = 0;
+    const auto upper = [&](index_t e) { return std::min(bounds_.upper(e), tokens_); };
+    for (index_t e = 0; e < experts_; ++e) {
+        lower_sum += static_cast<double>(bounds_.lower(e));
+        upper_sum += static_cast<double>(upper(e));
+    }
+    const double places = static_cast<double>(tokens_ * choices_);
+    const double part = upper_sum > lower_sum ? (places - lower_sum) / (upper_sum - lower_sum) : 0.0;
+    for (index_t e = 0; e < experts_; ++e) {
+        const auto lower = static_cast<double>(bounds_.lower(e));
+        const double freedom = static_cast<double>(upper(e)) - lower;
+        const bool nearly_equal = freedom <= std::max(1.0, 0.02 * static_cast<double>(upper(e)));
+        goals_.lower[e] = share * (nearly_equal ? lower + part * freedom : lower);
+        goals_.upper[e] = nearly_equal ? goals_.lower[e] : share * (lower + freedom);
+    }
+}
+
+/// Standard deviation of a token's scores, over the set.
+template <class S>
+double price_search<S>::spread() const {
+    double sum = 0;
+    index_t counted = 0;
+    for (index_t i = 0; i < count_; ++i) {
+        const compute* const scores = row(i, block_row_);
+        const double reference = static_cast<double>(reference_of(scores));
+        double row_sum = 0;
+        double row_squares = 0;
+        index_t row_count = 0;
+        for (index_t e = 0; e < experts_; ++e) {
+            if (!(std::abs(scores[e]) <= largest_usable<compute>())) continue;
+            const double d = static_cast<double>(scores[e]) - reference;
+            row_sum += d;
+            row_squares += d * d;
+            row_count += 1;
+        }
+        if (row_count == 0) continue;
+        sum += row_squares - row_sum * row_sum / static_cast<double>(row_count);
+        counted += row_count;
+    }
+    return counted > 0 && sum > 0 && std::isfinite(sum) ? std::sqrt(sum / static_cast<double>(counted)) : 0.0;
+}
+
+// ---- start ----
+
+/// One row bids for its best expert as much as makes it as good as the next one, and `step` more.
+template <class S>
+void price_search<S>::bid_once(std::int32_t i, compute step, const rounded_prices<compute>& prices,
+                               index_t& open_count) {
+    const auto wish = wish_of<width, false>(row(i, block_row_), prices, experts_);
+    if (!wish.usable) return;
+    const index_t e = wish.expert;
+    const compute ahead = std::max(compute(0), std::min(wish.margin, 1000 * step));
+    const index_t room = first_bid_[e + 1] - first_bid_[e];
+    bid* const heap = bids_ + first_bid_[e];
+    index_t& held = bid_count_[e];
+    if (room == 0) {
+        rounded_[e] += ahead + step;
+        open_[open_count++] = i;
+        return;
+    }
+    if (held == room) {
+        std::pop_heap(heap, heap + held);
+        open_[open_count++] = heap[--held].row;
+    }
+    heap[held++] = {rounded_[e] + ahead + step, i};
+    std::push_heap(heap, heap + held);
+    if (held == room) rounded_[e] = std::max(rounded_[e], heap[0].level);
+}
+
+/// Prices from nothing, by a coarse auction.
+template <class S>
+void price_search<S>::start(double* price) {
+    const double unit = spread();
+    if (unit == 0) return;
+    // Places in all: no fewer than there are rows, shared out as the goals say.
+    first_bid_[0] = 0;
+    double passed = 0;
+    for (index_t e = 0; e < experts_; ++e) {
+        passed += goals_.upper[e];
+        first_bid_[e + 1] = std::min<index_t>(count_ * choices_ + experts_, static_cast<index_t>(std::ceil(passed)));
+    }
+    auto prices = rounded(price);
+    const double last = first_bid_[experts_] > count_ + experts_ ? 0.0 : 1.0;  // any room to spare?
+    for (const double part : {0.25, 0.06, 0.015}) {
+        std::fill_n(bid_count_, experts_, index_t{0});
+        index_t open_count = 0;
+        for (index_t i = count_ - 1; i >= 0; --i) open_[open_count++] = static_cast<std::int32_t>(i);
+        for (index_t bids = 64 * count_; open_count > 0 && bids > 0; --bids) {
+            bid_once(open_[--open_count], static_cast<compute>(part * unit), prices, open_count);
+        }
+        if (last == 0.0) {
+            for (index_t e = 0; e < experts_; ++e) {
+                if (bid_count_[e] < first_bid_[e + 1] - first_bid_[e]) rounded_[e] = 0;
+            }
+        }
+    }
+    for (index_t e = 0; e < experts_; ++e) price[e] = static_cast<double>(rounded_[e]);
+}
+
+// ---- refine ----
+
+/// Rows first .. last of block b.
+template <class S>
+void price_search<S>::look_at_block(index_t b, index_t first, index_t last, const rounded_prices<compute>& prices) {
+    std::int32_t* const loads = block_load_ + b * experts_;
+    compute* const copy = block_row_ + 2 * b * experts_;
+    std::fill_n(loads, experts_, 0);
+    block_sums sums{0, -1};
+    for (index_t i = first; i < last; ++i) {
+        std::int32_t* const chosen = expert_ + i * choices_;
+        const compute* const scores = row(i, copy);
+        const auto wish = choices_ == 1 ? wish_of<width, true>(scores, prices, experts_)
+                                        : wish_of(scores, prices, experts_, choices_, chosen, copy + experts_);
+        next_[i] = wish.next;
+        margin_[i] = wish.margin;
+        if (!wish.usable) {
+            sums.suspect = sums.suspect < 0 ? set_[i] : sums.suspect;
+            std::fill_n(chosen, choices_, -1);
+        } else if (choices_ == 1) {
+            chosen[0] = wish.expert;
+            if (wish.margin > 0) loads[wish.expert] += 1;
+            sums.value += static_cast<double>(wish.value);
+        } else {
+            const compute reference = reference_of(scores);
+            for (index_t c = 0; c < choices_; ++c) {
+                loads[chosen[c]] += 1;
+                sums.value += static_cast<double>((scores[chosen[c]] - reference) - prices.price[chosen[c]]);
+            }
+        }
+    }
+    blocks_[b] = sums;
+}
+
+/// All rows at these prices: choices, margins and loads. Returns the part of D that depends on the prices.
+template <class S>
+template <class Policy>
+double price_search<S>::look(const Policy& policy, const double* price) {
+    const auto prices = rounded(price);
+    const index_t per_block = rows_per_block(count_);
+    const index_t blocks = block_count(count_);
+    policy.parallel_for(
+        blocks, [&](index_t b) { look_at_block(b, b * per_block, std::min(count_, (b + 1) * per_block), prices); });
+    double value = 0;
+    suspect_ = -1;
+    std::copy_n(fixed_, experts_, load_);
+    for (index_t b = 0; b < blocks; ++b) {
+        value += blocks_[b].value;
+        suspect_ = suspect_ < 0 ? blocks_[b].suspect : suspect_;
+        for (index_t e = 0; e < experts_; ++e) load_[e] += block_load_[b * experts_ + e];
+    }
+    if (choices_ == 1) share_out_tied(prices);
+    for (index_t e = 0; e < experts_; ++e) {
+        if (price[e] == std::numeric_limits<double>::infinity()) continue;
+        value += price[e] * (goals_.at(e, price[e], 0) - static_cast<double>(fixed_[e]));
+    }
+    return value;
+}
+
+/// Rows that several experts suit equally count where most room is.
+template <class S>
+void price_search<S>::share_out_tied(const rounded_prices<compute>& prices) {
+    for (index_t i = 0; i < count_; ++i) {
+        if (expert_[i] < 0 || margin_[i] > 0) continue;
+        const compute* const scores = row(i, block_row_);
+        const compute reference = reference_of(scores);
+        const auto d = [&](index_t e) { return (scores[e] - reference) - prices.price[e]; };
+        const compute best = d(expert_[i]);
+        const compute slack = safe_margin(best, best, prices.largest);  // none, less rounding: negative
+        double most_room = -std::numeric_limits<double>::infinity();
+        for (index_t e = 0; e < experts_; ++e) {
+            if (d(e) < best + slack) continue;
+            const double room = goals_.upper[e] - static_cast<double>(load_[e]);
+            if (room > most_room) {
+                most_room = room;
+                expert_[i] = static_cast<std::int32_t>(e);
+            }
+        }
+        load_[expert_[i]] += 1;
+    }
+}
+
+/// Places taken beyond the goals.
+template <class S>
+double price_search<S>::excess(const double* price) const {
+    double sum = 0;
+    for (index_t e = 0; e < experts_; ++e) {
+        const auto load = static_cast<double>(load_[e]);
+        sum += std::abs(load - goals_.at(e, price[e], load));
+    }
+    return sum / 2;
+}
+
+template <class S>
+double price_search<S>::band_for(index_t wanted) const {
+    // Margins by size, eight bins to a power of two; bin 0 holds those of nothing.
+    constexpr int bins = 2048;
+    constexpr int last_finite = 2039;
+    std::int32_t counts[bins] = {};
+    for (index_t i = 0; i < count_; ++i) {
+        const auto bits = std::bit_cast<std::uint32_t>(static_cast<float>(margin_[i]));
+        counts[margin_[i] > 0 ? bits >> 20 : 0] += 1;
+    }
+    std::uint32_t bin = 0;
+    for (index_t below = counts[0]; bin < last_finite && below < wanted; below += counts[bin]) ++bin;
+    return static_cast<double>(std::bit_cast<float>((bin + 1) << 20));
+}
+
+/// The band to count torn rows in, 0 if nobody is torn.
+template <class S>
+double price_search<S>::step_band(index_t torn) const {
+    index_t tied = 0;
+    for (index_t i = 0; i < count_; ++i) tied += margin_[i] > 0 ? 0 : 1;
+    const double band = tied < count_ ? band_for(std::min(count_, tied + torn)) : 0.0;
+    return std::isfinite(band) ? band : 0.0;
+}
+
+/// Between which experts rows with margins below `band` are torn, and how many a unit of price would move.
+template <class S>
+index_t price_search<S>::torn_pairs(double band) {
+    index_t count = 0;
+    const bool tabled = experts_ <= most_tabled;
+    const double weight = 1 / (2 * band);
+    if (tabled) std::fill_n(table_, experts_ * experts_, 0);
+    for (index_t i = 0; i < count_; ++i) {
+        const std::int32_t last = expert_[i * choices_ + choices_ - 1];
+        if (last < 0 || next_[i] < 0 || last == next_[i] || !(static_cast<double>(margin_[i]) < band)) continue;
+        const auto [low, high] = std::minmax(last, next_[i]);
+        if (tabled) {
+            table_[low * experts_ + high] += 1;
+        } else {
+            pairs_[count++] = {low, high, weight};
+        }
+    }
+    if (!tabled) return count;
+    for (std::int32_t low = 0; low < experts_; ++low) {
+        for (std::int32_t high = low + 1; high < experts_; ++high) {
+            const std::int32_t torn = table_[low * experts_ + high];
+            if (torn > 0) pairs_[count++] = {low, high, weight * torn};
+        }
+    }
+    return count;
+}
+
+/// step_: L step = load - goal, by conjugate gradients; 0 where a price of 0 is right as it is.
+template <class S>
+void price_search<S>::solve_step(const double* price, index_t pair_count) {
+    std::fill_n(degree_, experts_, 0.0);
+    for (index_t i = 0; i < pair_count; ++i) {
+        degree_[pairs_[i].first] += pairs_[i].weight;
+        degree_[pairs_[i].second] += pairs_[i].weight;
+    }
+    double degrees = 0;
+    for (index_t e = 0; e < experts_; ++e) degrees += degree_[e];
+    const double ridge = 1e-3 * degrees / static_cast<double>(experts_) + std::numeric_limits<double>::min();
+    const auto held = [&](index_t e) {
+        const auto load = static_cast<double>(load_[e]);
+        return !goals_.tied(e) && price[e] == 0 && load == goals_.at(e, 0.0, load);
+    };
+    double energy = 0;  // residual . residual / degree
+    for (index_t e = 0; e < experts_; ++e) {
+        degree_[e] += ridge;
+        step_[e] = 0;
+        const auto load = static_cast<double>(load_[e]);
+        residual_[e] = held(e) ? 0.0 : load - goals_.at(e, price[e], load);
+        direction_[e] = residual_[e] / degree_[e];
+        energy += residual_[e] * direction_[e];
+    }
+    const double enough = 1e-6 * energy;
+    for (index_t round = 0; round < 2 * experts_ && round < 200 && energy > enough; ++round) {
+        for (index_t e = 0; e < experts_; ++e) product_[e] = degree_[e] * direction_[e];
+        for (index_t i = 0; i < pair_count; ++i) {
+            const auto& pair = pairs_[i];
+            product_[pair.first] -= pair.weight * direction_[pair.second];
+            product_[pair.second] -= pair.weight * direction_[pair.first];
+        }
+        double curvature = 0;
+        for (index_t e = 0; e < experts_; ++e) {
+            if (held(e)) product_[e] = 0;
+            curvature += direction_[e] * product_[e];
+        }
+        if (!(curvature > 0)) break;
+        const double length = energy / curvature;
+        double next_energy = 0;
+        for (index_t e = 0; e < experts_; ++e) {
+            step_[e] += length * direction_[e];
+            residual_[e] -= length * product_[e];
+            next_energy += residual_[e] * residual_[e] / degree_[e];
+        }
+        const double carry = next_energy / energy;
+        energy = next_energy;
+        for (index_t e = 0; e < experts_; ++e) direction_[e] = residual_[e] / degree_[e] + carry * direction_[e];
+    }
+}
+
+/// Moves the prices until few enough places are taken beyond the goals, or no step helps. The last look of the set is
+/// one at the prices that it leaves, which are rounded to the compute type.
+template <class S>
+template <class Policy>
+refined price_search<S>::refine(const Policy& policy, double* price, const refinement& wanted) {
+    const auto look_here = [&] {
+        const double value = look(policy, price);
+        for (index_t e = 0; e < experts_; ++e) price[e] = static_cast<double>(rounded_[e]);
+        return value;
+    };
+    std::copy_n(price, experts_, origin_);
+    refined made;
+    double value = look_here();
+    made.looks = 1;
+    double too_many = excess(price);
+    for (int s = 0; s < wanted.most_steps && too_many > wanted.enough; ++s) {
+        const double band = step_band(static_cast<index_t>(4 * too_many) + experts_);
+        if (!(band > 0)) break;
+        solve_step(price, torn_pairs(band));
+        std::copy_n(price, experts_, from_);
+        bool helped = false;
+        double part = 1;
+        for (int halving = 0; halving < 4 && !helped; ++halving, part /= 2) {
+            for (index_t e = 0; e < experts_; ++e) {
+                const double moved = from_[e] + part * std::clamp(step_[e], -3 * band, 3 * band);
+                const bool crosses = !goals_.tied(e) && from_[e] * moved < 0;
+                price[e] = crosses ? 0.0 : moved;
+            }
+            if (price_drift(origin_, price, experts_) > wanted.room) continue;
+            const double next_value = look_here();
+            const double next_excess = excess(price);
+            made.looks += 1;
+            helped = next_excess < 0.95 * too_many || (next_value < value && next_excess < 1.5 * too_many);
+            if (helped) {
+                value = next_value;
+                too_many = next_excess;
+                made.steps += 1;
+            }
+        }
+        if (!helped) {
+            std::copy_n(from_, experts_, price);
+            look_here();
+            made.looks += 1;
+            break;
+        }
+    }
+    return made;
+}
+
+}  // namespace detail
+}  // namespace SWITCHYARD_TARGET
+}  // namespace switchyard
