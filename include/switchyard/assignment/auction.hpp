@@ -1,0 +1,146 @@
+// `auction`: the balanced assignment by bidding, within a bound of the best that it promises and proves.
+//
+// The problem, the result and what certifies it: assignment.hpp; bounds on the loads: quotas.hpp.
+//
+//   workspace scratch;
+//   std::vector<std::int32_t> experts(T);
+//   const assignment_problem<float> problem{.scores = scores, .bounds = balanced_quotas(T, E)};
+//   const auto found = solve(seq, auction{}, problem, {.expert_of_token = experts.data()}, scratch);
+//   // found.gap: nothing better by more than this exists; found.tolerance: what was promised
+//
+// Method (Bertsekas 1979, 1988; Bertsekas and Castanon 1989, 1992; BASE uses one, Lewis et al., arXiv 2103.16716):
+// tokens bid for places at experts. A bid is as high as leaves the token no better off than at its next best expert,
+// and a step eps more; it takes the cheapest place of the expert, whose token bids again elsewhere. At the end every
+// token is within eps of its best expert at the prices, so the sum is within T k eps of the best. Places that may stay
+// empty are held by dummies (detail/auction_market.hpp): with them the bound holds for any bounds on the loads and any
+// prices to start from, those of larger steps or of samples (detail/auction_phases.hpp), or given (`initial_prices`).
+//
+// Independent of `hungarian` in method and code: each checks the other.
+//
+// Promise: gap <= tolerance = gap_per_token std(s) T, std over the scores that are not forbidden, or what counts as
+// exact (assignment.hpp) if that is more. It holds unless a limit of the settings was met first (`converged` false; the
+// assignment is complete all the same and its gap certified), or the scores differ by more digits than a double has.
+//
+// Scores: any storage type and strides; bids in the compute type or double, certified in double. Bad scores, tokens
+// with too few experts, and bounds that cannot be met are errors before any bid, as in `hungarian`.
+//
+// Time: a pass over the scores for the first look and for each certificate, and O(E) a bid: T bids and usually few
+// more a phase, two to five phases. Where nothing tells tokens apart they raise prices eps by eps; `most_rounds` and
+// `time_limit` bound it. Memory from the workspace: about 40 bytes a place. Nothing is allocated after the first call
+// for a shape. The rounds' bids and the first look are shared among the policy's threads; the result is the same bits
+// for every policy, except that a time limit is met when it is met.
+//
+// `iterations` of the result counts rounds of bids, `steps` phases.
+#pragma once
+
+#include <switchyard/assignment/assignment.hpp>
+#include <switchyard/assignment/detail/auction_phases.hpp>
+#include <switchyard/assignment/detail/auction_scores.hpp>
+#include <switchyard/assignment/detail/completion.hpp>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdint>
+
+namespace switchyard {
+
+/// Settings of the auction.
+struct auction {
+    /// How far a token may be from the best on average, in standard deviations of the scores. 0: as exact as
+    /// `hungarian`.
+    double gap_per_token = 0.0005;
+    /// Stops after so many rounds, all phases together; 0: never. The result is the same at every call.
+    index_t most_rounds = 10'000'000;
+    /// Stops after so many seconds; 0: never.
+    double time_limit = 0;
+};
+
+inline namespace SWITCHYARD_TARGET {
+namespace detail {
+
+inline void require_settings(const auction& solver) {
+    require(solver.gap_per_token >= 0 && std::isfinite(solver.gap_per_token),
+            "auction::gap_per_token = ", solver.gap_per_token, " must be a number from 0 on");
+    require(solver.most_rounds >= 0, "auction::most_rounds = ", solver.most_rounds, " must not be negative");
+    require(solver.time_limit >= 0, "auction::time_limit = ", solver.time_limit, " must not be negative");
+}
+
+inline auction_budget budget_of(const auction& solver, auction_budget::clock::time_point begun) {
+    auction_budget budget;
+    budget.rounds_left = solver.most_rounds == 0 ? std::numeric_limits<index_t>::max() : solver.most_rounds;
+    // Limits of more than a century are none: the clock cannot hold them.
+    if (solver.time_limit > 0 && solver.time_limit < 3e9) {
+        budget.has_deadline = true;
+        budget.deadline = begun + std::chrono::duration_cast<auction_budget::clock::duration>(
+                                      std::chrono::duration<double>(solver.time_limit));
+    }
+    return budget;
+}
+
+inline auction_goal goal_of(const auction& solver, const auction_scores& facts, index_t tokens, index_t choices) {
+    auction_goal goal;
+    goal.gap = solver.gap_per_token * facts.deviation * static_cast<double>(tokens);
+    // Steps below this would be lost when they are added to prices of the scores' size.
+    const double least = std::max(std::ldexp(std::max(facts.largest_size(), facts.span()), -46), 1e-300);
+    // A tenth is left to rounding.
+    goal.last_step = std::max(least, 0.9 * goal.gap / static_cast<double>(std::max(index_t{1}, tokens * choices)));
+    return goal;
+}
+
+/// Each token's experts, best score first, the lower expert of equal ones.
+template <class S>
+void order_choices(const score_source<S>& scores, index_t choices, std::int32_t* expert_of_token) {
+    for (index_t t = 0; choices > 1 && t < scores.tokens(); ++t) {
+        std::int32_t* const experts = expert_of_token + t * choices;
+        if (experts[0] < 0) continue;
+        std::sort(experts, experts + choices, [&](std::int32_t a, std::int32_t b) {
+            const double score_a = scores(t, a), score_b = scores(t, b);
+            return score_a > score_b || (score_a == score_b && a < b);
+        });
+    }
+}
+
+}  // namespace detail
+
+/// An assignment of tokens to experts within the quotas, and close to the best.
+template <host_policy Policy, class S>
+assignment_result solve(const Policy& policy, const auction& solver, const assignment_problem<S>& problem,
+                        const assignment_arrays& out, workspace& scratch) {
+    const auto begun = detail::auction_budget::clock::now();
+    detail::require_settings(solver);
+    const index_t tokens = detail::require_problem(problem, out);
+    const quotas& bounds = problem.bounds;
+    const index_t choices = problem.choices;
+    const detail::score_source<S> scores{problem.scores, problem.goal == objective::minimise};
+    const auto scope = scratch.open();
+    const detail::auction_scores facts =
+        detail::require_auction_scores(policy, scores, problem.mask, tokens, choices, scratch);
+    std::fill_n(out.expert_of_token, scores.tokens() * choices, -1);
+    if (facts.forbidden) {
+        auto* const concerned = scratch.take<std::uint8_t>(bounds.experts);
+        const auto made = detail::complete_assignment(scores, bounds, problem.mask, choices, true, out.expert_of_token,
+                                                      concerned, scratch);
+        if (!made.complete) detail::fail_infeasible(made, bounds.experts, choices, concerned);
+    }
+
+    const detail::auction_goal goal = detail::goal_of(solver, facts, tokens, choices);
+    detail::auction_budget budget = detail::budget_of(solver, begun);
+    detail::auction_phases<Policy, S> phases(policy, scores, problem, facts, tokens, out.expert_of_token, scratch);
+    assignment_result result = phases.run(goal, problem.initial_prices, budget);
+    result.tolerance = std::max(result.tolerance, goal.gap);
+    result.converged = result.gap <= result.tolerance;
+    result.iterations = phases.rounds();
+    result.steps = phases.phases();
+    result.passes = 1 + phases.passes();
+    if (scores.are_costs) {
+        result.primal = -result.primal;
+        result.dual = -result.dual;
+    }
+    detail::order_choices(scores, choices, out.expert_of_token);
+    if (out.prices != nullptr) std::copy_n(phases.prices(), bounds.experts, out.prices);
+    return result;
+}
+
+}  // namespace SWITCHYARD_TARGET
+}  // namespace switchyard
