@@ -1,15 +1,18 @@
-"""What users of NumPy, PyTorch and JAX write for routing, one module a framework, for ../peers.py.
+"""What users of NumPy, PyTorch and JAX write for routing, and of SciPy, POT and OR-Tools for the balanced assignment,
+one module a framework, for ../peers.py.
 
 Every module has the same names:
     title, version()             what it is
     tensor(array), array(tensor) from and to NumPy
     wait(result)                 returns when the result has been computed
-    switch, top_k, dispatch, combine    forms by name: {form: function}
+    switch, top_k, dispatch, combine, assign    forms by name: {form: function}; those operations that it has
+    LARGEST                      {operation: most tokens}, where there is a limit
 
     switch[form](scores[T, E], capacity) -> Routed        weight 0.01 of the balance loss
     top_k[form](scores[T, E], k) -> (gate[T, k], expert[T, k])
     dispatch[form](x[T, D], order[T]) -> rows[T, D]
     combine[form](rows[T, D], gate[T], order[T], row[T]) -> y[T, D]      row is the inverse of order
+    assign[form](scores[T, E]) -> expert[T]        the balanced assignment of the largest sum of scores; E divides T
 
 Forms are written as a careful user of the framework would: nothing is prepared outside of them but their inputs, and
 the results are fresh tensors. Where two ways of writing a step were measured, the faster one stands here.

@@ -1,4 +1,5 @@
-"""The library's side: times from `routing_bench`, results (and times where that is missing) from `route_scores`."""
+"""The library's side: times from `routing_bench` and `assignment_bench`, results (and times where those are missing)
+from `route_scores`."""
 
 import json
 import os
@@ -29,18 +30,22 @@ def run(command):
 
 
 class Library:
-    """Either program may be missing."""
+    """Any of the programs may be missing."""
 
-    def __init__(self, bench, router, repeat):
+    def __init__(self, bench, assignment_bench, router, repeat):
         self.bench = program(bench, "routing_bench", "--bench")
+        self.assignment_bench = program(assignment_bench, "assignment_bench", "--assignment-bench")
         self.router = program(router, "route_scores", "--program")
         self.repeat = repeat
 
-    def bench_times(self, row):
-        """[(wall, cpu)] in milliseconds, one a repetition; empty where the bench or its row is missing."""
-        if not self.bench:
+    def bench_times(self, row, recorded=None):
+        """[(wall, cpu)] in milliseconds, one a repetition; empty where the bench or its row is missing. Rows of
+        `recorded` scores are the assignment's."""
+        bench = self.assignment_bench if recorded else self.bench
+        if not bench:
             return []
-        text = run([self.bench, f"--benchmark_filter=^{row}(/[a-z].*)?$", "--benchmark_format=json",
+        options = ["--recorded", recorded] if recorded else []
+        text = run([bench, *options, f"--benchmark_filter=^{row}(/[a-z].*)?$", "--benchmark_format=json",
                     f"--benchmark_repetitions={self.repeat}"])
         rows = json.loads(text)["benchmarks"] if text.strip() else []
         to_ms = {"ns": 1e-6, "us": 1e-3, "ms": 1, "s": 1e3}
@@ -76,3 +81,8 @@ class Library:
         """((gate, expert), milliseconds)"""
         made = self.route(scores, ["--router", "top_k", "--k", k])
         return (None, None) if made is None else ((made.gates, made.experts), made.summary["milliseconds"])
+
+    def assign(self, scores):
+        """((expert,), milliseconds)"""
+        made = self.route(scores, ["--router", "base"])
+        return (None, None) if made is None else ((made.experts[:, 0],), made.summary["milliseconds"])
