@@ -270,6 +270,9 @@ TEST_CASE("completion: the sentences of what cannot be met") {
           "the quotas cannot be met: 3 tokens (the first is 0) are allowed only on expert 0, which may take at most 2");
     CHECK(reason(complete(open_problem({{1, no}, {1, no}, {1, no}, {1, 1}}, {0, 2}, {4, 4}))) ==
           "the quotas cannot be met: expert 1 must take at least 2 tokens, and only 1 tokens are allowed there");
+    // Experts 0 and 1 are full, too; but it is expert 2 that nobody may take.
+    CHECK(reason(complete(open_problem({{1, 1, no}, {1, 1, no}, {1, 1, no}}, {1, 1, 1}, {1, 1, 1}))) ==
+          "the quotas cannot be met: expert 2 must take at least 1 tokens, and only 0 tokens are allowed there");
     CHECK(reason(complete(open_problem({{1, 1, no}, {1, 1, no}, {1, 1, 1}}, {0, 0, 0}, {1, 2, 3}, 2))) ==
           "the quotas cannot be met: tokens with 2 different experts each (the first is token 0) need at least 5 "
           "places on experts 0, 1, which may take at most 3");

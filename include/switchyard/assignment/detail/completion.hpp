@@ -291,14 +291,25 @@ class assignment_completer {
         return false;
     }
 
-    /// All that open places can reach is full, and nothing there can go elsewhere.
+    /// All that open places can reach is full, and nothing there can go elsewhere. Then the other experts get only the
+    /// rest: if that is below their lower bounds and they are fewer, it is said of them.
     completion_result no_room(std::uint8_t* concerned) const {
         completion_result why{.complete = false, .places = open_, .first_token = -1};
+        index_t reached = 0, lower_of_others = 0;
         for (index_t e = 0; e < bounds_.experts; ++e) {
             concerned[e] = static_cast<std::uint8_t>(level_[e] >= 0 ? 1 : 0);
-            if (concerned[e] == 0) continue;
-            why.places += load_[e];
-            why.bound += upper(e);
+            reached += concerned[e];
+            if (concerned[e] != 0) {
+                why.places += load_[e];
+                why.bound += upper(e);
+            } else {
+                lower_of_others += bounds_.lower(e);
+            }
+        }
+        const index_t left = tokens_ * choices_ - why.places;
+        if (bounds_.experts - reached < reached && lower_of_others > left) {
+            for (index_t e = 0; e < bounds_.experts; ++e) concerned[e] ^= 1;
+            return {.complete = false, .starving = true, .places = left, .bound = lower_of_others};
         }
         for_each_place([&](index_t place, index_t token) {
             const std::int32_t e = expert_of_[place];
