@@ -1,4 +1,6 @@
-// After the first call for a shape, `hungarian` allocates nothing: every allocation of this program is counted.
+// After the first call for a shape, solvers allocate nothing: every allocation of this program is counted.
+#include <switchyard/assignment/auction.hpp>
+
 #include "assignment/instances.hpp"
 #include "support/count_allocations.hpp"
 
@@ -34,5 +36,38 @@ TEST_CASE("hungarian: nothing is allocated after the first call for a shape") {
         const long after = allocations;
         CHECK(after == before);
         if (kind == score_kind::gaussian) CHECK(before > before_first);  // the counter counts
+    }
+}
+
+TEST_CASE("auction: nothing is allocated after the first call for a shape") {
+    std::mt19937_64 random(10);
+    sy::workspace scratch;
+    for (const index_t choices : {index_t{1}, index_t{2}}) {
+        const index_t tokens = 2500, experts = 17;
+        instance problem = draw_instance(score_kind::gaussian, tokens, experts, 20, true, random);
+        for (index_t t = 0; t < tokens; ++t) problem.scores(t, t % 16) = problem.scores(t, 16) = 0;  // two at least
+        std::vector<std::int32_t> found(static_cast<std::size_t>(tokens * choices));
+        std::vector<double> prices(static_cast<std::size_t>(experts));
+        const auto step = [&](const sy::auction& solver, const double* initial_prices) {
+            auto posed = problem.posed(problem.scores.values.data(), initial_prices);
+            posed.choices = choices;
+            posed.bounds = sy::capacity_quotas(tokens * choices / experts + 5, experts);
+            return solve(sy::seq, solver, posed, {found.data(), prices.data()}, scratch);
+        };
+        step({}, nullptr);
+        const long before = allocations;
+        for (int i = 0; i < 4; ++i) {
+            // Other scores of the same shape, other tokens padded, warm, and cut short.
+            for (double& score : problem.scores.values) {
+                if (score > -infinity)
+                    score = i % 2 == 0 ? -score : score * std::pow(10.0, static_cast<int>(random() % 3));
+            }
+            problem.mask[i] = 0;
+            const auto result = step({.most_rounds = i == 3 ? 2 : 0}, i == 1 ? prices.data() : nullptr);
+            CHECK(result.tokens > 0);
+            CHECK(result.converged == (i < 3));
+        }
+        const long after = allocations;
+        CHECK(after == before);
     }
 }

@@ -50,6 +50,10 @@ class auction_phases {
         for (index_t t = 0; t < scores.tokens(); ++t) {
             if (mask_(t)) rows_[seen++] = static_cast<std::int32_t>(t);
         }
+        // What `complete` may need is there from the first call on.
+        const auto scope = scratch.open();
+        scratch.take<std::uint8_t>(bounds_.experts);
+        assignment_completer<S>(scores_, bounds_, mask_, choices_, facts_.forbidden, expert_of_token_, scratch);
     }
 
     /// Runs until the goal is reached or the budget is spent, and certifies what it then has. `initial_prices` or null.
