@@ -24,11 +24,8 @@
 
 #include "npy.hpp"
 
-#include <switchyard/switchyard.hpp>
-#if __has_include(<switchyard/assignment/auction.hpp>)
 #include <switchyard/assignment/auction.hpp>
-#define SWITCHYARD_BENCH_HAS_AUCTION 1
-#endif
+#include <switchyard/switchyard.hpp>
 
 #include <benchmark/benchmark.h>
 
@@ -160,9 +157,7 @@ void add_solver(const std::string& name, const Solver& solver, const score_key& 
 void add_rows(const score_key& key, bool heavy) {
     constexpr index_t most_for_lemon = index_t{1} << 25;  // pairs: beyond them its arcs alone take GiB
     add_solver("hungarian", sy::hungarian{}, key);
-#if defined(SWITCHYARD_BENCH_HAS_AUCTION)
     add_solver("auction", sy::auction{}, key);
-#endif
     add("eigen_softmax_argmax", "seq", key, [=](auto& state) { eigen_softmax_argmax(state, key); });
     const index_t pairs = key.tokens * key.experts;
     if (pairs <= 4096 * 64 || (heavy && pairs <= most_for_lemon)) {

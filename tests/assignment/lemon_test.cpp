@@ -1,6 +1,8 @@
-// The exact solver against LEMON's network simplex: an independent optimum for random problems of every feature, with
-// one expert a token, and with several.
+// The solvers against LEMON's network simplex: an independent optimum for random problems of every feature, with one
+// expert a token, and with several.
 #include "assignment/lemon_oracle.hpp"
+
+#include <switchyard/assignment/auction.hpp>
 
 using namespace assignment_tests;
 
@@ -276,4 +278,11 @@ TEST_CASE("lemon: hungarian has the network simplex's optimum for several expert
     against_lemon<float>(sy::seq, sy::hungarian{}, promise::exact, true, 4000, 28);
     against_lemon<double>(sy::seq, sy::hungarian{}, promise::exact, true, 1000, 29);
     against_lemon<float>(sy::seq, sy::hungarian{.candidates = 1, .sampling = 0}, promise::exact, true, 1000, 30);
+}
+
+TEST_CASE("lemon: auction is as near to the network simplex's optimum as it says") {
+    against_lemon<float>(sy::seq, sy::auction{}, promise::bounded, false, 2000, 31);
+    against_lemon<double>(sy::seq, sy::auction{}, promise::bounded, false, 500, 32);
+    against_lemon<Eigen::bfloat16>(sy::seq, sy::auction{}, promise::bounded, false, 500, 34);
+    against_lemon<float>(sy::seq, sy::auction{}, promise::bounded, true, 1500, 35);
 }
