@@ -156,6 +156,52 @@ TEST_CASE_TEMPLATE("auction: the worked example", Scalar, float, double) {
     CHECK(found.result.tokens == 4);
 }
 
+TEST_CASE("auction: the worked example, bid by bid") {
+    const std::vector<double> numbers{1, 0, .9, .3, .8, .6, .7, .05};
+    const sy::detail::score_source<double> scores{{numbers.data(), 4, 2}};
+    const std::vector<std::int32_t> rows{0, 1, 2, 3};
+    sy::workspace scratch;
+    const auto scope = scratch.open();
+    sy::detail::auction_rounds<double> rounds(scores, 4, 1, 1.0, 1.0, scratch);
+    std::fill_n(rounds.prices(), 2, 0.0);
+    sy::detail::auction_budget budget{.rounds_left = 100};
+    const auto two_places = [](index_t, index_t& lower, index_t& upper) { lower = upper = 2; };
+    CHECK(rounds.run(sy::seq, rows.data(), 4, two_places, 0.01, 100, budget));
+    CHECK(rounds.rounds() == 2);
+    CHECK(rounds.bids() == 6);
+    CHECK(rounds.prices()[0] == doctest::Approx(0.66));
+    CHECK(rounds.prices()[1] == doctest::Approx(0.07));
+    rounds.count_prices_from_market();
+    CHECK(rounds.prices()[0] == doctest::Approx(0.59));
+    CHECK(rounds.prices()[1] == 0);
+    const std::vector<std::int32_t> experts(rounds.experts_of_places(), rounds.experts_of_places() + 4);
+    CHECK(experts == std::vector<std::int32_t>{0, 1, 1, 0});
+    const auto found =
+        sy::detail::certify(scores, sy::balanced_quotas(4, 2), 1, experts.data(), rounds.prices(), scratch);
+    CHECK(found.primal == doctest::Approx(2.6));
+    CHECK(found.dual == doctest::Approx(2.61));
+    CHECK(found.gap == doctest::Approx(0.01));
+}
+
+TEST_CASE("auction: as the page shows it") {
+    const auto numbers = gaussian_scores(40, 4, 21);
+    const sy::matrix_view<const float> scores{numbers.data(), 40, 4};
+    const index_t T = scores.rows, E = scores.columns;
+    // [auction]
+    sy::workspace scratch;  // kept between calls: after the first, nothing is allocated
+    std::vector<std::int32_t> expert(static_cast<std::size_t>(T));
+    std::vector<double> prices(static_cast<std::size_t>(E));
+    const sy::assignment_problem<float> problem{.scores = scores, .bounds = sy::balanced_quotas(T, E)};
+    const auto found =
+        solve(sy::seq, sy::auction{.gap_per_token = 0.0005}, problem, {expert.data(), prices.data()}, scratch);
+    // found.tolerance  what was promised: 0.0005 std(scores) T
+    // found.gap        what was proved: no assignment scores more than found.primal + found.gap
+    // [/auction]
+    CHECK(found.converged);
+    CHECK(found.gap <= found.tolerance);
+    CHECK(std::count(expert.begin(), expert.end(), 3) == 10);
+}
+
 TEST_CASE_TEMPLATE("auction: within its bound of the best on tiny instances of every kind", Scalar, float, double) {
     CHECK(holds("brute force", 4000, [] {
         const instance problem = any_instance(6, 4);
