@@ -76,6 +76,7 @@ auto with_router(const options& asked, router_kind router, const F& f) {
         case router_kind::top_k:
             return f(top_k_router_of(asked), sy::run_mode(training));
         case router_kind::base:
+            if (asked.solver == solver_kind::auction) return f(sy::base_router<sy::auction>{}, sy::run_mode(training));
             return f(sy::base_router<sy::hungarian>{}, sy::run_mode(training));
         default:
             return f(sy::base_router<sy::hungarian>{}, sy::run_mode(sy::inference{}));

@@ -216,7 +216,8 @@ class grammar {
 
     void add_execution() {
         group_ = "How it runs";
-        add_named("--solver", solvers_by_name, asked_.solver, "Of router base (hungarian; auction is not there yet)");
+        add_named("--solver", solvers_by_name, asked_.solver,
+                  "Of router base: exact, or within 0.0005 std(scores) a token (hungarian)");
         add_named("--backend", backends_by_name, asked_.backend, "Eigen's CPU code or Thrust's CPU systems (eigen)");
         add_named("--policy", policies_by_name, asked_.policy, "One thread or several (seq)");
         add("--threads", "N", "Of policy par (one a core)", [this](const char* name, const std::string& text) {
@@ -275,7 +276,6 @@ void require_used(const options& asked, const grammar& line) {
 void require_possible(const options& asked) {
     sy::require(!(asked.capacity && asked.capacity_factor), "--capacity ", asked.capacity.value_or(0),
                 " and --capacity-factor ", asked.capacity_factor.value_or(0), " exclude each other");
-    sy::require(asked.solver != solver_kind::auction, "--solver auction does not exist yet; hungarian does");
     if (asked.noise_scale && asked.noise == noise_kind::logit_jitter) {
         sy::require(static_cast<float>(*asked.noise_scale) < 1, "--noise-scale ", *asked.noise_scale,
                     " of logit_jitter must lie in [0, 1)");

@@ -32,6 +32,7 @@
 #include <switchyard/plan/statistics.hpp>
 
 #include <switchyard/assignment/assignment.hpp>
+#include <switchyard/assignment/auction.hpp>
 #include <switchyard/assignment/hungarian.hpp>
 #include <switchyard/assignment/quotas.hpp>
 

@@ -59,9 +59,11 @@ class Refusals(Case):
             self.no(without(option), "switch", "--noise", "none", *option.split())
             self.no(without(option), "base", *option.split())
         self.yes("base", "--solver", "hungarian")
+        self.yes("base", "--solver", "auction")
         self.yes("base,switch", "--solver", "hungarian")
         for router in ("switch", "top_k", "greedy"):
             self.no(without("--solver hungarian"), router, "--solver", "hungarian")
+            self.no(without("--solver auction"), router, "--solver", "auction")
         self.yes("greedy", "--policy", "par", "--threads", "2")
         self.no(without("--threads 2"), "greedy", "--threads", "2")
         self.no(without("--threads 2"), "greedy", "--policy", "seq", "--threads", "2")
@@ -73,7 +75,6 @@ class Refusals(Case):
         self.no("'Switch' is unknown", "Switch")
         self.no("' top_k' is unknown", "switch, top_k")
         self.no("names switch twice", "switch,base,switch")
-        self.no("--solver auction does not exist yet", "base", "--solver", "auction")
         for option, known in (("--softmax", "before, after"), ("--balance-count", "first, all"),
                               ("--drop-order", "position, gate"), ("--capacity-rounding", "floor, round, ceil"),
                               ("--noise", "none, logit_jitter, sample"), ("--solver", "hungarian, auction"),

@@ -121,11 +121,23 @@ class Results(Case):
             with self.subTest(case=case, kind=kind, shape=scores.shape, dtype=str(scores.dtype), best=best):
                 if not np.isfinite(best):
                     self.refuse("forbidden|quotas cannot be met", *line)
+                    self.refuse("forbidden|quotas cannot be met", *line, "--solver", "auction")
                     continue
                 self.run_well(*line, "--solver", "hungarian")
                 made, _ = self.results(f"out{case}")
                 summary = self.compare(f"out{case}", oracle.plan_of_assignment(scores, made["experts"]))
                 self.assertAlmostEqual(summary["total_score"], best, delta=1e-5 * max(1, abs(best)))
+                loads = np.array(summary["load_after"])
+                self.assertTrue(np.isin(loads, [tokens // experts, -(-tokens // experts)]).all(), loads)
+
+                self.run_well(*line, "--solver", "auction")
+                made, _ = self.results(f"out{case}")
+                summary = self.compare(f"out{case}", oracle.plan_of_assignment(scores, made["experts"]))
+                self.assertEqual(summary["options"]["solver"], "auction")
+                allowed = scores.astype(np.float64)[np.isfinite(scores)]
+                bound = 0.0005 * tokens * (allowed.std() if allowed.size else 0) + 1e-5 * max(1, abs(best))
+                self.assertLessEqual(summary["total_score"], best + 1e-5 * max(1, abs(best)))
+                self.assertGreaterEqual(summary["total_score"], best - bound)
                 loads = np.array(summary["load_after"])
                 self.assertTrue(np.isin(loads, [tokens // experts, -(-tokens // experts)]).all(), loads)
 
