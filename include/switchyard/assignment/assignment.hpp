@@ -35,9 +35,11 @@
 #include <switchyard/core/error.hpp>
 #include <switchyard/core/matrix_view.hpp>
 #include <switchyard/core/scalar_traits.hpp>
+#include <switchyard/core/simd.hpp>
 #include <switchyard/core/workspace.hpp>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <concepts>
 #include <cstdint>
@@ -110,14 +112,15 @@ class accurate_sum {
     double lost_ = 0;
 };
 
-/// a - b - (c - d), each difference exact: what is left of it is rounded once.
-inline double difference_of_differences(double a, double b, double c, double d) {
-    const auto rounding = [](double x, double y, double difference) {
-        const double y_seen = x - difference;
+/// a - b - (c - d), each difference exact: what is left of it is rounded once. Of numbers or packs of them.
+template <class T>
+T difference_of_differences(T a, T b, T c, T d) {
+    const auto rounding = [](T x, T y, T difference) {
+        const T y_seen = x - difference;
         return (x - (difference + y_seen)) + (y_seen - y);
     };
-    const double first = a - b;
-    const double second = c - d;
+    const T first = a - b;
+    const T second = c - d;
     return (first - second) + (rounding(a, b, first) - rounding(c, d, second));
 }
 
@@ -197,10 +200,21 @@ inline double regret(const double* row, index_t experts, index_t chosen, const d
     margins[chosen] = -std::numeric_limits<double>::infinity();
     // Rounding keeps the order: a margin that is less once rounded is less. Equal ones may hide a difference.
     if (largest_of(margins, experts) < margin) return 0.0;
+    using P = pack<double, native_width<double>>;
+    const P chosen_score = P::all(row[chosen]);
+    const P chosen_price = P::all(prices[chosen]);
     double most = 0;
-    for (index_t e = 0; e < experts; ++e) {
-        if (row[e] == -std::numeric_limits<double>::infinity()) continue;
-        most = std::max(most, difference_of_differences(row[e], prices[e], row[chosen], prices[chosen]));
+    for (index_t e = 0; e < experts; e += P::width) {
+        const index_t count = std::min<index_t>(P::width, experts - e);
+        const P here = P::load_first(margins + e, count, -std::numeric_limits<double>::infinity());
+        // Neither experts that are clearly worse nor, what would make NaN, forbidden ones.
+        std::uint32_t near = at_least_bits(here, P::all(margin));
+        if (near == 0) continue;
+        const P ahead = difference_of_differences(P::load_first(row + e, count, 0.0),
+                                                  P::load_first(prices + e, count, 0.0), chosen_score, chosen_price);
+        double lanes[P::width];
+        ahead.store(lanes);
+        for (; near != 0; near &= near - 1) most = std::max(most, lanes[std::countr_zero(near)]);
     }
     return most;
 }

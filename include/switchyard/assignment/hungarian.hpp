@@ -138,6 +138,7 @@ class exact_assignment {
           rows_(scratch.take<std::int32_t>(tokens)),
           order_(scratch.take<std::int32_t>(experts_)),
           before_(scratch.take<double>(experts_)),
+          since_(scratch.take<double>(experts_)),
           row_(scratch.take<double>(experts_)),
           graph_(scores_, tokens, problem.choices, solver.candidates, scratch) {
         index_t seen = 0;
@@ -186,6 +187,7 @@ class exact_assignment {
     bool solve_narrowed();
     void find_prices(price_search<S>& search, std::int32_t* sample);
     drained solve_candidates(narrowing<S>& all);
+    bool certify_as_it_is(const price_search<S>& search, narrowing<S>& all);
     void solve_whole();
     void place_market() {
         double* const prices = graph_.prices();
@@ -207,6 +209,7 @@ class exact_assignment {
     std::int32_t* rows_;   // [tokens]: the rows that are tokens
     std::int32_t* order_;  // [E] scratch
     double* before_;       // [E]: prices at the last look at all tokens
+    double* since_;        // [E]: prices at the last look at the candidates
     double* row_;          // [E] scratch
     expert_graph<S> graph_;
     assignment_result result_;
@@ -263,46 +266,77 @@ bool exact_assignment<Policy, S>::solve_narrowed() {
     price_search<S> search(scores_, bounds_, tokens_, choices(), most_rows, scratch_);
     auto* const sample = scratch_.take<std::int32_t>(most_rows);
     double* const prices = graph_.prices();
-    const double few = static_cast<double>(tokens_ * choices()) / 100;
+    const double few = std::min(static_cast<double>(tokens_ * choices()) / 100, 16.0 * static_cast<double>(experts_));
     bool searched = problem_.initial_prices == nullptr;
     if (searched) find_prices(search, sample);
-    index_t least = 16 * experts_;
-    for (int attempt = 0; attempt < 6; ++attempt) {
+    const auto wide_enough = [&](double band, const double* since) {
+        return price_drift(since, prices, experts_) <= band;
+    };
+    index_t widened = 1;  // how many times as many candidates as usual
+    for (int attempt = 0; attempt < 6; ++attempt, widened *= 4) {
+        all.begin();
         search.take_all(rows_);
         const auto refined = search.refine(policy_, prices, {.enough = few, .most_steps = searched ? 3 : 1});
         passes_ += refined.looks;
         steps_ += refined.steps;
         if (search.suspect() >= 0) return false;
-        const auto excess = static_cast<index_t>(search.excess(prices));
-        if (!searched && excess > tokens_ * choices() / 8) {  // the prices given are of no use
+        double excess = search.excess(prices);
+        if (!searched && excess > static_cast<double>(tokens_ * choices()) / 8) {  // the prices given are of no use
             searched = true;
             find_prices(search, sample);
             continue;
         }
-        const double band = search.band_for(std::max(least, 12 * excess));
-        all.fix(search, band);
+        if (excess == 0 && certify_as_it_is(search, all)) return true;
+        const auto narrow_to = [&](index_t spare) {
+            const double band = search.band_for(widened * (static_cast<index_t>(12 * excess) + spare * experts_));
+            all.fix(search, band);
+            return band;
+        };
+        const double band = narrow_to(32);
         std::copy_n(prices, experts_, before_);
-        const index_t count = all.candidate_count();
-        least = 4 * count;
-        if (count <= most_rows && excess > experts_ / 2) {
-            search.take_candidates(policy_, all.candidates(), count, all.fixed_loads());
+        double narrower_band = band;
+        if (all.candidate_count() <= most_rows) {
+            search.take_candidates(policy_, all.candidates(), all.candidate_count(), all.fixed_loads());
             steps_ += search
                           .refine(policy_, prices,
                                   {.room = 0.7 * band, .enough = static_cast<double>(experts_) / 2, .most_steps = 8})
                           .steps;
+            excess = search.excess(prices);
+            narrower_band = narrow_to(24);
         }
+        std::copy_n(prices, experts_, since_);
         const drained end = solve_candidates(all);
         if (end == drained::stopped) {
             stop_here();
             return true;
         }
-        if (end == drained::all && price_drift(before_, prices, experts_) <= band) {
+        if (end == drained::all && wide_enough(band, before_) && wide_enough(narrower_band, since_)) {
             price_closed_experts(scores_, rows_, tokens_, choices(), out_.expert_of_token, prices);
             result_ = all.certify(policy_, bounds_, prices);
             return result_.converged;
         }
-        if (count == tokens_) return false;
+        if (all.candidate_count() == tokens_) return false;
     }
+    return false;
+}
+
+/// The last look at all tokens left nothing to move; perhaps it is the best already. So it is where ties abound.
+template <class Policy, class S>
+bool exact_assignment<Policy, S>::certify_as_it_is(const price_search<S>& search, narrowing<S>& all) {
+    double* const prices = graph_.prices();
+    for (index_t e = 0; e < experts_; ++e) {
+        const index_t load = search.loads()[e];
+        if (load < bounds_.lower(e) || load > bounds_.upper(e)) return false;
+    }
+    all.fix(search, std::numeric_limits<double>::min());
+    std::copy_n(prices, experts_, before_);
+    place_market();
+    graph_.count_prices_from_market();
+    price_closed_experts(scores_, rows_, tokens_, choices(), out_.expert_of_token, prices);
+    result_ = all.certify(policy_, bounds_, prices);
+    if (result_.converged) return true;
+    std::copy_n(before_, experts_, prices);
+    all.begin();
     return false;
 }
 

@@ -106,6 +106,7 @@ struct pack<S, 1> {
     SWITCHYARD_HD friend std::uint32_t equal_bits(pack a, pack b) { return a.v == b.v ? 1u : 0u; }
     SWITCHYARD_HD friend std::uint32_t at_least_bits(pack a, pack b) { return a.v >= b.v ? 1u : 0u; }
     SWITCHYARD_HD friend S highest(pack a) { return a.v; }
+    SWITCHYARD_HD friend S lowest(pack a) { return a.v; }
     SWITCHYARD_HD friend S total(pack a) { return a.v; }
     /// 2^n where `shifted` holds n + bias in its low mantissa bits; value where x >= limit, else 0.
     SWITCHYARD_HD friend pack scale_by_power(pack value, pack shifted, pack x, S limit) {
@@ -363,6 +364,9 @@ struct pack {
     /// The largest of the numbers.
     friend S highest(pack a) {
         return fold(a, [](auto x, auto y) { return max(x, y); });
+    }
+    friend S lowest(pack a) {
+        return fold(a, [](auto x, auto y) { return min(x, y); });
     }
     /// Their sum, halves first: (a0 + a[W/2]) + ...
     friend S total(pack a) {

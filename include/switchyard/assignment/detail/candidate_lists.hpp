@@ -15,6 +15,7 @@
 #pragma once
 
 #include <switchyard/core/config.hpp>
+#include <switchyard/core/simd.hpp>
 #include <switchyard/core/workspace.hpp>
 
 #include <algorithm>
@@ -54,7 +55,7 @@ class candidate_lists {
     }
 
     bool has_row(index_t e) const { return row_of_[e] != nobody; }
-    /// A row with empty lists that claim to be complete: offer every token of e to it.
+    /// A row with empty lists that claim to be complete: offer every token of e to it, or let it bound them.
     void open_row(index_t e) {
         row_of_[e] = free_rows_[--free_count_];
         for (index_t f = 0; f < experts_; ++f) clear(e, f);
@@ -95,6 +96,22 @@ class candidate_lists {
             const double key = row[e] - row[f];
             if (key < bounds[f]) insert(e, f, key, t);
         }
+    }
+
+    /// Token t of e, whose scores are row[E], is one of those that no list of e holds, not even if it were best.
+    void bound_all(index_t e, const double* row) {
+        using P = pack<double, native_width<double>>;
+        double* const bounds = bound_ + at(e, 0);
+        double* const keys = best_key_ + at(e, 0);
+        const P here = P::all(row[e]);
+        const index_t whole = experts_ / P::width * P::width;
+        for (index_t f = 0; f < whole; f += P::width) {
+            const P bound = min(here - P::load(row + f), P::load(bounds + f));
+            bound.store(bounds + f);
+            bound.store(keys + f);
+        }
+        for (index_t f = whole; f < experts_; ++f) bounds[f] = keys[f] = std::min(row[e] - row[f], bounds[f]);
+        keys[e] = std::numeric_limits<double>::infinity();
     }
 
     /// The list holds nothing but keys of `key` and is full: no token that loses at least as much can enter.

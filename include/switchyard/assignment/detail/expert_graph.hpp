@@ -36,8 +36,10 @@
 
 #include <switchyard/assignment/assignment.hpp>
 #include <switchyard/assignment/detail/candidate_lists.hpp>
+#include <switchyard/core/simd.hpp>
 
 #include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <functional>
 #include <limits>
@@ -132,12 +134,16 @@ class expert_graph {
     index_t roomiest(double margin) const;
     double read_margins(index_t token);
     void read_moves(std::int32_t place);
+    template <class F>
+    void each_at_least(double margin, F&& f) const;
     index_t settle_reservations();
     void open_row(index_t e);
     void refill(index_t e, index_t f);
     double cost(index_t u, index_t v) const;
     std::int32_t find_path(index_t source);
+    std::int32_t nearest_node() const;
     void visit(index_t u);
+    void relax(index_t u, const double* keys);
     void approach(index_t v);
     void raise_prices(std::int32_t target);
     index_t width(index_t source, index_t target) const;
@@ -203,6 +209,19 @@ double expert_graph<S>::read_margins(index_t token) {
     return sorted_[choices_ - 1];
 }
 
+/// Calls f(e) for every expert with row_[e] >= margin, in order.
+template <class S>
+template <class F>
+void expert_graph<S>::each_at_least(double margin, F&& f) const {
+    using P = pack<double, native_width<double>>;
+    for (index_t e = 0; e < experts_; e += P::width) {
+        const P here = e + P::width <= experts_ ? P::load(row_ + e) : P::load_first(row_ + e, experts_ - e, -infinity);
+        for (std::uint32_t bits = at_least_bits(here, P::all(margin)); bits != 0; bits &= bits - 1) {
+            f(e + std::countr_zero(bits));
+        }
+    }
+}
+
 /// row_[e] = s_te for a place of token t, and -infinity where the token's other places are.
 template <class S>
 void expert_graph<S>::read_moves(std::int32_t place) {
@@ -220,8 +239,6 @@ template <class S>
 index_t expert_graph<S>::settle() {
     std::fill_n(first_, experts_, nobody);
     std::fill_n(load_, experts_, index_t{0});
-    const index_t places = tokens_ * choices_;
-    lists_.reset(std::min(places, experts_), list_length(places), owner_, choices_);
     for (index_t token = 0; token < tokens_; ++token) {
         const double margin = read_margins(token);
         require(margin > -infinity, "the quotas cannot be met: token ", rows_[token],
@@ -230,19 +247,23 @@ index_t expert_graph<S>::settle() {
         const auto last = static_cast<std::int32_t>(place_number + choices_);
         index_t equal = 0;
         std::int32_t one_equal = nobody;
-        for (index_t e = 0; e < experts_; ++e) {
+        each_at_least(margin, [&](index_t e) {
             if (row_[e] > margin) {
                 place(place_number++, e);
-            } else if (row_[e] == margin) {
+            } else {
                 one_equal = static_cast<std::int32_t>(e);
                 equal += 1;
             }
-        }
+        });
         if (equal == 1) place(place_number++, one_equal);
         for (; place_number < last; ++place_number) owner_[place_number] = nobody;
     }
     settle_tied();
-    return settle_reservations();
+    const index_t excess = settle_reservations();
+    const index_t places = tokens_ * choices_;
+    lists_.reset(std::min(places, experts_), std::min(list_length(places), 1 + excess / std::max<index_t>(1, experts_)),
+                 owner_, choices_);
+    return excess;
 }
 
 /// Tokens that more experts suit equally than they have places left, once all others are placed.
@@ -315,7 +336,7 @@ void expert_graph<S>::open_row(index_t e) {
     lists_.open_row(e);
     for (std::int32_t t = first_[e]; t != nobody; t = next_[t]) {
         read_moves(t);
-        lists_.offer_all(e, row_, t);
+        lists_.bound_all(e, row_);
     }
 }
 

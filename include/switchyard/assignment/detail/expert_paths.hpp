@@ -6,8 +6,10 @@
 #pragma once
 
 #include <switchyard/assignment/detail/expert_graph.hpp>
+#include <switchyard/core/simd.hpp>
 
 #include <algorithm>
+#include <bit>
 #include <cstdint>
 
 namespace switchyard {
@@ -49,25 +51,44 @@ std::int32_t expert_graph<S>::find_path(index_t source) {
     distance_[source] = nearest_[source] = 0;
     from_[source] = nobody;
     for (;;) {
-        std::int32_t v = nobody;
-        double least = infinity;
-        for (index_t u = 0; u <= experts_; ++u) {
-            if (nearest_[u] < least ||
-                (nearest_[u] == least && least < infinity && excess_[u] < 0 && excess_[v] >= 0)) {
-                least = nearest_[u];
-                v = static_cast<std::int32_t>(u);
-            }
-        }
+        const std::int32_t v = nearest_node();
         if (v == nobody) return nobody;
         const std::int32_t u = from_[v];
         if (u != nobody && !is_market(u) && !is_market(v) && !lists_.known(u, v)) {
+            const double bound = lists_.best_keys(u)[v];
             refill(u, v);
-            approach(v);
-            continue;
+            if (lists_.best_keys(u)[v] != bound) {
+                approach(v);
+                continue;
+            }
         }
         if (excess_[v] < 0) return v;
         visit(v);
     }
+}
+
+/// The unvisited node with the least distance, the first of equal ones but rather one that lacks units; or nobody.
+template <class S>
+std::int32_t expert_graph<S>::nearest_node() const {
+    using P = pack<double, native_width<double>>;
+    const index_t nodes = experts_ + 1;
+    const auto nearest_at = [&](index_t v) { return P::load_first(nearest_ + v, nodes - v, infinity); };
+    const index_t whole = nodes / P::width * P::width;
+    P least = P::all(infinity);
+    for (index_t v = 0; v < whole; v += P::width) least = min(least, P::load(nearest_ + v));
+    if (whole < nodes) least = min(least, nearest_at(whole));
+    const double distance = lowest(least);
+    if (distance == infinity) return nobody;
+    std::int32_t found = nobody;
+    const auto among = [&](index_t v, P here) {
+        for (std::uint32_t bits = equal_bits(here, P::all(distance)); bits != 0; bits &= bits - 1) {
+            const index_t node = v + std::countr_zero(bits);
+            if (found == nobody || (excess_[node] < 0 && excess_[found] >= 0)) found = static_cast<std::int32_t>(node);
+        }
+    };
+    for (index_t v = 0; v < whole; v += P::width) among(v, P::load(nearest_ + v));
+    if (whole < nodes) among(whole, nearest_at(whole));
+    return found;
 }
 
 /// Node u has its final distance: its neighbours may be nearer through it.
@@ -77,14 +98,7 @@ void expert_graph<S>::visit(index_t u) {
     visited_[visited_count_++] = static_cast<std::int32_t>(u);
     if (!is_market(u) && load_[u] > 0) {
         if (!lists_.has_row(u)) open_row(u);
-        const double* const keys = lists_.best_keys(u);
-        for (index_t v = 0; v < experts_; ++v) {
-            const double there = distance_[u] + std::max(0.0, keys[v] + (price_[v] - price_[u]));
-            if (there < distance_[v]) {
-                distance_[v] = nearest_[v] = there;
-                from_[v] = static_cast<std::int32_t>(u);
-            }
-        }
+        relax(u, lists_.best_keys(u));
     }
     const auto reach = [&](index_t v) {
         const double there = distance_[u] + cost(u, v);
@@ -97,6 +111,35 @@ void expert_graph<S>::visit(index_t u) {
         for (index_t v = 0; v < experts_; ++v) reach(v);
     } else {
         reach(experts_);
+    }
+}
+
+/// The neighbours of expert u, whose tokens lose `keys` [E] at least on the way to each.
+template <class S>
+void expert_graph<S>::relax(index_t u, const double* keys) {
+    using P = pack<double, native_width<double>>;
+    const P here = P::all(distance_[u]);
+    const P price_here = P::all(price_[u]);
+    const auto shorten = [&](index_t v, P key, P price, P before) {
+        const P there = here + max(P::all(0.0), key + (price - price_here));
+        std::uint32_t bits = at_least_bits(before, there) & ~equal_bits(before, there);
+        if (bits == 0) return;
+        double distances[P::width];
+        there.store(distances);
+        for (; bits != 0; bits &= bits - 1) {
+            const int i = std::countr_zero(bits);
+            distance_[v + i] = nearest_[v + i] = distances[i];
+            from_[v + i] = static_cast<std::int32_t>(u);
+        }
+    };
+    const index_t whole = experts_ / P::width * P::width;
+    for (index_t v = 0; v < whole; v += P::width) {
+        shorten(v, P::load(keys + v), P::load(price_ + v), P::load(distance_ + v));
+    }
+    if (whole < experts_) {
+        const index_t rest = experts_ - whole;
+        shorten(whole, P::load_first(keys + whole, rest, infinity), P::load_first(price_ + whole, rest, 0.0),
+                P::load_first(distance_ + whole, rest, -infinity));
     }
 }
 

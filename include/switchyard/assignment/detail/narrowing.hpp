@@ -41,6 +41,7 @@ class narrowing {
           sums_(scratch.take<double>(2 * block_count(tokens))),
           block_rows_(scratch.take<double>(2 * block_count(tokens) * experts_)) {}
 
+    void begin();
     void fix(const price_search<S>& looked, double band);
     template <class Policy>
     assignment_result certify(const Policy& policy, const quotas& bounds, const double* price);
@@ -69,16 +70,25 @@ class narrowing {
     double* block_rows_;  // [blocks, 2, E] scratch
 };
 
-/// Writes the experts that a look at all tokens found, and fixes those with a margin of at least `band`.
+/// Everything is in question: the next look is to be at all tokens.
+template <class S>
+void narrowing<S>::begin() {
+    std::copy_n(rows_, tokens_, candidates_);
+    candidate_count_ = tokens_;
+}
+
+/// Writes the experts that a look at the candidates found, and fixes those with a margin of at least `band`.
 template <class S>
 void narrowing<S>::fix(const price_search<S>& looked, double band) {
+    const index_t before = candidate_count_;
     candidate_count_ = 0;
     std::copy_n(looked.loads(), experts_, fixed_);
-    for (index_t i = 0; i < tokens_; ++i) {
+    for (index_t i = 0; i < before; ++i) {
+        const std::int32_t row = candidates_[i];
         const std::int32_t* const found = looked.experts() + i * choices_;
-        for (index_t c = 0; c < choices_; ++c) expert_[rows_[i] * choices_ + c] = found[c];
+        for (index_t c = 0; c < choices_; ++c) expert_[row * choices_ + c] = found[c];
         if (static_cast<double>(looked.margins()[i]) >= band) continue;
-        candidates_[candidate_count_++] = rows_[i];
+        candidates_[candidate_count_++] = row;
         for (index_t c = 0; c < choices_; ++c) fixed_[found[c]] -= 1;
     }
 }
