@@ -127,7 +127,8 @@ class auction_rounds {
 
   private:
     static constexpr index_t tokens_per_round = 2048;
-    static constexpr index_t tokens_per_block = 128;
+    static constexpr index_t tokens_per_block = 64;
+    static constexpr index_t scores_worth_threads = 128 * 1024;  // fewer are looked at before a thread has woken
 
     static index_t blocks_of(index_t bidders) { return (bidders + tokens_per_block - 1) / tokens_per_block; }
 
@@ -152,7 +153,7 @@ class auction_rounds {
         const double* const exact = market_.prices();
         for (index_t e = 0; e < experts_; ++e) prices[e] = static_cast<Real>(exact[e]);
         std::fill(prices + experts_, prices + row_room_, Real(0));
-        policy.parallel_for(blocks_of(bidders), [&](index_t b) {
+        const auto find_block = [&](index_t b) {
             Real* const copy = reinterpret_cast<Real*>(block_rows_ + 2 * row_room_ * b);
             const index_t last = std::min(bidders, (b + 1) * tokens_per_block);
             for (index_t i = b * tokens_per_block; i < last; ++i) {
@@ -163,7 +164,12 @@ class auction_rounds {
                     find_several_bids(i, prices, copy, copy + row_room_);
                 }
             }
-        });
+        };
+        if (bidders * experts_ >= scores_worth_threads) {
+            policy.parallel_for(blocks_of(bidders), find_block);
+        } else {
+            seq.parallel_for(blocks_of(bidders), find_block);
+        }
     }
 
     void call_in(index_t row) const {
