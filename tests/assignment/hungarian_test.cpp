@@ -1,4 +1,5 @@
 #include "assignment/instances.hpp"
+#include "support/thread_pool.hpp"
 
 #include <iostream>
 
@@ -130,4 +131,52 @@ TEST_CASE("hungarian: prices may be read and written in place") {
                              {found.experts.data(), found.prices.data()}, scratch);
     CHECK(again.converged);
     CHECK(again.primal == doctest::Approx(found.result.primal));
+}
+
+TEST_CASE("hungarian: the same bits for every number of threads") {
+    std::mt19937_64 random(6);
+    switchyard_test::thread_pool pool(3);
+    for (int kind = 0; kind < static_cast<int>(score_kind::count); ++kind) {
+        const instance problem = draw_instance(static_cast<score_kind>(kind), 6000, 24, 0, false, random);
+        const std::vector<float> scores(problem.scores.values.begin(), problem.scores.values.end());
+        const solution want = solve_as<float>(sy::hungarian{}, problem);
+        const auto check = [&](const auto& policy) {
+            solution found;
+            found.experts.resize(6000);
+            found.prices.resize(24);
+            sy::workspace scratch;
+            found.result = solve(policy, sy::hungarian{}, problem.posed(scores.data()),
+                                 {found.experts.data(), found.prices.data()}, scratch);
+            CHECK(found.experts == want.experts);
+            CHECK(found.prices == want.prices);
+            CHECK(found.result.primal == want.result.primal);
+            CHECK(found.result.gap == want.result.gap);
+        };
+        for (const int threads : {1, 2, 3, 8}) check(sy::par_on(sy::openmp{.threads = threads}));
+        check(sy::par_on(pool));
+    }
+}
+
+TEST_CASE("hungarian: a limit leaves an assignment within the quotas, and says how far from the best it may be") {
+    std::mt19937_64 random(8);
+    for (const index_t rows : {index_t{60}, index_t{5000}}) {
+        const instance problem = draw_instance(score_kind::skewed, rows, 16, 20, true, random);
+        const solution best = solve_as<float>(sy::hungarian{}, problem);
+        REQUIRE(best.result.converged);
+        index_t stopped = 0;
+        for (index_t limit = 1; limit < 2 * best.result.iterations + 2; limit += 1 + limit / 4) {
+            for (const sy::hungarian& solver :
+                 {sy::hungarian{.most_iterations = limit}, sy::hungarian{.sampling = 0, .most_iterations = limit}}) {
+                const solution found = solve_as<float>(solver, problem);
+                CHECK(is_valid(problem, found));
+                CHECK(found.result.gap >= best.result.primal - found.result.primal - best.result.tolerance);
+                CHECK(found.result.dual >= best.result.primal - best.result.tolerance);
+                stopped += found.result.converged ? 0 : 1;
+            }
+        }
+        CHECK(stopped > 0);
+        const solution hurried = solve_as<float>(sy::hungarian{.sampling = 0, .time_limit = 1e-9}, problem);
+        CHECK(is_valid(problem, hurried));
+        CHECK(!hurried.result.converged);
+    }
 }

@@ -161,6 +161,7 @@ class exact_assignment {
             if (narrow) checked_range();
             solve_whole();
         }
+        order_choices();
         result_.iterations = graph_.rounds();
         result_.passes = passes_;
         result_.steps = steps_;
@@ -194,6 +195,7 @@ class exact_assignment {
         prices[experts_] = market_price(bounds_, tokens_, tokens_ * choices(), prices, order_);
     }
     void write(const std::int32_t* rows, index_t count);
+    void order_choices();
     void stop_here();
 
     const Policy& policy_;
@@ -359,7 +361,7 @@ template <class Policy, class S>
 void exact_assignment<Policy, S>::solve_whole() {
     double* const prices = graph_.prices();
     for (index_t e = 0; e < experts_; ++e) {
-        if (std::isnan(prices[e])) prices[e] = 0;
+        if (!std::isfinite(prices[e])) prices[e] = 0;  // closed experts are closed again below
     }
     place_market();
     graph_.pose(rows_, tokens_, bounds_, tokens_, nullptr);
@@ -386,17 +388,19 @@ void exact_assignment<Policy, S>::solve_whole() {
     }
 }
 
-/// The experts of the tokens in the graph, a token's best first.
+/// The experts of the tokens in the graph.
 template <class Policy, class S>
 void exact_assignment<Policy, S>::write(const std::int32_t* rows, index_t count) {
     const std::int32_t* const found = graph_.experts_of_tokens();
     for (index_t i = 0; i < count; ++i) {
-        const index_t t = rows[i];
-        std::int32_t* const chosen = out_.expert_of_token + t * choices();
-        std::copy_n(found + i * choices(), choices(), chosen);
+        std::copy_n(found + i * choices(), choices(), out_.expert_of_token + rows[i] * choices());
     }
-    if (choices() == 1) return;
-    for (index_t i = 0; i < tokens_; ++i) {
+}
+
+/// A token's best expert first.
+template <class Policy, class S>
+void exact_assignment<Policy, S>::order_choices() {
+    for (index_t i = 0; i < tokens_ && choices() > 1; ++i) {
         const index_t t = rows_[i];
         std::int32_t* const chosen = out_.expert_of_token + t * choices();
         std::sort(chosen, chosen + choices(), [&](std::int32_t a, std::int32_t b) {

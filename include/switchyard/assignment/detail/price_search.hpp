@@ -339,7 +339,9 @@ void price_search<S>::start(double* price) {
             }
         }
     }
-    for (index_t e = 0; e < experts_; ++e) price[e] = static_cast<double>(rounded_[e]);
+    for (index_t e = 0; e < experts_; ++e) {
+        if (std::isfinite(price[e])) price[e] = std::isfinite(rounded_[e]) ? static_cast<double>(rounded_[e]) : 0.0;
+    }
 }
 
 // ---- refine ----
