@@ -2,6 +2,7 @@
 #include "support/backends.hpp"
 #include "support/rows.hpp"
 
+#include <switchyard/assignment/auction.hpp>
 #include <switchyard/dispatch/combine.hpp>
 #include <switchyard/dispatch/dispatch.hpp>
 #include <switchyard/reference/assignment.hpp>
@@ -186,6 +187,38 @@ TEST_CASE("base: the same plan for every policy") {
         CHECK(list_of(greedy.view().order, 1200) ==
               list_of(sy::route_scores(sy::seq, sy::base_router<>{}, scores, sy::inference{}).view().order, 1200));
     });
+}
+
+TEST_CASE_TEMPLATE("base: prices kept between steps leave each step as good as one from nothing", Solver, sy::hungarian,
+                   sy::auction) {
+    sy::expert_prices prices;
+    const sy::base_router<Solver> warm{.prices = &prices};
+    sy::plan<float> plan;
+    sy::workspace scratch;
+    auto scores = gaussian_scores(3000, 20, 8);
+    const auto noise = gaussian_scores(3000, 20, 9);
+    for (int step = 0; step < 5; ++step) {
+        for (index_t t = 0; t < 3000; ++t) {
+            for (index_t e = 0; e < 20; ++e) scores(t, e) += 0.05 * noise((t + 37 * step) % 3000, e);
+        }
+        if (step == 3) prices.of_expert.assign(7, 1e300);  // another model's: not used
+        const auto stored_scores = stored<float>(scores);
+        sy::route_scores(sy::seq, warm, stored_scores, training_with(), plan, scratch);
+        CHECK(prices.of_expert.size() == 20);
+        const auto cold = sy::route_scores(sy::seq, sy::base_router<>{}, stored_scores, training_with());
+        double warm_total = 0, cold_total = 0;
+        for (index_t t = 0; t < 3000; ++t) {
+            warm_total += stored_scores(t, plan.view().expert[t]);
+            cold_total += stored_scores(t, cold.view().expert[t]);
+        }
+        const double promise =
+            std::is_same_v<Solver, sy::hungarian> ? 1e-9 * std::abs(cold_total) : 0.0005 * 3000 * 1.1;
+        CHECK(std::abs(warm_total - cold_total) <= promise);
+        for (index_t e = 0; e < 20; ++e) CHECK(plan.view().load_after[e] == 150);
+    }
+    prices.of_expert.assign(20, std::numeric_limits<double>::quiet_NaN());  // of no use, and no harm
+    sy::route_scores(sy::seq, warm, stored<float>(scores), training_with(), plan, scratch);
+    for (const double price : prices.of_expert) CHECK(std::isfinite(price));
 }
 
 TEST_CASE("base: bad scores and every rule broken") {

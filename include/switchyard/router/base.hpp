@@ -10,9 +10,18 @@
 // T counts tokens that are not padding. A token with every expert forbidden is an error: nothing may be dropped. NaN
 // and +infinity are errors in training whatever `bad` says, except that `forbid_nan` is not offered there.
 //
-// `Solver` is any type of settings with a `solve` (assignment/assignment.hpp); `hungarian` is exact. It runs on the
-// calling thread; a device policy copies scores to it and experts back, and waits for both. Time is the solver's, O(T
-// E) at inference. Lewis, Bhosale, Dettmers, Goyal, Zettlemoyer 2021, "BASE Layers", arXiv 2103.16716.
+// `Solver` is any type of settings with a `solve` (assignment/assignment.hpp): `hungarian` is exact, `auction` is
+// within a bound that it states. A device policy copies scores to the host and experts back, and waits for both. Time
+// is the solver's, O(T E) at inference.
+//
+// Warm start: with `prices`, a step begins with the experts' prices that the step before ended with. Scores drift
+// little between steps, so the solver has little left to do; what it finds is as good as from nothing, but among
+// equally good assignments it may be another one.
+//
+//   expert_prices prices;                                   // one for each layer, kept as long as training goes on
+//   const base_router<> router{.prices = &prices};
+//
+// Lewis, Bhosale, Dettmers, Goyal, Zettlemoyer 2021, "BASE Layers", arXiv 2103.16716.
 #pragma once
 
 #include <switchyard/assignment/hungarian.hpp>
@@ -27,15 +36,24 @@
 #include <switchyard/router/softmax_routing.hpp>
 #include <switchyard/score/sigmoid.hpp>
 
+#include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <vector>
 
 namespace switchyard {
+
+/// What one training step leaves for the next: the experts' prices, none to begin with. They may be saved with a model,
+/// changed or cleared: that costs time only.
+struct expert_prices {
+    std::vector<double> of_expert;  ///< [E]; of another size: not used, and replaced
+};
 
 template <class Solver = hungarian>
 struct base_router {
     Solver solver{};
     bad_scores bad = bad_scores::error;  ///< at inference; training always checks
+    expert_prices* prices = nullptr;     ///< a warm start for training, the caller's; or null
 };
 
 inline namespace SWITCHYARD_TARGET {
@@ -126,13 +144,31 @@ struct sigmoid_gates {
     }
 };
 
+/// Solves for T / E tokens an expert, from the last step's prices where there are any.
+template <host_policy Policy, class Solver, class Storage>
+void solve_balanced(const Policy& policy, const base_router<Solver>& router, const matrix_view<const Storage>& scores,
+                    const token_mask& mask, std::int32_t* expert_of_token, workspace& scratch) {
+    const auto experts = static_cast<std::size_t>(scores.columns);
+    double* prices = nullptr;
+    bool is_warm = false;
+    if (router.prices != nullptr) {
+        is_warm = router.prices->of_expert.size() == experts;
+        router.prices->of_expert.resize(experts);
+        prices = router.prices->of_expert.data();
+    }
+    const assignment_problem<Storage> problem{
+        .scores = scores,
+        .bounds = balanced_quotas(count_tokens(mask, scores.rows), scores.columns),
+        .mask = mask,
+        .initial_prices = is_warm ? prices : nullptr};
+    solve(policy, router.solver, problem, {.expert_of_token = expert_of_token, .prices = prices}, scratch);
+}
+
 /// Balanced assignment: the plan's experts, -1 for padding.
 template <host_policy Policy, class Solver, class Storage, class S>
-void assign_balanced(const Policy& policy, const Solver& solver, const matrix_view<const Storage>& scores,
+void assign_balanced(const Policy& policy, const base_router<Solver>& router, const matrix_view<const Storage>& scores,
                      const token_mask& mask, const plan_view<S>& plan, workspace& scratch) {
-    const assignment_problem<Storage> problem{
-        .scores = scores, .bounds = balanced_quotas(count_tokens(mask, plan.tokens), plan.experts), .mask = mask};
-    solve(policy, solver, problem, {.expert_of_token = plan.expert}, scratch);
+    solve_balanced(policy, router, scores, mask, plan.expert, scratch);
 }
 
 /// scores[T, E] -> plan, k = 1, without capacity.
@@ -148,7 +184,7 @@ void route_scores(const Policy& policy, const base_router<Solver>& router, const
     const auto& made = plan.view();
     const auto source = score_rows_of(input, 0.0f, mode.noise);
     if (mode.is_training) {
-        assign_balanced(policy, router.solver, input, mode.mask, made, scratch);
+        assign_balanced(policy, router, input, mode.mask, made, scratch);
         for_each_index(policy, input.rows,
                        sigmoid_gates<std::remove_const_t<decltype(source)>, S>{source, made.expert, made.gate});
         place_choices(policy, made, slot_settings{}, scratch);

@@ -4,8 +4,6 @@
 // error of bad scores is thrown here and now, not noted in the plan.
 #pragma once
 
-#include <switchyard/assignment/assignment.hpp>
-#include <switchyard/assignment/quotas.hpp>
 #include <switchyard/backend/policy.hpp>
 #include <switchyard/backend/thrust.hpp>
 #include <switchyard/core/config.hpp>
@@ -13,6 +11,7 @@
 #include <switchyard/core/memory.hpp>
 #include <switchyard/core/workspace.hpp>
 #include <switchyard/plan/plan.hpp>
+#include <switchyard/router/base.hpp>
 #include <switchyard/router/thrust_routing.hpp>
 
 #include <cstdint>
@@ -22,7 +21,7 @@ inline namespace SWITCHYARD_TARGET {
 
 /// Balanced assignment: the plan's experts, -1 for padding.
 template <class Exec, class Memory, class Solver, class Storage, class S>
-void assign_balanced(const thrust_policy<Exec, Memory>& policy, const Solver& solver,
+void assign_balanced(const thrust_policy<Exec, Memory>& policy, const base_router<Solver>& router,
                      const matrix_view<const Storage, typename Memory::space>& scores, const token_mask& mask,
                      const plan_view<S, typename Memory::space>& plan, basic_workspace<Memory>&) {
     const matrix<Storage> host_scores = copy_to_host(policy, scores);
@@ -33,11 +32,8 @@ void assign_balanced(const thrust_policy<Exec, Memory>& policy, const Solver& so
     const token_mask tokens{host_mask.data(), host_mask.size()};
     buffer<std::int32_t> expert(plan.tokens);
     workspace host_scratch;
-    const assignment_problem<Storage> problem{
-        .scores = host_scores.view(),
-        .bounds = balanced_quotas(count_tokens(tokens, plan.tokens), plan.experts),
-        .mask = tokens};
-    solve(seq, solver, problem, {.expert_of_token = expert.data()}, host_scratch);
+    const matrix_view<const Storage> host_view = host_scores.view();
+    solve_balanced(seq, router, host_view, tokens, expert.data(), host_scratch);
     if (plan.tokens > 0) {
         Memory::copy_to_device(policy.exec, plan.expert, expert.data(), detail::bytes_of<std::int32_t>(plan.tokens));
     }
