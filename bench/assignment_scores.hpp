@@ -1,9 +1,10 @@
-// The scores on which assignment solvers are compared. Always the same ones: every kind has a fixed seed.
+// The scores on which assignment solvers are compared. Always the same ones: every kind has a fixed seed. Programs that
+// want others of a kind give a seed of their own; 0 is the fixed one.
 //
-//   gaussian    standard normal numbers: every expert is as good as another, and the loads nearly balanced to begin
-//   with skewed      what gates see of text: 4 E clusters of tokens, cluster c with probability proportional to 1 / (c
-//   + 1)
-//               (Zipf); mu_c ~ N(0, I64), token x = mu_c + 0.7 N(0, I64), expert w_e ~ 2 N(0, I64) / 8, s = x w^T
+//   gaussian    standard normal numbers: every expert is as good as another, and the loads nearly balanced
+//   skewed      what gates see of text: 4 E clusters of tokens, cluster c with probability proportional to
+//               1 / (c + 1), which is Zipf's law; mu_c ~ N(0, I64), token x = mu_c + 0.7 N(0, I64),
+//               expert w_e ~ 2 N(0, I64) / 8, s = x w^T
 //   quantized   skewed, rounded to bfloat16: many ties
 //   equal       nothing but ties
 //   drifted     skewed, plus 0.05 std(s) N(0, 1): the same batch a training step later, so to say
@@ -39,14 +40,14 @@ inline double standard_deviation(const row_major& scores) {
     return std::sqrt(std::max(0.0, squares / count - mean * mean));
 }
 
-inline row_major skewed_scores(index_t tokens, index_t experts) {
+inline row_major skewed_scores(index_t tokens, index_t experts, unsigned seed = 0) {
     constexpr index_t width = 64;
     const index_t clusters = 4 * experts;
-    const row_major centres = gaussian(clusters, width, 1);
-    const row_major weights = gaussian(experts, width, 2) * (2.0F / 8.0F);
+    const row_major centres = gaussian(clusters, width, 3 * seed + 1);
+    const row_major weights = gaussian(experts, width, 3 * seed + 2) * (2.0F / 8.0F);
     std::vector<double> share(static_cast<std::size_t>(clusters));
     for (index_t c = 0; c < clusters; ++c) share[static_cast<std::size_t>(c)] = 1.0 / static_cast<double>(c + 1);
-    std::mt19937_64 engine(3);
+    std::mt19937_64 engine(3 * seed + 3);
     std::discrete_distribution<index_t> cluster(share.begin(), share.end());
     std::normal_distribution<float> normal;
 
@@ -70,6 +71,8 @@ inline row_major quantized_scores(row_major scores) {
     }
     return scores;
 }
+
+inline row_major equal_scores(index_t tokens, index_t experts) { return row_major::Constant(tokens, experts, 1.5F); }
 
 inline row_major drifted_scores(row_major scores) {
     const auto drift = static_cast<float>(0.05 * standard_deviation(scores));
@@ -123,7 +126,7 @@ class score_store {
         if (key.kind == "skewed") return skewed_scores(key.tokens, key.experts);
         if (key.kind == "quantized") return quantized_scores(skewed_scores(key.tokens, key.experts));
         if (key.kind == "drifted") return drifted_scores(skewed_scores(key.tokens, key.experts));
-        if (key.kind == "equal") return row_major::Constant(key.tokens, key.experts, 1.5F);
+        if (key.kind == "equal") return equal_scores(key.tokens, key.experts);
         if (key.kind == "recorded") return recorded_;
         throw std::logic_error("no scores are called " + key.kind);
     }

@@ -1,0 +1,52 @@
+// assignment_report: how far greedy choice, Switch with a capacity, the auction and the exact solver are from the best
+// balanced assignment, on a file's scores or on generated ones.
+//
+// Bad input of any kind ends with status 2, one line on stderr and nothing written.
+#include "measure.hpp"
+#include "options.hpp"
+#include "output.hpp"
+
+#include <cctype>
+#include <exception>
+#include <iostream>
+#include <new>
+#include <string>
+
+namespace {
+
+using namespace study;
+
+void run(const options& asked) {
+    output_file csv(asked.csv);  // before the work, not after it
+    output_file prices(asked.prices);
+    const report made = measure(asked);
+    csv.write(csv_of(made));
+    prices.write(prices_npy(made));
+    std::cout << text_of(made) << std::flush;
+    sy::require(std::cout.good(), "the table cannot be written to standard output");
+    csv.move_in();
+    prices.move_in();
+}
+
+int complain(std::string sentence) {
+    for (char& c : sentence) {
+        c = std::iscntrl(static_cast<unsigned char>(c)) != 0 ? ' ' : c;
+    }
+    std::cerr << "assignment_report: " << sentence << std::endl;
+    return 2;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    try {
+        if (const auto asked = parse_options(argc, argv)) {
+            run(*asked);
+        }
+        return 0;
+    } catch (const std::bad_alloc&) {
+        return complain("not enough memory for these scores");
+    } catch (const std::exception& problem) {
+        return complain(problem.what());
+    }
+}
