@@ -8,6 +8,7 @@
 #pragma once
 
 #include <switchyard/assignment/assignment.hpp>
+#include <switchyard/assignment/detail/auction_certificate.hpp>
 #include <switchyard/assignment/detail/auction_rounds.hpp>
 #include <switchyard/assignment/detail/auction_scores.hpp>
 #include <switchyard/assignment/detail/completion.hpp>
@@ -173,7 +174,7 @@ class auction_phases {
 
     assignment_result certificate(const double* prices) {
         certificates_ += 1;
-        return certify(scores_, bounds_, choices_, expert_of_token_, prices, scratch_);
+        return certify_in_blocks(policy_, scores_, bounds_, choices_, expert_of_token_, prices, scratch_);
     }
 
     /// The budget was spent before all tokens were placed: what is open is filled up.

@@ -1,13 +1,14 @@
 // The rounds of an auction: the tokens with open places bid at the prices as they stand, all at once (Jacobi's order),
 // then the experts take the best bids, and those who lost their places bid in a later round.
 //
-// A round takes the tokens that have waited longest, at most `tokens_per_round` of them: in rounds of all tokens, most
-// would bid at prices that the others' bids make obsolete. Bids are found in blocks by any number of threads; experts
-// take them in the order of the round, on the calling thread: the result is the same for every policy.
+// A round takes the tokens that have waited longest, an eighth of all at most: in rounds of all tokens, most would bid
+// at prices that the others' bids make obsolete. Bids are found in blocks by any number of threads; experts take them
+// in the order of the round, on the calling thread: the result is the same for every policy.
 #pragma once
 
 #include <switchyard/assignment/detail/auction_bids.hpp>
 #include <switchyard/assignment/detail/auction_market.hpp>
+#include <switchyard/assignment/detail/auction_threads.hpp>
 #include <switchyard/assignment/detail/score_rows.hpp>
 #include <switchyard/backend/policy.hpp>
 #include <switchyard/core/config.hpp>
@@ -63,7 +64,7 @@ class auction_rounds {
         expert_of_ = scratch.take<std::int32_t>(tokens * choices);
         waiting_ = scratch.take<std::int32_t>(tokens);
         is_waiting_ = scratch.take<std::uint8_t>(tokens);
-        room_ = std::min(tokens, tokens_per_round);
+        room_ = std::min(tokens, std::clamp(tokens / 8, tokens_per_round, most_tokens_per_round));
         bidders_ = scratch.take<std::int32_t>(room_);
         bid_expert_ = scratch.take<std::int32_t>(room_ * choices);
         bid_level_ = scratch.take<double>(room_ * choices);
@@ -127,8 +128,8 @@ class auction_rounds {
 
   private:
     static constexpr index_t tokens_per_round = 2048;
+    static constexpr index_t most_tokens_per_round = 8192;
     static constexpr index_t tokens_per_block = 64;
-    static constexpr index_t scores_worth_threads = 128 * 1024;  // fewer are looked at before a thread has woken
 
     static index_t blocks_of(index_t bidders) { return (bidders + tokens_per_block - 1) / tokens_per_block; }
 
@@ -165,11 +166,7 @@ class auction_rounds {
                 }
             }
         };
-        if (bidders * experts_ >= scores_worth_threads) {
-            policy.parallel_for(blocks_of(bidders), find_block);
-        } else {
-            seq.parallel_for(blocks_of(bidders), find_block);
-        }
+        for_blocks_of_scores(policy, bidders * experts_, blocks_of(bidders), find_block);
     }
 
     void call_in(index_t row) const {

@@ -2,47 +2,36 @@
 #pragma once
 
 #include <switchyard/assignment/assignment.hpp>
+#include <switchyard/assignment/detail/auction_threads.hpp>
 #include <switchyard/assignment/detail/score_rows.hpp>
 #include <switchyard/backend/policy.hpp>
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/matrix_view.hpp>
+#include <switchyard/core/simd.hpp>
 #include <switchyard/core/workspace.hpp>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <cstdint>
 #include <limits>
 
 namespace switchyard {
 inline namespace SWITCHYARD_TARGET {
 namespace detail {
 
+/// A power of two near a positive number, whose inverse a double holds, too.
+inline double unit_near(double size) {
+    int exponent = 0;
+    std::frexp(size, &exponent);
+    return std::ldexp(1.0, std::clamp(exponent, -1000, 1000));
+}
+
 /// Sums over the scores that are not forbidden, about an origin and in a unit that keep them within a double's reach.
 struct score_moments {
     double count = 0;
     double sum = 0;
     double squares = 0;
-
-    void add_row(const double* row, index_t experts, double origin, double unit) {
-        constexpr index_t lanes = 8;
-        double counts[lanes] = {}, sums[lanes] = {}, squared[lanes] = {};
-        const auto look = [&](double score, index_t lane) {
-            const bool allowed = score > -std::numeric_limits<double>::infinity();
-            const double distance = allowed ? (score - origin) / unit : 0.0;
-            counts[lane] += allowed ? 1.0 : 0.0;
-            sums[lane] += distance;
-            squared[lane] += distance * distance;
-        };
-        index_t e = 0;
-        for (; e + lanes <= experts; e += lanes) {
-            for (index_t lane = 0; lane < lanes; ++lane) look(row[e + lane], lane);
-        }
-        for (; e < experts; ++e) look(row[e], 0);
-        for (index_t lane = 0; lane < lanes; ++lane) {
-            count += counts[lane];
-            sum += sums[lane];
-            squares += squared[lane];
-        }
-    }
 
     /// In the unit. NaN where something went beyond a double.
     double deviation() const {
@@ -64,6 +53,56 @@ struct score_facts {
     }
 };
 
+/// Adds up what is to be known of rows, a pack of scores at a time.
+class row_looker {
+  public:
+    row_looker(double origin, double unit) : origin_(pack_t::all(origin)), per_unit_(pack_t::all(1.0 / unit)) {}
+
+    /// Returns whether all numbers of the row are scores, `choices` of them not forbidden.
+    bool look(const double* row, index_t experts, index_t choices) {
+        allowed_ = 0;
+        usable_ = true;
+        index_t e = 0;
+        for (; e + width <= experts; e += width) look(pack_t::load(row + e));
+        if (e < experts) look(pack_t::load_first(row + e, experts - e, -infinity));
+        all_allowed_ += allowed_;
+        return usable_ && allowed_ >= choices;
+    }
+
+    score_range range() const { return {lowest(lowest_), highest(highest_)}; }
+    score_moments moments() const { return {static_cast<double>(all_allowed_), total(sums_), total(squares_)}; }
+
+  private:
+    static constexpr int width = native_width<double>;
+    static constexpr double infinity = std::numeric_limits<double>::infinity();
+    using pack_t = pack<double, width>;
+
+    void look(pack_t scores) {
+        constexpr std::uint32_t all_lanes = (std::uint32_t{1} << width) - 1;
+        const pack_t forbidden = pack_t::all(-infinity);
+        const pack_t finite = replaced(scores, forbidden, pack_t::all(infinity));
+        lowest_ = min(lowest_, finite);
+        highest_ = max(highest_, scores);
+        usable_ = usable_ &&
+                  at_least_bits(pack_t::all(largest_score), scores) == all_lanes &&  // NaN is at least nothing
+                  at_least_bits(finite, pack_t::all(-largest_score)) == all_lanes;
+        allowed_ += width - std::popcount(equal_bits(scores, forbidden));
+        const pack_t distance = (replaced(scores, forbidden, origin_) - origin_) * per_unit_;
+        sums_ = sums_ + distance;
+        squares_ = multiply_add(distance, distance, squares_);
+    }
+
+    pack_t origin_;
+    pack_t per_unit_;
+    pack_t lowest_ = pack_t::all(infinity);
+    pack_t highest_ = pack_t::all(-infinity);
+    pack_t sums_ = pack_t::all(0.0);
+    pack_t squares_ = pack_t::all(0.0);
+    index_t allowed_ = 0;      // of this row
+    index_t all_allowed_ = 0;  // of all
+    bool usable_ = true;       // this row
+};
+
 /// Looks at the scores of all tokens in blocks; what is found does not depend on the policy.
 template <class Policy, class S>
 score_facts look_at_scores(const Policy& policy, const score_source<S>& scores, const token_mask& mask, index_t choices,
@@ -74,21 +113,16 @@ score_facts look_at_scores(const Policy& policy, const score_source<S>& scores, 
     const index_t room = (scores.experts() + 7) / 8 * 8;
     auto* const block_rows = scratch.take<double>(blocks * room);
     auto* const found = scratch.take<score_facts>(blocks);
-    policy.parallel_for(blocks, [&](index_t b) {
+    for_blocks_of_scores(policy, scores.tokens() * scores.experts(), blocks, [&](index_t b) {
         double* const row = block_rows + b * room;
-        score_facts facts;
+        row_looker looker(origin, unit);
+        index_t bad_token = -1;
         for (index_t t = b * rows; t < std::min(scores.tokens(), (b + 1) * rows); ++t) {
             if (!mask(t)) continue;
             scores.read_row(t, row);
-            const row_facts here = facts_of(row, scores.experts());
-            facts.range.lowest = std::min(facts.range.lowest, here.lowest);
-            facts.range.highest = std::max(facts.range.highest, here.highest);
-            const double before = facts.moments.count;
-            facts.moments.add_row(row, scores.experts(), origin, unit);
-            const bool enough = facts.moments.count - before >= static_cast<double>(choices);
-            if ((!here.usable || !enough) && facts.bad_token < 0) facts.bad_token = t;
+            if (!looker.look(row, scores.experts(), choices) && bad_token < 0) bad_token = t;
         }
-        found[b] = facts;
+        found[b] = {looker.range(), looker.moments(), bad_token};
     });
     score_facts all;
     for (index_t b = 0; b < blocks; ++b) {
@@ -131,7 +165,8 @@ auction_scores require_auction_scores(const Policy& policy, const score_source<S
     made.deviation = made.facts.moments.deviation();
     const double span = made.span();
     if (!(made.deviation > 0) && span > 0) {  // squares beyond a double's reach, at either end
-        made.deviation = span * look(made.facts.range.lowest, span).moments.deviation();
+        const double unit = unit_near(span);
+        made.deviation = unit * look(made.facts.range.lowest, unit).moments.deviation();
     }
     made.forbidden = made.facts.moments.count < static_cast<double>(tokens) * static_cast<double>(scores.experts());
     return made;

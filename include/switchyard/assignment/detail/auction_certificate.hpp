@@ -1,0 +1,96 @@
+// The certificate of an assignment (assignment.hpp), in blocks of tokens that threads share.
+//
+// Sums are of blocks first, then of these in order: the same bits for every policy.
+#pragma once
+
+#include <switchyard/assignment/assignment.hpp>
+#include <switchyard/assignment/detail/auction_threads.hpp>
+#include <switchyard/assignment/detail/score_rows.hpp>
+#include <switchyard/assignment/quotas.hpp>
+#include <switchyard/backend/policy.hpp>
+#include <switchyard/core/config.hpp>
+#include <switchyard/core/workspace.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+
+namespace switchyard {
+inline namespace SWITCHYARD_TARGET {
+namespace detail {
+
+/// What a block of tokens adds to the certificate.
+struct block_certificate {
+    index_t tokens = 0;
+    double primal = 0;
+    double magnitude = 0;
+    double regretted = 0;
+};
+
+template <class S>
+block_certificate certify_block(const score_source<S>& scores, index_t first, index_t last, index_t choices,
+                                const std::int32_t* expert_of_token, const double* prices, double* row,
+                                double* margins) {
+    accurate_sum primal, magnitude, regretted;
+    block_certificate made;
+    for (index_t t = first; t < last; ++t) {
+        const std::int32_t* const chosen = expert_of_token + t * choices;
+        if (chosen[0] < 0) continue;
+        made.tokens += 1;
+        scores.read_row(t, row);
+        for (index_t c = 0; c < choices; ++c) {
+            primal.add(row[chosen[c]]);
+            magnitude.add(std::abs(row[chosen[c]]));
+        }
+        regretted.add(regret(row, scores.experts(), chosen, choices, prices, margins));
+    }
+    made.primal = primal.value();
+    made.magnitude = magnitude.value();
+    made.regretted = regretted.value();
+    return made;
+}
+
+/// The certificate of an assignment [T, choices] within the quotas at `prices`. O(T E).
+template <class Policy, class S>
+assignment_result certify_in_blocks(const Policy& policy, const score_source<S>& scores, const quotas& bounds,
+                                    index_t choices, const std::int32_t* expert_of_token, const double* prices,
+                                    workspace& scratch) {
+    const auto scope = scratch.open();
+    const index_t experts = scores.experts();
+    const index_t rows = rows_per_block(scores.tokens());
+    const index_t blocks = block_count(scores.tokens());
+    auto* const load = scratch.take<index_t>(experts);
+    auto* const found = scratch.take<block_certificate>(blocks);
+    auto* const block_rows = scratch.take<double>(2 * blocks * experts);
+    for_blocks_of_scores(policy, scores.tokens() * experts, blocks, [&](index_t b) {
+        double* const row = block_rows + 2 * b * experts;
+        found[b] = certify_block(scores, b * rows, std::min(scores.tokens(), (b + 1) * rows), choices, expert_of_token,
+                                 prices, row, row + experts);
+    });
+    assignment_result result;
+    accurate_sum primal, magnitude, gap;
+    for (index_t b = 0; b < blocks; ++b) {
+        result.tokens += found[b].tokens;
+        primal.add(found[b].primal);
+        magnitude.add(found[b].magnitude);
+        gap.add(found[b].regretted);
+    }
+    std::fill_n(load, experts, index_t{0});
+    for (index_t i = 0; i < scores.tokens() * choices; ++i) {
+        if (expert_of_token[i] >= 0) load[expert_of_token[i]] += 1;
+    }
+    for (index_t e = 0; e < experts; ++e) {
+        const index_t bound = prices[e] > 0 ? std::min(bounds.upper(e), result.tokens) : bounds.lower(e);
+        gap.add(prices[e] * static_cast<double>(bound - load[e]));
+    }
+    result.primal = primal.value();
+    result.gap = gap.value();
+    result.dual = result.primal + result.gap;
+    result.tolerance = 1e-9 * magnitude.value() + 1e-12;
+    result.converged = result.gap <= result.tolerance;
+    return result;
+}
+
+}  // namespace detail
+}  // namespace SWITCHYARD_TARGET
+}  // namespace switchyard
