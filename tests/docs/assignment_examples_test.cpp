@@ -157,3 +157,20 @@ TEST_CASE("docs: the assignment's variants") {
     CHECK(cut.primal <= warm.primal + 1e-6);
     CHECK(cut.primal + cut.gap >= warm.primal - 1e-6);
 }
+
+TEST_CASE("docs: BASE with prices from step to step") {
+    Eigen::MatrixXf scores = Eigen::MatrixXf::Random(300, 6);
+    const int steps = 3;
+    sy::workspace scratch;
+    sy::plan<float> plan;
+    // [steps]
+    sy::expert_prices prices;  // of this layer, kept as long as training goes on
+    const sy::base_router<> router{.prices = &prices};
+    for (int step = 0; step < steps; ++step) {
+        route_scores(sy::seq, router, scores, sy::training{}, plan, scratch);
+        // ... the layer's step, which moves the scores a little ...
+    }
+    // [/steps]
+    CHECK(prices.of_expert.size() == 6);
+    for (int e = 0; e < 6; ++e) CHECK(plan.view().load_after[e] == 50);
+}
