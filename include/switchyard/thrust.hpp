@@ -6,6 +6,8 @@
 
 #include <switchyard/backend/thrust.hpp>
 
+#include <switchyard/assignment/thrust_auction.hpp>
+
 #include <switchyard/score/initialisation.hpp>
 #include <switchyard/score/thrust_projection.hpp>
 

@@ -1,7 +1,8 @@
-// Balanced assignment on a Thrust policy: scores and mask go to the host, a solver runs there, experts come back.
+// Balanced assignment on a Thrust policy, for BASE in training (router/base.hpp).
 //
-// For BASE in training only (router/base.hpp). It waits for the device and allocates on the host at every call; the
-// error of bad scores is thrown here and now, not noted in the plan.
+// `auction` runs where the scores are (assignment/thrust_auction.hpp says what waits, and when scores are copied all
+// the same). Any other solver runs on the host: scores and mask go there, and experts come back; that waits for the
+// device and allocates at every call. Either way the error of bad scores is thrown here and now, not noted in the plan.
 #pragma once
 
 #include <switchyard/backend/policy.hpp>
@@ -19,7 +20,7 @@
 namespace switchyard {
 inline namespace SWITCHYARD_TARGET {
 
-/// Balanced assignment: the plan's experts, -1 for padding.
+/// Balanced assignment by a solver of the host's: the plan's experts, -1 for padding.
 template <class Exec, class Memory, class Solver, class Storage, class S>
 void assign_balanced(const thrust_policy<Exec, Memory>& policy, const base_router<Solver>& router,
                      const matrix_view<const Storage, typename Memory::space>& scores, const token_mask& mask,
@@ -37,6 +38,18 @@ void assign_balanced(const thrust_policy<Exec, Memory>& policy, const base_route
     if (plan.tokens > 0) {
         Memory::copy_to_device(policy.exec, plan.expert, expert.data(), detail::bytes_of<std::int32_t>(plan.tokens));
     }
+    for_each_index(policy, 1, detail::note_events{plan.totals, nullptr, false});
+}
+
+/// Balanced assignment by the device's auction: the plan's experts, -1 for padding.
+template <class Exec, class Memory, class Storage, class S>
+void assign_balanced(const thrust_policy<Exec, Memory>& policy, const auction& solver,
+                     const matrix_view<const Storage, typename Memory::space>& scores, const token_mask& mask,
+                     const plan_view<S, typename Memory::space>& plan, basic_workspace<Memory>& scratch) {
+    const index_t tokens = detail::count_device_tokens(policy, mask, plan.tokens, scratch);
+    const device_assignment_problem<Storage, typename Memory::space> problem{
+        .scores = scores, .bounds = balanced_quotas(tokens, plan.experts), .mask = mask};
+    solve(policy, solver, problem, {.expert_of_token = plan.expert}, scratch);
     for_each_index(policy, 1, detail::note_events{plan.totals, nullptr, false});
 }
 

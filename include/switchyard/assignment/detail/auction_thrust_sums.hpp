@@ -1,0 +1,251 @@
+// The auction's first look at the scores and its certificate on a Thrust policy: one thread a row, and sums in the
+// fixed order of `fold`, in double.
+#pragma once
+
+#include <switchyard/assignment/detail/auction_scores.hpp>
+#include <switchyard/assignment/detail/auction_thrust_market.hpp>
+#include <switchyard/backend/thrust.hpp>
+#include <switchyard/core/config.hpp>
+#include <switchyard/core/matrix_view.hpp>
+#include <switchyard/core/workspace.hpp>
+
+#include <cstdint>
+#include <limits>
+
+namespace switchyard {
+inline namespace SWITCHYARD_TARGET {
+namespace detail {
+
+/// A value of the device's, read on the host. Waits for the policy's stream.
+template <class Exec, class Memory, class T>
+T read_from(const thrust_policy<Exec, Memory>& policy, const T* value) {
+    T copy;
+    Memory::copy_to_host(policy.exec, &copy, value, sizeof copy);
+    return copy;
+}
+
+struct count_row {
+    token_mask mask;
+    std::int64_t* count;
+
+    SWITCHYARD_HD void operator()(index_t t) const { count[t] = mask(t) ? 1 : 0; }
+};
+
+/// As count_tokens. Waits where there is a mask.
+template <class Exec, class Memory>
+index_t count_device_tokens(const thrust_policy<Exec, Memory>& policy, const token_mask& mask, index_t rows,
+                            basic_workspace<Memory>& scratch) {
+    if (mask.data == nullptr || rows == 0) return rows;
+    const auto scope = scratch.open();
+    auto* const count = scratch.template take<std::int64_t>(rows);
+    for_each_index(policy, rows, count_row{mask, count});
+    return read_from(policy, fold(policy, count, rows, index_t{1}, plus{}, scratch));
+}
+
+/// The range of the scores, and what makes them of no use.
+struct device_range {
+    double lowest = std::numeric_limits<double>::infinity();
+    double highest = -std::numeric_limits<double>::infinity();
+    index_t tokens = 0;
+    index_t allowed = 0;  ///< scores that are not forbidden
+    index_t bad = 0;      ///< tokens with a score that is none, or with all of them forbidden
+
+    SWITCHYARD_HD friend device_range operator+(const device_range& a, const device_range& b) {
+        return {a.lowest < b.lowest ? a.lowest : b.lowest, a.highest > b.highest ? a.highest : b.highest,
+                a.tokens + b.tokens, a.allowed + b.allowed, a.bad + b.bad};
+    }
+};
+
+template <class S, class Space>
+struct range_of_row {
+    device_scores<S, Space> scores;
+    token_mask mask;
+    device_range* found;
+
+    SWITCHYARD_HD void operator()(index_t t) const {
+        device_range here;
+        if (mask(t)) {
+            here.tokens = 1;
+            for (index_t e = 0; e < scores.scores.columns; ++e) look(scores(t, e), here);
+            if (here.allowed == 0) here.bad = 1;
+        }
+        found[t] = here;
+    }
+
+  private:
+    SWITCHYARD_HD static void look(double score, device_range& here) {
+        if (score == -std::numeric_limits<double>::infinity()) return;
+        if (!(score <= largest_score && score >= -largest_score)) {
+            here.bad = 1;
+            return;
+        }
+        here.allowed += 1;
+        here.lowest = score < here.lowest ? score : here.lowest;
+        here.highest = score > here.highest ? score : here.highest;
+    }
+};
+
+/// Sums about an origin, in a unit: see score_moments.
+struct device_moments {
+    double sum = 0;
+    double squares = 0;
+
+    SWITCHYARD_HD friend device_moments operator+(const device_moments& a, const device_moments& b) {
+        return {a.sum + b.sum, a.squares + b.squares};
+    }
+};
+
+template <class S, class Space>
+struct moments_of_row {
+    device_scores<S, Space> scores;
+    token_mask mask;
+    double origin;
+    double per_unit;
+    device_moments* found;
+
+    SWITCHYARD_HD void operator()(index_t t) const {
+        device_moments here;
+        for (index_t e = 0; mask(t) && e < scores.scores.columns; ++e) {
+            const double score = scores(t, e);
+            if (score == -std::numeric_limits<double>::infinity()) continue;
+            const double distance = (score - origin) * per_unit;
+            here.sum += distance;
+            here.squares += distance * distance;
+        }
+        found[t] = here;
+    }
+};
+
+/// What an auction must know of the scores (auction_scores.hpp). `bad` tokens: nothing else is found. Waits twice.
+template <class Exec, class Memory, class S>
+device_range look_at_device_scores(const thrust_policy<Exec, Memory>& policy,
+                                   const device_scores<S, typename Memory::space>& scores, const token_mask& mask,
+                                   auction_scores& facts, basic_workspace<Memory>& scratch) {
+    using space = typename Memory::space;
+    const auto scope = scratch.open();
+    const index_t rows = scores.scores.rows;
+    if (rows == 0) return {};
+    auto* const ranges = scratch.template take<device_range>(rows);
+    for_each_index(policy, rows, range_of_row<S, space>{scores, mask, ranges});
+    const device_range range = read_from(policy, fold(policy, ranges, rows, index_t{1}, plus{}, scratch));
+    if (range.bad > 0 || range.tokens == 0) return range;
+    facts.facts.range = {range.lowest, range.highest};
+    facts.forbidden = range.allowed < range.tokens * scores.scores.columns;
+    const double span = facts.span();
+    if (span > 0) {
+        const double unit = unit_near(span);
+        auto* const moments = scratch.template take<device_moments>(rows);
+        for_each_index(policy, rows, moments_of_row<S, space>{scores, mask, range.lowest, 1.0 / unit, moments});
+        const device_moments all = read_from(policy, fold(policy, moments, rows, index_t{1}, plus{}, scratch));
+        const score_moments sums{static_cast<double>(range.allowed), all.sum, all.squares};
+        facts.deviation = unit * sums.deviation();
+    }
+    return range;
+}
+
+/// The terms of a certificate (assignment.hpp).
+struct device_certificate {
+    double primal = 0;
+    double magnitude = 0;
+    double gap = 0;
+
+    SWITCHYARD_HD friend device_certificate operator+(const device_certificate& a, const device_certificate& b) {
+        return {a.primal + b.primal, a.magnitude + b.magnitude, a.gap + b.gap};
+    }
+};
+
+/// The prices for the certificate: counted from the water level or, where all places are taken, from the lowest price;
+/// an expert without places costs more than any token would pay. `price` keeps the infinity. One thread.
+struct count_prices {
+    device_market market;
+    double span;
+    double* certified;  ///< [E]
+
+    SWITCHYARD_HD void operator()(index_t) const {
+        double zero = market.state->water;
+        if (market.dummies == 0) {
+            zero = device_market::infinity;
+            for (index_t e = 0; e < market.experts; ++e) zero = market.price[e] < zero ? market.price[e] : zero;
+        }
+        const bool finite = zero > -device_market::infinity && zero < device_market::infinity;
+        double dearest = 0;
+        for (index_t e = 0; e < market.experts; ++e) {
+            if (finite) market.price[e] -= zero;
+            const double price = market.price[e];
+            dearest = price > dearest && price < device_market::infinity ? price : dearest;
+        }
+        for (index_t e = 0; e < market.experts; ++e) {
+            certified[e] = market.price[e] < device_market::infinity ? market.price[e] : dearest + span;
+        }
+    }
+};
+
+/// a - b - (c - d), each difference exact: what is left of it is rounded once.
+SWITCHYARD_HD inline double exact_difference(double a, double b, double c, double d) {
+    const double first = a - b;
+    const double second = c - d;
+    const double seen_first = a - first;
+    const double seen_second = c - second;
+    const double lost_first = (a - (first + seen_first)) + (seen_first - b);
+    const double lost_second = (c - (second + seen_second)) + (seen_second - d);
+    return (first - second) + (lost_first - lost_second);
+}
+
+/// A token's score, and by how much it would rather be elsewhere.
+template <class S, class Space>
+struct certify_row {
+    device_market market;
+    device_scores<S, Space> scores;
+    const double* price;
+    device_certificate* terms;
+
+    SWITCHYARD_HD void operator()(index_t t) const {
+        device_certificate here;
+        const std::int32_t own = market.expert[t];
+        if (own >= 0) {
+            const double score = scores(t, own);
+            here.primal = score;
+            here.magnitude = score < 0 ? -score : score;
+            for (index_t e = 0; e < market.experts; ++e) {
+                const double other = scores(t, e);
+                if (other == -device_market::infinity) continue;
+                const double ahead = exact_difference(other, price[e], score, price[own]);
+                here.gap = ahead > here.gap ? ahead : here.gap;
+            }
+        }
+        terms[t] = here;
+    }
+};
+
+/// What an expert's load at its price is short of.
+struct certify_expert {
+    device_market market;
+    const double* price;
+    device_certificate* terms;
+
+    SWITCHYARD_HD void operator()(index_t e) const {
+        const index_t bound = price[e] > 0 ? market.upper[e] : market.lower[e];
+        terms[e] = {0, 0, price[e] * static_cast<double>(bound - market.load[e])};
+    }
+};
+
+struct copy_prices {
+    const double* from;
+    double* to;
+
+    SWITCHYARD_HD void operator()(index_t e) const { to[e] = from[e]; }
+};
+
+/// Experts of the rows, for the caller.
+struct hand_out_experts {
+    device_market market;
+    std::int32_t* expert_of_token;
+
+    SWITCHYARD_HD void operator()(index_t t) const {
+        expert_of_token[t] = market.expert[t] >= 0 ? market.expert[t] : -1;
+    }
+};
+
+}  // namespace detail
+}  // namespace SWITCHYARD_TARGET
+}  // namespace switchyard
