@@ -39,7 +39,6 @@
 #include <switchyard/core/workspace.hpp>
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <concepts>
 #include <cstdint>
@@ -203,20 +202,17 @@ inline double regret(const double* row, index_t experts, index_t chosen, const d
     using P = pack<double, native_width<double>>;
     const P chosen_score = P::all(row[chosen]);
     const P chosen_price = P::all(prices[chosen]);
-    double most = 0;
+    P most = P::all(0.0);
     for (index_t e = 0; e < experts; e += P::width) {
         const index_t count = std::min<index_t>(P::width, experts - e);
         const P here = P::load_first(margins + e, count, -std::numeric_limits<double>::infinity());
-        // Neither experts that are clearly worse nor, what would make NaN, forbidden ones.
-        std::uint32_t near = at_least_bits(here, P::all(margin));
-        if (near == 0) continue;
-        const P ahead = difference_of_differences(P::load_first(row + e, count, 0.0),
-                                                  P::load_first(prices + e, count, 0.0), chosen_score, chosen_price);
-        double lanes[P::width];
-        ahead.store(lanes);
-        for (; near != 0; near &= near - 1) most = std::max(most, lanes[std::countr_zero(near)]);
+        if (at_least_bits(here, P::all(margin)) == 0) continue;
+        const P ahead =
+            difference_of_differences(P::load_first(row + e, count, -std::numeric_limits<double>::infinity()),
+                                      P::load_first(prices + e, count, 0.0), chosen_score, chosen_price);
+        most = max(ahead, most);  // NaN, which forbidden experts make, changes nothing
     }
-    return most;
+    return highest(most);
 }
 
 /// The same for a token with several experts: what its k best have over the `choices` it got. The best expert it has

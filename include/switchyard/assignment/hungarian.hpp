@@ -40,6 +40,8 @@
 #include <switchyard/assignment/detail/narrowing.hpp>
 #include <switchyard/assignment/detail/price_repair.hpp>
 #include <switchyard/assignment/detail/price_search.hpp>
+#include <switchyard/assignment/detail/price_start.hpp>
+#include <switchyard/assignment/detail/price_steps.hpp>
 
 #include <algorithm>
 #include <chrono>
@@ -254,7 +256,7 @@ void exact_assignment<Policy, S>::find_prices(price_search<S>& search, std::int3
     for (; stride > 1 && tokens_ / stride > smallest; stride /= solver_.sampling) {
         const double size = take(stride);
         // A sample's own loads are no surer than this.
-        const double noise = 0.1 * std::sqrt(size * static_cast<double>(experts_));
+        const double noise = 0.1 * std::sqrt(size * static_cast<double>(choices() * experts_));
         steps_ += search.refine(policy_, prices, {.enough = noise, .most_steps = 12}).steps;
     }
 }
@@ -268,7 +270,8 @@ bool exact_assignment<Policy, S>::solve_narrowed() {
     price_search<S> search(scores_, bounds_, tokens_, choices(), most_rows, scratch_);
     auto* const sample = scratch_.take<std::int32_t>(most_rows);
     double* const prices = graph_.prices();
-    const double few = std::min(static_cast<double>(tokens_ * choices()) / 100, 16.0 * static_cast<double>(experts_));
+    // So few too many that those torn because of them are few enough to be copied.
+    const double few = static_cast<double>(std::clamp((most_rows - 32 * experts_) / 12, experts_ / 2, 16 * experts_));
     bool searched = problem_.initial_prices == nullptr;
     if (searched) find_prices(search, sample);
     const auto wide_enough = [&](double band, const double* since) {
@@ -278,7 +281,7 @@ bool exact_assignment<Policy, S>::solve_narrowed() {
     for (int attempt = 0; attempt < 6; ++attempt, widened *= 4) {
         all.begin();
         search.take_all(rows_);
-        const auto refined = search.refine(policy_, prices, {.enough = few, .most_steps = searched ? 3 : 1});
+        const auto refined = search.refine(policy_, prices, {.enough = few, .most_steps = searched ? 4 : 1});
         passes_ += refined.looks;
         steps_ += refined.steps;
         if (search.suspect() >= 0) return false;
@@ -301,7 +304,7 @@ bool exact_assignment<Policy, S>::solve_narrowed() {
             search.take_candidates(policy_, all.candidates(), all.candidate_count(), all.fixed_loads());
             steps_ += search
                           .refine(policy_, prices,
-                                  {.room = 0.7 * band, .enough = static_cast<double>(experts_) / 2, .most_steps = 8})
+                                  {.room = 0.7 * band, .enough = static_cast<double>(experts_), .most_steps = 8})
                           .steps;
             excess = search.excess(prices);
             narrower_band = narrow_to(24);

@@ -95,6 +95,8 @@ struct pack<S, 1> {
     SWITCHYARD_HD friend pack min(pack a, pack b) { return {a.v < b.v ? a.v : b.v}; }
     /// a with b in place of every x.
     SWITCHYARD_HD friend pack replaced(pack a, pack x, pack b) { return {a.v == x.v ? b.v : a.v}; }
+    /// x where a >= b, else y.
+    SWITCHYARD_HD friend pack at_least_or(pack a, pack b, pack x, pack y) { return {a.v >= b.v ? x.v : y.v}; }
     /// a * b + c, fused where the target has the instruction.
     SWITCHYARD_HD friend pack multiply_add(pack a, pack b, pack c) {
 #if defined(__FMA__) || defined(__CUDA_ARCH__)
@@ -235,6 +237,8 @@ struct pack {
     friend pack min(pack a, pack b) { return {a.v < b.v ? a.v : b.v}; }
     /// a with b in place of every x.
     friend pack replaced(pack a, pack x, pack b) { return {a.v == x.v ? b.v : a.v}; }
+    /// x where a >= b, else y.
+    friend pack at_least_or(pack a, pack b, pack x, pack y) { return {a.v >= b.v ? x.v : y.v}; }
     /// a * b + c, fused where the target has the instruction.
     friend pack multiply_add(pack a, pack b, pack c) {
 #if SWITCHYARD_DETAIL_AVX512

@@ -163,32 +163,54 @@ token_wish<C> wish_of(const C* row, const rounded_prices<C>& prices, index_t exp
     return wish;
 }
 
-/// The k best experts, best first, into `chosen`. `margins` is scratch for E numbers.
-template <class C>
+/// Where the largest of `count` numbers is, the first of equal ones; they lie at a multiple of W, -inf up to the next.
+template <int W, class C>
+index_t place_of_largest(const C* numbers, index_t count) {
+    using P = pack<C, W>;
+    P largest = P::load(numbers);
+    for (index_t i = W; i < count; i += W) largest = max(largest, P::load(numbers + i));
+    const P all_largest = P::all(highest(largest));
+    for (index_t first = 0; first < count; first += 64) {
+        std::uint64_t bits = 0;
+        for (index_t i = 0; i < 64 && first + i < count; i += W) {
+            bits |= std::uint64_t{equal_bits(P::load(numbers + first + i), all_largest)} << i;
+        }
+        if (bits != 0) return first + std::countr_zero(bits);
+    }
+    return 0;
+}
+
+/// The k best experts, best first, into `chosen`. `margins` is scratch for E numbers, rounded up to a multiple of W.
+template <int W, class C>
 token_wish<C> wish_of(const C* row, const rounded_prices<C>& prices, index_t experts, index_t choices,
                       std::int32_t* chosen, C* margins) {
+    using P = pack<C, W>;
     constexpr C infinity = std::numeric_limits<C>::infinity();
-    const C reference = reference_of(row);
-    token_wish<C> wish{C(0), infinity, -1, -1, true};
-    for (index_t e = 0; e < experts; ++e) {
-        const bool usable = row[e] == -infinity || std::abs(row[e]) <= largest_usable<C>();
-        wish.usable = wish.usable && usable;
-        margins[e] = usable ? (row[e] - reference) - prices.price[e] : -infinity;
+    constexpr auto all_bits = static_cast<std::uint32_t>((std::uint64_t{1} << W) - 1);
+    const P reference = P::all(reference_of(row));
+    const P limit = P::all(largest_usable<C>());
+    const P lowest = P::all(-infinity);
+    std::uint32_t usable = all_bits;
+    for (index_t e = 0; e < experts; e += W) {
+        const bool is_whole = e + W <= experts;
+        const P score = is_whole ? P::load(row + e) : P::load_first(row + e, experts - e, -infinity);
+        const P price = is_whole ? P::load(prices.price + e) : P::load_first(prices.price + e, experts - e, C(0));
+        usable &= at_least_bits(limit, score) &
+                  (at_least_bits(score, P::all(-largest_usable<C>())) | equal_bits(score, lowest));
+        ((score - reference) - price).store(margins + e);
     }
-    for (index_t c = 0; c <= choices; ++c) {
-        const C* const best = std::max_element(margins, margins + experts);
-        const auto e = static_cast<std::int32_t>(best - margins);
-        if (*best == -infinity) {
-            wish.usable = wish.usable && c == choices;
-            break;
-        }
-        if (c < choices) {
-            chosen[c] = e;
-            wish.expert = e;
-            wish.value = *best;
+    token_wish<C> wish{C(0), infinity, -1, -1, usable == all_bits};
+    for (index_t c = 0; c <= choices && wish.usable; ++c) {
+        const index_t e = place_of_largest<W>(margins, experts);
+        if (c < choices && margins[e] > -infinity) {
+            chosen[c] = static_cast<std::int32_t>(e);
+            wish.expert = chosen[c];
+            wish.value = margins[e];
+        } else if (c < choices) {
+            wish.usable = false;
         } else {
-            wish.next = e;
-            wish.margin = safe_margin(wish.value, *best, prices.largest);
+            wish.next = margins[e] > -infinity ? static_cast<std::int32_t>(e) : -1;
+            wish.margin = safe_margin(wish.value, margins[e], prices.largest);
         }
         margins[e] = -infinity;
     }

@@ -105,7 +105,7 @@ class price_search {
           load_(scratch.take<index_t>(experts_)),
           blocks_(scratch.take<block_sums>(block_count(tokens))),
           block_load_(scratch.take<std::int32_t>(block_count(tokens) * experts_)),
-          block_row_(scratch.take<compute>(block_count(tokens) * 2 * experts_)),
+          block_row_(scratch.take<compute>((2 * block_count(tokens) + 1) * row_room())),
           step_(scratch.take<double>(experts_)),
           from_(scratch.take<double>(experts_)),
           origin_(scratch.take<double>(experts_)),
@@ -115,7 +115,7 @@ class price_search {
           degree_(scratch.take<double>(experts_)),
           pairs_(scratch.take<torn_pair>(experts_ <= most_tabled ? experts_ * experts_ / 2 : tokens)),
           table_(scratch.take<std::int32_t>(experts_ <= most_tabled ? experts_ * experts_ : 0)),
-          bids_(scratch.take<bid>(most_rows * choices + experts_)),
+          bids_(scratch.take<bid>(most_rows + experts_)),
           first_bid_(scratch.take<index_t>(experts_ + 1)),
           bid_count_(scratch.take<index_t>(experts_)),
           open_(scratch.take<std::int32_t>(most_rows)) {}
@@ -173,12 +173,19 @@ class price_search {
         }
     };
 
+    /// How good prices are for the set.
+    struct outcome {
+        double value = 0;   ///< the part of D that depends on the prices
+        double excess = 0;  ///< places beyond the goals
+    };
     /// What a look at a block of rows adds up.
     struct block_sums {
         double value;
         index_t suspect;
     };
 
+    /// Numbers that scratch for a row takes.
+    index_t row_room() const { return (experts_ + width - 1) / width * width; }
     /// Row i of the set; `scratch` is for one that does not lie ready.
     const compute* row(index_t i, compute* scratch) const {
         return copied_ ? values_ + i * experts_ : source_.row(set_[i], scratch);
@@ -199,6 +206,11 @@ class price_search {
     rounded_prices<compute> rounded(const double* price) { return round_prices(price, experts_, rounded_); }
     void look_at_block(index_t b, index_t first, index_t last, const rounded_prices<compute>& prices);
     void share_out_tied(const rounded_prices<compute>& prices);
+    template <class Policy>
+    outcome try_prices(const Policy& policy, double* price);
+    void move(double part, double furthest, double* price) const;
+    template <class Policy>
+    bool search_line(const Policy& policy, double furthest, double room, double* price, outcome& now, index_t& looks);
     double step_band(index_t torn) const;
     index_t torn_pairs(double band);
     void solve_step(const double* price, index_t pair_count);
@@ -213,6 +225,7 @@ class price_search {
     const std::int32_t* set_ = nullptr;  // [count]: the rows in the set
     index_t count_ = 0;
     index_t suspect_ = -1;
+    double part_ = 1;       // of a Newton step, to try first
     compute* values_;       // [count, E], if copied
     compute* margin_;       // [count]
     std::int32_t* expert_;  // [count, k]
@@ -223,7 +236,7 @@ class price_search {
     index_t* load_;             // [E]: of all
     block_sums* blocks_;        // [blocks]
     std::int32_t* block_load_;  // [blocks, E]
-    compute* block_row_;        // [blocks, 2, E] scratch
+    compute* block_row_;        // [blocks, 2, E rounded up] scratch
     double* step_;              // [E]
     double* from_;              // [E]: prices before a step
     double* origin_;            // [E]: prices before all steps
@@ -260,104 +273,18 @@ void price_search<S>::set_goals(double share) {
     }
 }
 
-/// Standard deviation of a token's scores, over the set.
-template <class S>
-double price_search<S>::spread() const {
-    double sum = 0;
-    index_t counted = 0;
-    for (index_t i = 0; i < count_; ++i) {
-        const compute* const scores = row(i, block_row_);
-        const double reference = static_cast<double>(reference_of(scores));
-        double row_sum = 0;
-        double row_squares = 0;
-        index_t row_count = 0;
-        for (index_t e = 0; e < experts_; ++e) {
-            if (!(std::abs(scores[e]) <= largest_usable<compute>())) continue;
-            const double d = static_cast<double>(scores[e]) - reference;
-            row_sum += d;
-            row_squares += d * d;
-            row_count += 1;
-        }
-        if (row_count == 0) continue;
-        sum += row_squares - row_sum * row_sum / static_cast<double>(row_count);
-        counted += row_count;
-    }
-    return counted > 0 && sum > 0 && std::isfinite(sum) ? std::sqrt(sum / static_cast<double>(counted)) : 0.0;
-}
-
-// ---- start ----
-
-/// One row bids for its best expert as much as makes it as good as the next one, and `step` more.
-template <class S>
-void price_search<S>::bid_once(std::int32_t i, compute step, const rounded_prices<compute>& prices,
-                               index_t& open_count) {
-    const auto wish = wish_of<width, false>(row(i, block_row_), prices, experts_);
-    if (!wish.usable) return;
-    const index_t e = wish.expert;
-    const compute ahead = std::max(compute(0), std::min(wish.margin, 1000 * step));
-    const index_t room = first_bid_[e + 1] - first_bid_[e];
-    bid* const heap = bids_ + first_bid_[e];
-    index_t& held = bid_count_[e];
-    if (room == 0) {
-        rounded_[e] += ahead + step;
-        open_[open_count++] = i;
-        return;
-    }
-    if (held == room) {
-        std::pop_heap(heap, heap + held);
-        open_[open_count++] = heap[--held].row;
-    }
-    heap[held++] = {rounded_[e] + ahead + step, i};
-    std::push_heap(heap, heap + held);
-    if (held == room) rounded_[e] = std::max(rounded_[e], heap[0].level);
-}
-
-/// Prices from nothing, by a coarse auction.
-template <class S>
-void price_search<S>::start(double* price) {
-    const double unit = spread();
-    if (unit == 0) return;
-    // Places in all: no fewer than there are rows, shared out as the goals say.
-    first_bid_[0] = 0;
-    double passed = 0;
-    for (index_t e = 0; e < experts_; ++e) {
-        passed += goals_.upper[e];
-        first_bid_[e + 1] = std::min<index_t>(count_ * choices_ + experts_, static_cast<index_t>(std::ceil(passed)));
-    }
-    auto prices = rounded(price);
-    const double last = first_bid_[experts_] > count_ + experts_ ? 0.0 : 1.0;  // any room to spare?
-    for (const double part : {0.25, 0.06, 0.015}) {
-        std::fill_n(bid_count_, experts_, index_t{0});
-        index_t open_count = 0;
-        for (index_t i = count_ - 1; i >= 0; --i) open_[open_count++] = static_cast<std::int32_t>(i);
-        for (index_t bids = 64 * count_; open_count > 0 && bids > 0; --bids) {
-            bid_once(open_[--open_count], static_cast<compute>(part * unit), prices, open_count);
-        }
-        if (last == 0.0) {
-            for (index_t e = 0; e < experts_; ++e) {
-                if (bid_count_[e] < first_bid_[e + 1] - first_bid_[e]) rounded_[e] = 0;
-            }
-        }
-    }
-    for (index_t e = 0; e < experts_; ++e) {
-        if (std::isfinite(price[e])) price[e] = std::isfinite(rounded_[e]) ? static_cast<double>(rounded_[e]) : 0.0;
-    }
-}
-
-// ---- refine ----
-
 /// Rows first .. last of block b.
 template <class S>
 void price_search<S>::look_at_block(index_t b, index_t first, index_t last, const rounded_prices<compute>& prices) {
     std::int32_t* const loads = block_load_ + b * experts_;
-    compute* const copy = block_row_ + 2 * b * experts_;
+    compute* const copy = block_row_ + 2 * b * row_room();
     std::fill_n(loads, experts_, 0);
     block_sums sums{0, -1};
     for (index_t i = first; i < last; ++i) {
         std::int32_t* const chosen = expert_ + i * choices_;
         const compute* const scores = row(i, copy);
         const auto wish = choices_ == 1 ? wish_of<width, true>(scores, prices, experts_)
-                                        : wish_of(scores, prices, experts_, choices_, chosen, copy + experts_);
+                                        : wish_of<width>(scores, prices, experts_, choices_, chosen, copy + row_room());
         next_[i] = wish.next;
         margin_[i] = wish.margin;
         if (!wish.usable) {
@@ -406,23 +333,30 @@ double price_search<S>::look(const Policy& policy, const double* price) {
 /// Rows that several experts suit equally count where most room is.
 template <class S>
 void price_search<S>::share_out_tied(const rounded_prices<compute>& prices) {
+    using P = pack<compute, width>;
+    constexpr compute infinity = std::numeric_limits<compute>::infinity();
+    compute* const rooms = block_row_ + row_room();
+    compute* const tied_rooms = rooms + row_room();
+    const auto room = [&](index_t e) { return static_cast<compute>(goals_.upper[e] - static_cast<double>(load_[e])); };
+    for (index_t e = 0; e < row_room(); ++e) rooms[e] = e < experts_ ? room(e) : -infinity;
     for (index_t i = 0; i < count_; ++i) {
         if (expert_[i] < 0 || margin_[i] > 0) continue;
         const compute* const scores = row(i, block_row_);
         const compute reference = reference_of(scores);
-        const auto d = [&](index_t e) { return (scores[e] - reference) - prices.price[e]; };
-        const compute best = d(expert_[i]);
-        const compute slack = safe_margin(best, best, prices.largest);  // none, less rounding: negative
-        double most_room = -std::numeric_limits<double>::infinity();
-        for (index_t e = 0; e < experts_; ++e) {
-            if (d(e) < best + slack) continue;
-            const double room = goals_.upper[e] - static_cast<double>(load_[e]);
-            if (room > most_room) {
-                most_room = room;
-                expert_[i] = static_cast<std::int32_t>(e);
-            }
+        const compute best = (scores[expert_[i]] - reference) - prices.price[expert_[i]];
+        // As good as the best, or nearly: safe_margin of nothing is what rounding makes, negative.
+        const P enough = P::all(best + safe_margin(best, best, prices.largest));
+        for (index_t e = 0; e < experts_; e += width) {
+            const index_t n = experts_ - e;
+            const P score = n >= width ? P::load(scores + e) : P::load_first(scores + e, n, -infinity);
+            const P price = n >= width ? P::load(prices.price + e) : P::load_first(prices.price + e, n, compute(0));
+            at_least_or((score - P::all(reference)) - price, enough, P::load(rooms + e), P::all(-infinity))
+                .store(tied_rooms + e);
         }
-        load_[expert_[i]] += 1;
+        const index_t roomiest = place_of_largest<width>(tied_rooms, experts_);
+        expert_[i] = static_cast<std::int32_t>(roomiest);
+        load_[roomiest] += 1;
+        rooms[roomiest] = room(roomiest);
     }
 }
 
@@ -450,142 +384,6 @@ double price_search<S>::band_for(index_t wanted) const {
     std::uint32_t bin = 0;
     for (index_t below = counts[0]; bin < last_finite && below < wanted; below += counts[bin]) ++bin;
     return static_cast<double>(std::bit_cast<float>((bin + 1) << 20));
-}
-
-/// The band to count torn rows in, 0 if nobody is torn.
-template <class S>
-double price_search<S>::step_band(index_t torn) const {
-    index_t tied = 0;
-    for (index_t i = 0; i < count_; ++i) tied += margin_[i] > 0 ? 0 : 1;
-    const double band = tied < count_ ? band_for(std::min(count_, tied + torn)) : 0.0;
-    return std::isfinite(band) ? band : 0.0;
-}
-
-/// Between which experts rows with margins below `band` are torn, and how many a unit of price would move.
-template <class S>
-index_t price_search<S>::torn_pairs(double band) {
-    index_t count = 0;
-    const bool tabled = experts_ <= most_tabled;
-    const double weight = 1 / (2 * band);
-    if (tabled) std::fill_n(table_, experts_ * experts_, 0);
-    for (index_t i = 0; i < count_; ++i) {
-        const std::int32_t last = expert_[i * choices_ + choices_ - 1];
-        if (last < 0 || next_[i] < 0 || last == next_[i] || !(static_cast<double>(margin_[i]) < band)) continue;
-        const auto [low, high] = std::minmax(last, next_[i]);
-        if (tabled) {
-            table_[low * experts_ + high] += 1;
-        } else {
-            pairs_[count++] = {low, high, weight};
-        }
-    }
-    if (!tabled) return count;
-    for (std::int32_t low = 0; low < experts_; ++low) {
-        for (std::int32_t high = low + 1; high < experts_; ++high) {
-            const std::int32_t torn = table_[low * experts_ + high];
-            if (torn > 0) pairs_[count++] = {low, high, weight * torn};
-        }
-    }
-    return count;
-}
-
-/// step_: L step = load - goal, by conjugate gradients; 0 where a price of 0 is right as it is.
-template <class S>
-void price_search<S>::solve_step(const double* price, index_t pair_count) {
-    std::fill_n(degree_, experts_, 0.0);
-    for (index_t i = 0; i < pair_count; ++i) {
-        degree_[pairs_[i].first] += pairs_[i].weight;
-        degree_[pairs_[i].second] += pairs_[i].weight;
-    }
-    double degrees = 0;
-    for (index_t e = 0; e < experts_; ++e) degrees += degree_[e];
-    const double ridge = 1e-3 * degrees / static_cast<double>(experts_) + std::numeric_limits<double>::min();
-    const auto held = [&](index_t e) {
-        const auto load = static_cast<double>(load_[e]);
-        return !goals_.tied(e) && price[e] == 0 && load == goals_.at(e, 0.0, load);
-    };
-    double energy = 0;  // residual . residual / degree
-    for (index_t e = 0; e < experts_; ++e) {
-        degree_[e] += ridge;
-        step_[e] = 0;
-        const auto load = static_cast<double>(load_[e]);
-        residual_[e] = held(e) ? 0.0 : load - goals_.at(e, price[e], load);
-        direction_[e] = residual_[e] / degree_[e];
-        energy += residual_[e] * direction_[e];
-    }
-    const double enough = 1e-6 * energy;
-    for (index_t round = 0; round < 2 * experts_ && round < 200 && energy > enough; ++round) {
-        for (index_t e = 0; e < experts_; ++e) product_[e] = degree_[e] * direction_[e];
-        for (index_t i = 0; i < pair_count; ++i) {
-            const auto& pair = pairs_[i];
-            product_[pair.first] -= pair.weight * direction_[pair.second];
-            product_[pair.second] -= pair.weight * direction_[pair.first];
-        }
-        double curvature = 0;
-        for (index_t e = 0; e < experts_; ++e) {
-            if (held(e)) product_[e] = 0;
-            curvature += direction_[e] * product_[e];
-        }
-        if (!(curvature > 0)) break;
-        const double length = energy / curvature;
-        double next_energy = 0;
-        for (index_t e = 0; e < experts_; ++e) {
-            step_[e] += length * direction_[e];
-            residual_[e] -= length * product_[e];
-            next_energy += residual_[e] * residual_[e] / degree_[e];
-        }
-        const double carry = next_energy / energy;
-        energy = next_energy;
-        for (index_t e = 0; e < experts_; ++e) direction_[e] = residual_[e] / degree_[e] + carry * direction_[e];
-    }
-}
-
-/// Moves the prices until few enough places are taken beyond the goals, or no step helps. The last look of the set is
-/// one at the prices that it leaves, which are rounded to the compute type.
-template <class S>
-template <class Policy>
-refined price_search<S>::refine(const Policy& policy, double* price, const refinement& wanted) {
-    const auto look_here = [&] {
-        const double value = look(policy, price);
-        for (index_t e = 0; e < experts_; ++e) price[e] = static_cast<double>(rounded_[e]);
-        return value;
-    };
-    std::copy_n(price, experts_, origin_);
-    refined made;
-    double value = look_here();
-    made.looks = 1;
-    double too_many = excess(price);
-    for (int s = 0; s < wanted.most_steps && too_many > wanted.enough; ++s) {
-        const double band = step_band(static_cast<index_t>(4 * too_many) + experts_);
-        if (!(band > 0)) break;
-        solve_step(price, torn_pairs(band));
-        std::copy_n(price, experts_, from_);
-        bool helped = false;
-        double part = 1;
-        for (int halving = 0; halving < 4 && !helped; ++halving, part /= 2) {
-            for (index_t e = 0; e < experts_; ++e) {
-                const double moved = from_[e] + part * std::clamp(step_[e], -3 * band, 3 * band);
-                const bool crosses = !goals_.tied(e) && from_[e] * moved < 0;
-                price[e] = crosses ? 0.0 : moved;
-            }
-            if (price_drift(origin_, price, experts_) > wanted.room) continue;
-            const double next_value = look_here();
-            const double next_excess = excess(price);
-            made.looks += 1;
-            helped = next_excess < 0.95 * too_many || (next_value < value && next_excess < 1.5 * too_many);
-            if (helped) {
-                value = next_value;
-                too_many = next_excess;
-                made.steps += 1;
-            }
-        }
-        if (!helped) {
-            std::copy_n(from_, experts_, price);
-            look_here();
-            made.looks += 1;
-            break;
-        }
-    }
-    return made;
 }
 
 }  // namespace detail
