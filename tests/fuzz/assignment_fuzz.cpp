@@ -115,6 +115,7 @@ void certify_token(const problem& given, const answer& found, index_t t, certifi
         require(chosen[j] >= 0 && chosen[j] < given.experts, "a token has an expert");
         require(std::count(chosen, chosen + given.choices, chosen[j]) == 1, "a token's experts are different");
         require(gain(given, t, chosen[j]) > -infinity, "no token is at a forbidden expert");
+        require(j == 0 || gain(given, t, chosen[j]) <= gain(given, t, chosen[j - 1]), "a token's best expert is first");
         made.score += gain(given, t, chosen[j]);
         made.gap += margins[static_cast<std::size_t>(j)] - (gain(given, t, chosen[j]) - price(chosen[j]));
     }
