@@ -1,0 +1,208 @@
+#include "options.hpp"
+
+#include <CLI/CLI.hpp>
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <iostream>
+#include <thread>
+#include <type_traits>
+
+namespace study {
+namespace {
+
+constexpr const char* about =
+    "Trains a small language model over bytes, with every router of the switchyard library and a dense\n"
+    "model of equal work a token, and compares them.";
+
+constexpr const char* more =
+    "Written to DIR:\n"
+    "  results.csv    one line an evaluation of a run: step, seconds, losses, loads\n"
+    "  results.json   everything, the options included\n"
+    "  scores/*.npy   float32 [tokens, experts], what each trained router gives the held-out text\n"
+    "  report.html    the same as pictures\n"
+    "Ctrl-C ends the training and writes what there is.\n"
+    "\n"
+    "Examples:\n"
+    "  train_language_model\n"
+    "  train_language_model --router dense,switch,base --seeds 5 --text my.txt --out my-results\n"
+    "  train_language_model --router switch --precision float32,bfloat16,pure_bfloat16 --seeds 5\n"
+    "\n"
+    "Exit status: 0 done; 2 bad input, with one line on stderr; 130 interrupted, with what there is written.";
+
+template <class Number>
+Number number_in(const std::string& option, const std::string& text) {
+    Number number{};
+    const char* const end = text.data() + text.size();
+    const auto [stop, problem] = std::from_chars(text.data(), end, number);
+    sy::require(problem == std::errc{} && stop == end, option, " '", text, "' is not a ",
+                std::is_floating_point_v<Number> ? "number" : "whole number that fits");
+    return number;
+}
+
+template <class Number>
+Number number_in(const std::string& option, const std::string& text, Number least, Number most) {
+    const auto number = number_in<Number>(option, text);
+    sy::require(number >= least && number <= most, option, " ", text, " must lie in ", least, "..", most);
+    return number;
+}
+
+/// The values that a list of names, separated by commas, stands for.
+template <class Value, std::size_t N>
+std::vector<Value> values_in(const std::string& option, const named<Value> (&table)[N], const std::string& text) {
+    std::vector<Value> values;
+    for (std::size_t begin = 0; begin <= text.size();) {
+        const std::size_t end = std::min(text.find(',', begin), text.size());
+        const std::string name = text.substr(begin, end - begin);
+        std::string known;
+        const named<Value>* found = nullptr;
+        for (const auto& entry : table) {
+            found = name == entry.name ? &entry : found;
+            known += (known.empty() ? "" : ", ") + std::string(entry.name);
+        }
+        sy::require(found != nullptr, option, " '", name, "' is unknown; it is one of ", known);
+        sy::require(std::find(values.begin(), values.end(), found->value) == values.end(), option, " '", text,
+                    "' names ", name, " twice");
+        values.push_back(found->value);
+        begin = end + 1;
+    }
+    return values;
+}
+
+class grammar {
+  public:
+    explicit grammar(options& asked) : asked_(asked) {
+        const auto& v = sy::version;
+        app_.set_help_flag("-h,--help", "Print this and exit");
+        app_.set_version_flag("--version", "train_language_model " + std::to_string(v.major) + "." +
+                                               std::to_string(v.minor) + "." + std::to_string(v.patch));
+        app_.footer(more);
+        app_.get_formatter()->column_width(34);
+        add_what();
+        add_model();
+        add_training();
+        add_execution();
+    }
+
+    bool parse(int argc, const char* const* argv) {
+        try {
+            app_.parse(argc, argv);
+        } catch (const CLI::Success& answered) {
+            app_.exit(answered, std::cout, std::cerr);
+            return false;
+        } catch (const CLI::ParseError& problem) {
+            sy::fail(problem.what(), " (--help lists the options)");
+        }
+        return true;
+    }
+
+  private:
+    template <class Read>
+    CLI::Option* add(const std::string& name, const char* type, const std::string& what, const Read& read) {
+        return app_
+            .add_option_function<std::string>(
+                name, [name, read](const std::string& text) { read(name, text); }, what)
+            ->type_name(type)
+            ->group(group_);
+    }
+    template <class Number>
+    void add_number(const char* name, const char* type, const std::string& what, Number& value, Number least,
+                    Number most) {
+        add(name, type, what, [&value, least, most](const std::string& option, const std::string& text) {
+            value = number_in<Number>(option, text, least, most);
+        });
+    }
+
+    void add_what() {
+        group_ = "What is compared";
+        add("--router", "R[,R...]", "dense, switch_unbalanced, switch, switch_jitter, top_2, base (all)",
+            [this](const std::string& name, const std::string& text) {
+                asked_.contenders = values_in(name, contenders_by_name, text);
+            });
+        add("--precision", "P[,P...]",
+            "Of activations: float32, bfloat16 with routing in float32, pure_bfloat16 with the router in bfloat16, "
+            "too (float32)",
+            [this](const std::string& name, const std::string& text) {
+                asked_.precisions = values_in(name, precisions_by_name, text);
+            });
+        app_.add_option("--text", asked_.text, "Files and folders to learn from (the Eigen headers)")
+            ->type_name("FILE...")
+            ->group(group_);
+        add("--out", "DIR", "Folder for the results, made if need be (study-results)",
+            [this](const std::string& name, const std::string& text) {
+                sy::require(!text.empty(), name, " '' is no folder");
+                asked_.out = text;
+            });
+    }
+
+    void add_model() {
+        group_ = "The model";
+        add_number<index_t>("--experts", "N", "Experts a layer (16)", asked_.experts, 2, 1024);
+        add_number<index_t>("--hidden", "N",
+                            "Hidden width of an expert, and of the dense model; top_2's have half (256)", asked_.hidden,
+                            2, 65536);
+        add_number<index_t>("--width", "N", "Numbers a token (64)", asked_.width, 1, 4096);
+        add_number<index_t>("--layers", "N", "Layers of experts (1)", asked_.layers, 1, 64);
+        add_number<index_t>("--context", "N", "Bytes the next one is told from (16)", asked_.context, 1, 512);
+    }
+
+    void add_training() {
+        group_ = "Training";
+        add_number<index_t>("--steps", "N", "Steps of a run (2000)", asked_.steps, 1, 100'000'000);
+        add_number<index_t>("--tokens", "N", "Tokens a step (1024)", asked_.tokens, 1, 1 << 20);
+        add_number("--rate", "X", "Adam's learning rate, after a hundred steps of warming up (0.006)", asked_.rate, 0.0,
+                   10.0);
+        add_number("--capacity-factor", "F", "Rows an expert = F k T / E, in training (1.25)", asked_.capacity_factor,
+                   0.0, 1e6);
+        add_number("--balance-weight", "W", "Of the balance loss of switch, switch_jitter and top_2 (0.02)",
+                   asked_.balance_weight, 0.0, 1e6);
+        add_number("--jitter", "X", "Of switch_jitter: the router's input times U[1-X, 1+X) (0.01)", asked_.jitter, 0.0,
+                   0.999);
+        add("--seed", "N", "Of the first run of each router (1)",
+            [this](const std::string& name, const std::string& text) {
+                asked_.seed = number_in<std::uint64_t>(name, text);
+            });
+        add_number<index_t>("--seeds", "N", "Runs of each router, with seeds that follow (1)", asked_.seeds, 1, 10'000);
+    }
+
+    void add_execution() {
+        group_ = "How it runs";
+        add_number("--threads", "N", "One a core unless given; results do not depend on it", asked_.threads, 1, 1024);
+        app_.add_flag("!--no-report", asked_.report, "Make no report.html")->group(group_);
+    }
+
+    options& asked_;
+    CLI::App app_{about, "train_language_model"};
+    std::string group_;
+};
+
+}  // namespace
+
+std::optional<options> parse_options(int argc, const char* const* argv) {
+    options asked;
+    grammar line(asked);
+    if (!line.parse(argc, argv)) {
+        return std::nullopt;
+    }
+    if (asked.contenders.empty()) {
+        for (const auto& entry : contenders_by_name) {
+            asked.contenders.push_back(entry.value);
+        }
+    }
+    if (asked.precisions.empty()) {
+        asked.precisions.push_back(precision::float32);
+    }
+    if (asked.threads == 0) {
+        asked.threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+    }
+    sy::require(asked.tokens >= asked.experts, "--tokens ", asked.tokens, " must be at least --experts ",
+                asked.experts);
+    const double numbers = 12.0 * static_cast<double>(asked.layers) * static_cast<double>(asked.experts) *
+                           static_cast<double>(asked.hidden) * static_cast<double>(asked.width);
+    sy::require(numbers <= 4e9, "--layers ", asked.layers, " of --experts ", asked.experts, ", --hidden ", asked.hidden,
+                " and --width ", asked.width, " are too large: over a thousand million numbers to learn");
+    return asked;
+}
+
+}  // namespace study

@@ -1,0 +1,74 @@
+// What the command line asks for, checked as far as it can be without the text.
+#pragma once
+
+#include <switchyard/switchyard.hpp>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace study {
+
+namespace sy = switchyard;
+using sy::index_t;
+
+enum class contender { dense, switch_unbalanced, switch_balanced, switch_jitter, top_2, base };
+enum class precision { float32, bfloat16, pure_bfloat16 };
+
+/// A value and what it is called, on the command line and in the results.
+template <class Value>
+struct named {
+    const char* name;
+    Value value;
+};
+
+inline constexpr named<contender> contenders_by_name[] = {{"dense", contender::dense},
+                                                          {"switch_unbalanced", contender::switch_unbalanced},
+                                                          {"switch", contender::switch_balanced},
+                                                          {"switch_jitter", contender::switch_jitter},
+                                                          {"top_2", contender::top_2},
+                                                          {"base", contender::base}};
+inline constexpr named<precision> precisions_by_name[] = {
+    {"float32", precision::float32}, {"bfloat16", precision::bfloat16}, {"pure_bfloat16", precision::pure_bfloat16}};
+
+template <class Value, std::size_t N>
+const char* name_of(const named<Value> (&table)[N], Value value) {
+    for (const auto& entry : table) {
+        if (entry.value == value) {
+            return entry.name;
+        }
+    }
+    return "";
+}
+
+struct options {
+    std::vector<std::string> text;  ///< files and folders
+    std::string out = "study-results";
+    std::vector<contender> contenders;  ///< in the order given, each once
+    std::vector<precision> precisions;
+
+    index_t experts = 16;
+    index_t hidden = 256;  ///< of the dense model and of each expert; top_2's have half
+    index_t width = 64;
+    index_t layers = 1;
+    index_t context = 16;
+
+    index_t steps = 2000;
+    index_t tokens = 1024;  ///< a step
+    double rate = 6e-3;
+    double capacity_factor = 1.25;
+    double balance_weight = 2e-2;
+    double jitter = 1e-2;
+
+    std::uint64_t seed = 1;  ///< the first
+    index_t seeds = 1;
+    int threads = 0;  ///< 0: one a core
+    bool report = true;
+};
+
+/// Reads the command line. Nothing is returned where it asked for help or the version, which are then printed; anything
+/// wrong throws switchyard::error with a sentence.
+std::optional<options> parse_options(int argc, const char* const* argv);
+
+}  // namespace study

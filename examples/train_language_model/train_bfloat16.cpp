@@ -1,0 +1,8 @@
+#include "train_run.hpp"
+
+namespace study {
+
+template run_record train<Eigen::bfloat16>(const options&, const run_settings&, const corpus&, thread_team&,
+                                           const watcher&);
+
+}  // namespace study
