@@ -325,3 +325,14 @@ TEST_CASE("auction: forbidden pairs that confine tokens to few experts end, what
     CHECK(found.result.converged);
     for (index_t t = 0; t < tokens; ++t) CHECK(found.experts[static_cast<std::size_t>(t)] == t % experts);
 }
+
+TEST_CASE("auction: a score near the end of float's range is not mistaken for a forbidden one") {
+    const double lowest = -3.3999999521443642e+38;
+    instance problem{reference::matrix(8, 2), {0, 0}, {6, 6}, {}};
+    for (index_t t = 0; t < 8; ++t) {
+        problem.scores(t, 0) = t < 4 ? 8 : t < 6 ? 0 : -infinity;
+        problem.scores(t, 1) = t < 4 ? 12 : t < 6 ? 0 : lowest;
+    }
+    const solution found = solve_as<float>(sy::auction{}, problem);
+    CHECK(is_valid(problem, found));
+}

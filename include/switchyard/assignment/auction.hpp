@@ -52,7 +52,7 @@ struct auction {
     /// `hungarian`.
     double gap_per_token = 0.0005;
     /// Stops after so many rounds, all phases together; 0: never. The result is the same at every call.
-    index_t most_rounds = 10'000'000;
+    index_t most_rounds = 1'000'000;
     /// Stops after so many seconds; 0: never.
     double time_limit = 0;
 };

@@ -90,7 +90,9 @@ class auction_rounds {
         for (index_t i = 0; i < tokens; ++i) wait(static_cast<std::int32_t>(i));
         // Rounding of narrow numbers must be small beside the step; prices seldom leave four times the scores' span.
         constexpr double rounding = std::numeric_limits<narrow>::epsilon();
-        const bool may_be_narrow = rounding * (largest_size_ + 4 * span_) <= step / 32;
+        constexpr double most = std::numeric_limits<narrow>::max() / 16;  // a margin beyond that would look forbidden
+        const double sizes = largest_size_ + 4 * span_;
+        const bool may_be_narrow = rounding * sizes <= step / 32 && sizes < most;
         for (index_t bids = 0; count_ > 0;) {
             const index_t bidders = std::min(count_, room_);
             if (bids > most_bids || !budget.take_round(bidders)) return false;
