@@ -292,3 +292,33 @@ TEST_CASE("hungarian: rows further apart than 2^31 numbers") {
     CHECK(found.primal == 5);
     munmap(memory, bytes);
 }
+
+TEST_CASE("hungarian: problems made to let methods with prices crawl are solved all the same") {
+    const index_t tokens = 3'000, experts = 24;
+    const auto solve_of = [&](const char* name, auto&& score) {
+        INFO(name);
+        std::vector<float> scores(static_cast<std::size_t>(tokens * experts));
+        for (index_t t = 0; t < tokens; ++t) {
+            for (index_t e = 0; e < experts; ++e) {
+                scores[static_cast<std::size_t>(t * experts + e)] = static_cast<float>(score(t, e));
+            }
+        }
+        for (const sy::hungarian& solver : {sy::hungarian{}, sy::hungarian{.sampling = 0}}) {
+            solve_balanced(scores, tokens, experts, solver);  // requires a certificate
+        }
+    };
+    const auto number = [](index_t t, index_t e) {
+        return std::fmod(0.754877666 * static_cast<double>(t * 31 + e), 1.0);
+    };
+    // Too many at one end of a chain of experts, too few at the other: every path goes through all of it.
+    solve_of("chain", [&](index_t t, index_t e) {
+        const index_t own = t * 2 * experts / (3 * tokens);
+        return e == own ? 1.0 : e == own + 1 ? 1.0 - 0.001 * number(t, 0) : -1.0;
+    });
+    // Differences of every size: prices of one expert are noise beside another's.
+    solve_of("geometric",
+             [&](index_t t, index_t e) { return std::ldexp(1 + 0.01 * number(t, e), -static_cast<int>(e)); });
+    // All tokens agree on the order of the experts, and differ in how much they care.
+    solve_of("ladder", [](index_t t, index_t e) { return static_cast<double>(e * (t % 97)) / 97; });
+    solve_of("product", [](index_t t, index_t e) { return static_cast<double>((t * 7919 % 3000) * e); });
+}
