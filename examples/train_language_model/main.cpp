@@ -96,8 +96,8 @@ int run(options asked) {
     if (asked.text.empty()) {
         asked.text = {STUDY_EIGEN_FOLDER};
     }
-    require_writable(asked.out);  // before the work, not after it
     const corpus text(asked.text, asked.context);
+    require_writable(asked.out);  // before the work, not after it
     std::cerr << "Learning from " << text.size() - text.held_out() << " bytes of " << asked.text.front()
               << (asked.text.size() > 1 ? " and more" : "") << "; " << text.held_out() << " are held out. "
               << asked.threads << (asked.threads == 1 ? " thread" : " threads") << std::endl;

@@ -44,6 +44,7 @@ struct market_state {
     double water;       ///< the dummies' level
     index_t floodable;  ///< tokens beyond their experts' lower bounds
     index_t flooded;    ///< of these, the lowest so many lose their places
+    index_t missing;    ///< tokens that lower bounds are short of: auction_thrust_fill.hpp
 };
 
 /// Everything the programs below work on, in the device's memory; trivially copyable.
@@ -106,7 +107,7 @@ struct open_experts {
         market.ask[e] = market.price[e];
         market.by_ask[e] = e;
         market.key[e] = rising_key(market.price[e]);
-        if (e == 0) *market.state = {-device_market::infinity, 0, 0};
+        if (e == 0) *market.state = {-device_market::infinity, 0, 0, 0};
     }
 };
 

@@ -7,6 +7,7 @@
 #include <switchyard/assignment/assignment.hpp>
 #include <switchyard/assignment/detail/auction_phases.hpp>
 #include <switchyard/assignment/detail/auction_rounds.hpp>
+#include <switchyard/assignment/detail/auction_thrust_fill.hpp>
 #include <switchyard/assignment/detail/auction_thrust_market.hpp>
 #include <switchyard/assignment/detail/auction_thrust_sums.hpp>
 #include <switchyard/backend/thrust.hpp>
@@ -95,6 +96,10 @@ class thrust_auction_phases {
                    .line = take_line(rows, experts, scratch),
                    .state = scratch.template take<market_state>(1)};
         prices_ = scratch.template take<double>(experts);
+        found_prices_ = scratch.template take<double>(experts);
+        filled_ = market_;
+        filled_.expert = scratch.template take<std::int32_t>(rows);
+        filled_.load = scratch.template take<index_t>(experts);
         // T + 1 places are never full.
         const index_t most = tokens + 1;
         for (index_t e = 0; e < experts; ++e) market_.dummies += std::min(bounds.upper(e), most);
@@ -107,50 +112,50 @@ class thrust_auction_phases {
         }
         for_each_index(policy, experts,
                        fill_bounds{bounds.lower_of_all, bounds.upper_of_all, most, are_given, lower, upper});
-        market_.lower = lower;
-        market_.upper = upper;
+        market_.lower = filled_.lower = lower;
+        market_.upper = filled_.upper = upper;
+        filled_.dummies = market_.dummies;
     }
 
     /// Runs until the goal is reached or the budget is spent. `stuck()` is called when a phase takes unusually long.
     template <class Stuck>
     outcome run(const auction_goal& goal, const double* initial_prices, auction_budget& budget, Stuck&& stuck) {
-        const double first_goal = std::max(20 * goal.last_step, noise());
-        double step = first_goal;
+        goal_ = goal;
+        first_goal_ = std::max(20 * goal.last_step, noise());
+        step_ = first_goal_;
         if (initial_prices != nullptr) {
             begin(initial_prices);
-            const outcome warm = phase(step, rounds_of_warm_start, budget, stuck);
+            const outcome warm = phase(rounds_of_warm_start, budget, stuck);
             if (warm == outcome::budget_spent) return finished();
             if (warm == outcome::too_long) initial_prices = nullptr;
         }
         if (initial_prices == nullptr) {
             begin(nullptr);
-            step = std::max(goal.last_step, facts_.deviation / 2);
+            step_ = std::max(goal.last_step, facts_.deviation / 2);
+            last_gap_ = 0;
         }
-        for (bool is_first = initial_prices == nullptr;; is_first = false) {
-            if (!is_first) {
-                if (placed_) {
-                    const double wanted = std::max(goal.gap, result_.tolerance);
-                    if (result_.gap <= wanted || step <= goal.last_step) return outcome::placed;
-                    // Prices are off by about the step: a far smaller one would take far longer.
-                    const double fitting = step * wanted / (2 * result_.gap);
-                    const double next = std::clamp(fitting, step / 32, step / 4);
-                    step = std::max(goal.last_step, step > first_goal ? std::max(step / 5, first_goal) : next);
-                }
-            }
-            const bool is_small = step < facts_.span();
-            const outcome made = phase(step, is_small ? rounds_of_small_step : no_limit, budget, stuck);
+        for (index_t most_rounds = rounds_of_small_step;;) {
+            if (placed_ && (is_good(result_) || step_ <= goal.last_step)) return outcome::placed;
+            if (last_gap_ > 0) step_ = next_step();
+            const bool is_small = step_ < facts_.span();
+            const outcome made = phase(is_small ? most_rounds : no_limit, budget, stuck);
             if (made == outcome::budget_spent) return finished();
-            if (made == outcome::too_long) step *= 8;
+            if (made == outcome::placed) continue;
+            // A step that is too small for prices so far off would take forever: a larger one goes on from there.
+            step_ *= 8;
+            last_gap_ = 0;
+            most_rounds *= 2;
         }
     }
 
-    /// The certificate of the last phase that placed all tokens; theirs are the caller's experts and prices().
+    /// The best certificate so far; its are the caller's experts and prices().
     const assignment_result& result() const { return result_; }
     const double* prices() const { return prices_; }
     /// Those of this moment.
     const double* present_prices() const { return market_.price; }
     index_t rounds() const { return rounds_; }
     index_t phases() const { return phases_; }
+    index_t certificates() const { return certificates_; }
 
   private:
     static constexpr index_t no_limit = std::numeric_limits<index_t>::max();
@@ -158,6 +163,8 @@ class thrust_auction_phases {
     static constexpr index_t rounds_of_small_step = 8192;
     static constexpr index_t rounds_till_stuck = 256;
     static constexpr index_t rounds_between_reads = 4;
+    static constexpr index_t rounds_to_fill = 8;
+    static constexpr index_t tokens_of_a_straggler = 256;  // fewer open tokens than one in so many are few
 
     outcome finished() const { return placed_ ? outcome::placed : outcome::budget_spent; }
 
@@ -170,9 +177,19 @@ class thrust_auction_phases {
         for_each_index(policy_, market_.experts, begin_prices{given, 4 * facts_.span(), market_.price});
     }
 
-    /// One auction from the present prices, until all tokens have places.
+    bool is_good(const assignment_result& found) const { return found.gap <= std::max(goal_.gap, found.tolerance); }
+
+    /// Prices are off by about the step: a far smaller one would take far longer.
+    double next_step() const {
+        if (step_ > first_goal_) return std::max(step_ / 5, first_goal_);
+        const double fitting = step_ * std::max(goal_.gap, result_.tolerance) / (2 * last_gap_);
+        return std::max(goal_.last_step, std::clamp(fitting, step_ / 32, step_ / 4));
+    }
+
+    /// One auction from the present prices, until all tokens have places, or few have none and what these can do is
+    /// good enough. With steps that only look for prices, it ends when few have none in any case.
     template <class Stuck>
-    outcome phase(double step, index_t most_rounds, auction_budget& budget, Stuck&& stuck) {
+    outcome phase(index_t most_rounds, auction_budget& budget, Stuck&& stuck) {
         phases_ += 1;
         for_each_index(policy_, market_.rows, open_rows{market_, mask_});
         for_each_index(policy_, market_.experts, open_experts{market_});
@@ -180,26 +197,37 @@ class thrust_auction_phases {
             thrust::stable_sort_by_key(policy_.exec, market_.key, market_.key + market_.experts, market_.by_ask);
         }
         take_bids();  // nobody's: the dummies find places
+        index_t few = tokens_ / tokens_of_a_straggler;
         for (index_t round = 0; round < most_rounds; ++round) {
             if (!budget.take_round(tokens_)) return outcome::budget_spent;
             rounds_ += 1;
-            for_each_index(policy_, market_.rows, bid_of_row<S, space>{market_, scores_, facts_.span(), step});
+            for_each_index(policy_, market_.rows, bid_of_row<S, space>{market_, scores_, facts_.span(), step_});
             take_bids();
             if (round == rounds_till_stuck) stuck();
-            if (round % rounds_between_reads == 0 && count_open() == 0) {
-                keep();
+            if (round % rounds_between_reads != 0) continue;
+            const index_t open = count_open(market_);
+            if (open > few) continue;
+            const bool is_filled = fill(open);
+            if (open == 0 || (is_filled && (is_good(result_) || step_ > first_goal_))) {
+                for_each_index(policy_, market_.experts, copy_prices{found_prices_, market_.price});
                 return outcome::placed;
             }
+            few = open / 2;
         }
         return outcome::too_long;
     }
 
+    /// Rows by expert, the lowest levels first.
+    void line_up(const device_market& market) {
+        for_each_index(policy_, market.rows, line_up_levels{market});
+        thrust::stable_sort_by_key(policy_.exec, market.key, market.key + market.rows, market.by_level);
+        for_each_index(policy_, market.rows, line_up_experts{market});
+        sort_line(policy_, market.line);
+    }
+
     void take_bids() {
         const index_t rows = market_.rows;
-        for_each_index(policy_, rows, line_up_levels{market_});
-        thrust::stable_sort_by_key(policy_.exec, market_.key, market_.key + rows, market_.by_level);
-        for_each_index(policy_, rows, line_up_experts{market_});
-        sort_line(policy_, market_.line);
+        line_up(market_);
         for_each_index(policy_, rows, take_best_bids{market_});
         if (market_.dummies > 0) {
             for_each_index(policy_, rows, marks_by_level{market_});
@@ -213,30 +241,58 @@ class thrust_auction_phases {
         for_each_index(policy_, market_.experts, settle_expert{market_});
     }
 
-    index_t count_open() {
+    index_t count_open(const device_market& market) {
         const auto scope = scratch_.open();
-        for_each_index(policy_, market_.rows, is_open{market_});
-        return read_from(policy_, fold(policy_, market_.count, market_.rows, index_t{1}, plus{}, scratch_));
+        for_each_index(policy_, market.rows, is_open{market});
+        return read_from(policy_, fold(policy_, market.count, market.rows, index_t{1}, plus{}, scratch_));
     }
 
-    /// Keeps the assignment and its prices, and certifies them.
-    void keep() {
-        const auto scope = scratch_.open();
-        const index_t rows = market_.rows;
-        const index_t experts = market_.experts;
-        for_each_index(policy_, rows, hand_out_experts{market_, expert_of_token_});
-        for_each_index(policy_, 1, count_prices{market_, facts_.span(), prices_});
-        auto* const terms = scratch_.template take<device_certificate>(std::max(rows, experts));
-        for_each_index(policy_, rows, certify_row<S, space>{market_, scores_, prices_, terms});
-        device_certificate found = read_from(policy_, fold(policy_, terms, rows, index_t{1}, plus{}, scratch_));
-        for_each_index(policy_, experts, certify_expert{market_, prices_, terms});
-        found = found + read_from(policy_, fold(policy_, terms, experts, index_t{1}, plus{}, scratch_));
-        result_.tokens = tokens_;
-        result_.primal = found.primal;
-        result_.gap = found.gap;
-        result_.dual = found.primal + found.gap;
-        result_.tolerance = 1e-9 * found.magnitude + 1e-12;
+    /// Gives open tokens what is free, certifies the assignment at the present prices, and keeps the best one. False
+    /// where it is none: they did not find places, or lower bounds are not met.
+    bool fill(index_t open) {
+        for_each_index(policy_, market_.rows, copy_rows{market_, filled_});
+        for_each_index(policy_, market_.experts, copy_loads{market_, filled_});
+        for (index_t round = 0; open > 0 && round < rounds_to_fill; ++round) {
+            for_each_index(policy_, 1, count_missing{filled_});
+            for_each_index(policy_, filled_.rows, ask_for_room<S, space>{filled_, scores_});
+            line_up(filled_);
+            for_each_index(policy_, filled_.rows, take_askers{filled_});
+            for_each_index(policy_, filled_.experts, settle_room{filled_});
+            open = count_open(filled_);
+        }
+        for_each_index(policy_, 1, count_missing{filled_});
+        if (open > 0 || read_from(policy_, filled_.state).missing > 0) return false;
+        const assignment_result found = certificate();
+        last_gap_ = found.gap;
+        if (placed_ && found.gap >= result_.gap) return true;
+        result_ = found;
         placed_ = true;
+        for_each_index(policy_, filled_.rows, hand_out_experts{filled_, expert_of_token_});
+        for_each_index(policy_, filled_.experts, copy_prices{found_prices_, prices_});
+        return true;
+    }
+
+    /// The certificate of the filled market.
+    assignment_result certificate() {
+        const auto scope = scratch_.open();
+        const index_t rows = filled_.rows;
+        const index_t experts = filled_.experts;
+        certificates_ += 1;
+        for_each_index(policy_, 1, count_prices{filled_, facts_.span(), found_prices_});
+        auto* const terms = scratch_.template take<device_certificate>(rows);
+        auto* const others = scratch_.template take<device_certificate>(experts);
+        for_each_index(policy_, rows, certify_row<S, space>{filled_, scores_, found_prices_, terms});
+        for_each_index(policy_, experts, certify_expert{filled_, found_prices_, others});
+        const device_certificate found =
+            read_from(policy_, fold(policy_, terms, rows, index_t{1}, plus{}, scratch_)) +
+            read_from(policy_, fold(policy_, others, experts, index_t{1}, plus{}, scratch_));
+        assignment_result result;
+        result.tokens = tokens_;
+        result.primal = found.primal;
+        result.gap = found.gap;
+        result.dual = found.primal + found.gap;
+        result.tolerance = 1e-9 * found.magnitude + 1e-12;
+        return result;
     }
 
     const thrust_policy<Exec, Memory>& policy_;
@@ -247,9 +303,16 @@ class thrust_auction_phases {
     std::int32_t* expert_of_token_;
     basic_workspace<Memory>& scratch_;
     device_market market_;
-    double* prices_;  // [E], of the certificate
-    assignment_result result_;
-    bool placed_ = false;
+    device_market filled_;  // shares all but the rows' experts and the loads
+    double* found_prices_;  // [E], of the last certificate
+    double* prices_;        // [E], of the best one
+    auction_goal goal_;
+    double step_ = 0;
+    double first_goal_ = 0;     // steps above it only look for prices
+    double last_gap_ = 0;       // of the last certificate, 0 before
+    assignment_result result_;  // the best
+    bool placed_ = false;       // there is one
+    index_t certificates_ = 0;
     index_t rounds_ = 0;
     index_t phases_ = 0;
 };

@@ -155,7 +155,7 @@ struct device_certificate {
 };
 
 /// The prices for the certificate: counted from the water level or, where all places are taken, from the lowest price;
-/// an expert without places costs more than any token would pay. `price` keeps the infinity. One thread.
+/// an expert without places costs more than any token would pay. One thread.
 struct count_prices {
     device_market market;
     double span;
@@ -170,12 +170,12 @@ struct count_prices {
         const bool finite = zero > -device_market::infinity && zero < device_market::infinity;
         double dearest = 0;
         for (index_t e = 0; e < market.experts; ++e) {
-            if (finite) market.price[e] -= zero;
-            const double price = market.price[e];
+            const double price = finite ? market.price[e] - zero : market.price[e];
+            certified[e] = price;
             dearest = price > dearest && price < device_market::infinity ? price : dearest;
         }
         for (index_t e = 0; e < market.experts; ++e) {
-            certified[e] = market.price[e] < device_market::infinity ? market.price[e] : dearest + span;
+            if (!(certified[e] < device_market::infinity)) certified[e] = dearest + span;
         }
     }
 };

@@ -214,7 +214,7 @@ class price_search {
     double step_band(index_t torn) const;
     index_t torn_pairs(double band);
     void solve_step(const double* price, index_t pair_count);
-    void bid_once(std::int32_t row, compute step, const rounded_prices<compute>& prices, index_t& open_count);
+    void bid_once(std::int32_t i, compute step, const rounded_prices<compute>& prices, index_t& open_count);
 
     compute_rows<S> source_;
     quotas bounds_;
