@@ -155,6 +155,21 @@ TEST_CASE("auction on Thrust: larger instances, balanced and with room to spare"
     }
 }
 
+TEST_CASE("auction on Thrust: the last few of many tokens take what is free") {
+    device_scratch scratch;
+    std::mt19937_64 random(57);
+    index_t rounds = 0;
+    for (const index_t room : {0, 1, 5}) {
+        CAPTURE(room);
+        instance problem = draw_instance(kind::gaussian, 6000, 32, 30, false, random);
+        problem.lower = reference::filled<index_t>(32, room == 5 ? 150 : 187);
+        problem.upper = reference::filled<index_t>(32, 188 + room);
+        CHECK(fault_of(sy::auction{}, problem, scratch) == "");
+        if (room < 5) rounds += solve_there(sy::auction{}, problem, scratch).result.iterations;
+    }
+    CHECK(rounds < 160);  // 192 until the last one has bid
+}
+
 TEST_CASE("auction on Thrust: ties spread at once") {
     device_scratch scratch;
     instance problem;

@@ -86,7 +86,7 @@ struct device_market {
 
 /// Rises with a number; never the largest one.
 SWITCHYARD_HD inline std::uint64_t rising_key(double x) {
-    std::uint64_t bits;
+    std::uint64_t bits = 0;
     std::memcpy(&bits, &x, sizeof bits);
     constexpr std::uint64_t sign = std::uint64_t{1} << 63;
     return (bits & sign) != 0 ? ~bits : bits | sign;

@@ -123,28 +123,31 @@ class thrust_auction_phases {
         goal_ = goal;
         first_goal_ = std::max(20 * goal.last_step, noise());
         step_ = first_goal_;
+        outcome made = outcome::too_long;
         if (initial_prices != nullptr) {
             begin(initial_prices);
-            const outcome warm = phase(rounds_of_warm_start, budget, stuck);
-            if (warm == outcome::budget_spent) return finished();
-            if (warm == outcome::too_long) initial_prices = nullptr;
+            made = phase(rounds_of_warm_start, budget, stuck);
         }
-        if (initial_prices == nullptr) {
+        index_t most_rounds = rounds_of_small_step;
+        const auto next_phase = [&] {
+            const bool is_small = step_ < facts_.span();
+            made = phase(is_small ? most_rounds : no_limit, budget, stuck);
+        };
+        if (made == outcome::too_long) {
             begin(nullptr);
             step_ = std::max(goal.last_step, facts_.deviation / 2);
-            last_gap_ = 0;
+            next_phase();
         }
-        for (index_t most_rounds = rounds_of_small_step;;) {
-            if (placed_ && (is_good(result_) || step_ <= goal.last_step)) return outcome::placed;
-            if (last_gap_ > 0) step_ = next_step();
-            const bool is_small = step_ < facts_.span();
-            const outcome made = phase(is_small ? most_rounds : no_limit, budget, stuck);
-            if (made == outcome::budget_spent) return finished();
-            if (made == outcome::placed) continue;
-            // A step that is too small for prices so far off would take forever: a larger one goes on from there.
-            step_ *= 8;
-            last_gap_ = 0;
-            most_rounds *= 2;
+        for (;; next_phase()) {
+            if (made == outcome::budget_spent) return placed_ ? outcome::placed : made;
+            if (made == outcome::placed) {
+                if (is_good(result_) || step_ <= goal.last_step) return made;
+                step_ = next_step();
+            } else {
+                // A step that is too small for prices so far off would take forever: a larger one goes on from there.
+                step_ *= 8;
+                most_rounds *= 2;
+            }
         }
     }
 
@@ -165,8 +168,6 @@ class thrust_auction_phases {
     static constexpr index_t rounds_between_reads = 4;
     static constexpr index_t rounds_to_fill = 8;
     static constexpr index_t tokens_of_a_straggler = 256;  // fewer open tokens than one in so many are few
-
-    outcome finished() const { return placed_ ? outcome::placed : outcome::budget_spent; }
 
     /// How far prices are off, roughly: smaller steps are for nothing.
     double noise() const {
