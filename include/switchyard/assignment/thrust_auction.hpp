@@ -13,16 +13,17 @@
 // Where what is: `scores`, `mask`, `initial_prices` and what `assignment_arrays` names in the policy's memory; arrays
 // of bounds on the host. Bids, levels and prices are doubles for any storage type.
 //
-// What waits: the calling thread enqueues rounds, and reads the number of open tokens once every four; a certificate
-// is two reads a phase, the first look two more. On return everything is finished.
+// What waits: the calling thread enqueues rounds, and reads the number of open tokens once every four. Where few are
+// left (detail/auction_thrust_fill.hpp), it reads a number for each attempt to place them, and two for the certificate;
+// the first look takes two more. On return everything is finished.
 //
 // What runs on the host, after a copy of all scores there: problems with k > 1 (they are solved there), scores that are
 // bad (for the sentence of the error), the search for a proof where forbidden pairs keep an auction from ending, and
 // the completion of an assignment where a limit of the settings was met before any phase ended. These allocate.
 //
 // Time: a round is a pass of the open tokens over their scores, two stable sorts of T keys, and some passes over T and
-// E; hundreds to thousands of rounds. Memory from the workspace: about 120 bytes a token. Thrust's sorts allocate: see
-// backend/thrust.hpp.
+// E; tens to hundreds of rounds, thousands where experts are many and tokens few. Memory from the workspace: about 100
+// bytes a token. Thrust's sorts allocate: see backend/thrust.hpp.
 #pragma once
 
 #include <switchyard/assignment/assignment.hpp>

@@ -1,7 +1,8 @@
 // The phases of an auction on a Thrust policy: the host enqueues rounds and reads one number now and then.
 //
 // All tokens without a place bid in every round, and every round sorts all rows: O(rows E) at most, and two sorts. The
-// host waits once every few rounds, for the number of tokens still open, and once a phase, for the certificate.
+// host waits once every few rounds, for the number of tokens still open. Where they are few, they take what is free
+// (auction_thrust_fill.hpp), and the host waits for the certificate of that.
 #pragma once
 
 #include <switchyard/assignment/assignment.hpp>
