@@ -218,7 +218,8 @@ TEST_CASE("auction: the same bits for every policy and any number of threads") {
     std::mt19937_64 random(10);
     for (const index_t choices : {index_t{1}, index_t{3}}) {
         for (const score_kind kind : {score_kind::skewed, score_kind::quarters, score_kind::duplicated_rows}) {
-            const index_t tokens = 5'000, experts = 72;  // rounds large enough for threads
+            const index_t tokens = 3'000, experts = 260;
+            REQUIRE(2048 * experts >= sy::detail::scores_worth_threads);  // rounds large enough for threads
             const instance problem = draw_instance(kind, tokens, experts, 10, true, random);
             const std::vector<float> scores(problem.scores.values.begin(), problem.scores.values.end());
             const auto solve_on = [&](const auto& policy) {
