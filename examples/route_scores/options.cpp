@@ -173,6 +173,7 @@ class grammar {
             [this](const char* name, const std::string& text) { asked_.k = count_in(name, text, 1, no_limit); });
         add_named("--softmax", softmax_by_name, asked_.softmax, "Over all experts, or over the k chosen (before)");
         app_.add_flag("--renormalize", asked_.renormalize, "Divide gates by their sum over the k choices")
+            ->disable_flag_override()
             ->group(group_);
         add_named("--balance-count", balance_count_by_name, asked_.balance_count,
                   "Choices that the balance loss counts (first)");

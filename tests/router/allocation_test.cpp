@@ -6,6 +6,7 @@
 
 #include <switchyard/dispatch/combine.hpp>
 #include <switchyard/dispatch/dispatch.hpp>
+#include <switchyard/router/base.hpp>
 #include <switchyard/router/route.hpp>
 #include <switchyard/router/switch.hpp>
 #include <switchyard/router/top_k.hpp>
@@ -75,7 +76,7 @@ void check_steps(Router router, index_t k, index_t tokens, index_t experts) {
                   for (std::uint32_t step = 1; step < 6; ++step) layer.step_from_scores(policy, router, step);
               }) == 0);
     });
-    router.input_jitter = 0.01f;
+    if constexpr (requires { router.input_jitter; }) router.input_jitter = 0.01f;
     for_each_policy([&](const auto& policy) {
         layer_buffers layer(tokens, 40, experts, k);
         layer.step_from_tokens(policy, router, 0);
@@ -102,6 +103,12 @@ TEST_CASE("allocation: the counter sees every way to allocate") {
               [&] { ::operator delete (::operator new (size, std::align_val_t{64}), std::align_val_t{64}); }) >= 1);
     CHECK(allocations_of([&] { sy::matrix<float> m(3, static_cast<index_t>(size)); }) >= 1);
     CHECK(allocations_of([] {}) == 0);
+}
+
+TEST_CASE("allocation: a training loop with BASE allocates in its first step alone, prices kept or not") {
+    check_steps(sy::base_router<>{}, 1, 1500, 24);
+    sy::expert_prices prices;
+    check_steps(sy::base_router<>{.prices = &prices}, 1, 1500, 24);
 }
 
 TEST_CASE("allocation: a training loop with Switch allocates in its first step alone") {

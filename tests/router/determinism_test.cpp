@@ -4,6 +4,7 @@
 
 #include <switchyard/dispatch/combine.hpp>
 #include <switchyard/dispatch/dispatch.hpp>
+#include <switchyard/router/base.hpp>
 #include <switchyard/router/route.hpp>
 #include <switchyard/router/switch.hpp>
 #include <switchyard/router/top_k.hpp>
@@ -117,6 +118,8 @@ TEST_CASE("determinism: thread counts 1, 2, 3, 8 and a pool give the bits of the
     check_policies<double>(switch_with_everything, 1, {}, 1100, 8, 16);
     check_policies<float>(top_k_with_everything, 3, draw_mask(2000, 6), 2000, 100, 40);
     check_policies<double>(top_k_with_everything, 3, {}, 1100, 7, 5);
+    check_policies<float>(sy::base_router<>{}, 1, draw_mask(3001, 7), 3001, 24, 33);
+    check_policies<double>(sy::base_router<>{}, 1, {}, 1100, 7, 5);
     // Large enough to be written past the cache.
     check_policies<float>(sy::top_k_router{}, 2, {}, 4200, 16, 520);
 }
@@ -127,6 +130,8 @@ TEST_CASE("determinism: buffers 1 to 15 elements beside a cache line") {
     check_alignments<double>(switch_with_everything, 1, 300, 17, 9);
     check_alignments<float>(top_k_with_everything, 3, 700, 100, 40);
     check_alignments<double>(top_k_with_everything, 3, 300, 33, 16);
+    check_alignments<float>(sy::base_router<>{}, 1, 700, 19, 33);
+    check_alignments<double>(sy::base_router<>{}, 1, 300, 9, 16);
 }
 
 TEST_CASE("determinism: large buffers, written past the cache or not, hold the same bits") {

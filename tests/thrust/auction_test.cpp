@@ -294,9 +294,14 @@ TEST_CASE("auction on Thrust: BASE trains balanced, and close to the best") {
         for (index_t i = 0; i < 6000; ++i) host.data()[i] = static_cast<float>(drawn.scores(i / 12, i % 12));
         const device_mask mask(drawn.mask);
         switchyard_test::device_plan<float> plan;
-        sy::route_scores(device, sy::base_router<sy::auction>{}, sy::copy_to_device(device, host),
-                         sy::training{.mask = mask.get()}, plan, scratch);
-        sy::check(device, plan);
+        sy::expert_prices prices;
+        const sy::base_router<sy::auction> router{.prices = &prices};
+        for (int step = 0; step < 2; ++step) {  // the second from the first one's prices
+            sy::route_scores(device, router, sy::copy_to_device(device, host), sy::training{.mask = mask.get()}, plan,
+                             scratch);
+            sy::check(device, plan);
+            CHECK(prices.of_expert.size() == 12);
+        }
         const auto made = sy::copy_to_host(device, plan);
         const auto exact = sy::route_scores(sy::seq, sy::base_router{}, host, sy::training{.mask = drawn.padding()});
         const auto& got = made.view();

@@ -14,7 +14,7 @@
 // of bounds on the host. Bids, levels and prices are doubles for any storage type.
 //
 // What waits: the calling thread enqueues rounds, and reads the number of open tokens once every four. Where few are
-// left (detail/auction_thrust_fill.hpp), it reads a number for each attempt to place them, and two for the certificate;
+// left (detail/thrust_auction_fill.hpp), it reads a number for each attempt to place them, and two for the certificate;
 // the first look takes two more. On return everything is finished.
 //
 // What runs on the host, after a copy of all scores there: problems with k > 1 (they are solved there), scores that are
@@ -28,7 +28,7 @@
 
 #include <switchyard/assignment/assignment.hpp>
 #include <switchyard/assignment/auction.hpp>
-#include <switchyard/assignment/detail/auction_thrust_phases.hpp>
+#include <switchyard/assignment/detail/thrust_auction_phases.hpp>
 #include <switchyard/assignment/detail/completion.hpp>
 #include <switchyard/assignment/quotas.hpp>
 #include <switchyard/backend/thrust.hpp>

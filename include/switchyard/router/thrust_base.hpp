@@ -5,6 +5,9 @@
 // device and allocates at every call. Either way the error of bad scores is thrown here and now, not noted in the plan.
 #pragma once
 
+#include <switchyard/assignment/auction.hpp>
+#include <switchyard/assignment/quotas.hpp>
+#include <switchyard/assignment/thrust_auction.hpp>
 #include <switchyard/backend/policy.hpp>
 #include <switchyard/backend/thrust.hpp>
 #include <switchyard/core/config.hpp>
@@ -15,6 +18,7 @@
 #include <switchyard/router/base.hpp>
 #include <switchyard/router/thrust_routing.hpp>
 
+#include <cstddef>
 #include <cstdint>
 
 namespace switchyard {
@@ -43,13 +47,26 @@ void assign_balanced(const thrust_policy<Exec, Memory>& policy, const base_route
 
 /// Balanced assignment by the device's auction: the plan's experts, -1 for padding.
 template <class Exec, class Memory, class Storage, class S>
-void assign_balanced(const thrust_policy<Exec, Memory>& policy, const auction& solver,
+void assign_balanced(const thrust_policy<Exec, Memory>& policy, const base_router<auction>& router,
                      const matrix_view<const Storage, typename Memory::space>& scores, const token_mask& mask,
                      const plan_view<S, typename Memory::space>& plan, basic_workspace<Memory>& scratch) {
     const index_t tokens = detail::count_device_tokens(policy, mask, plan.tokens, scratch);
+    const auto scope = scratch.open();
+    double* const prices = router.prices != nullptr ? scratch.template take<double>(plan.experts) : nullptr;
+    const auto bytes = detail::bytes_of<double>(plan.experts);
+    bool is_warm = false;
+    if (router.prices != nullptr) {
+        is_warm = router.prices->of_expert.size() == static_cast<std::size_t>(plan.experts);
+        router.prices->of_expert.resize(static_cast<std::size_t>(plan.experts));
+        if (is_warm) Memory::copy_to_device(policy.exec, prices, router.prices->of_expert.data(), bytes);
+    }
     const device_assignment_problem<Storage, typename Memory::space> problem{
-        .scores = scores, .bounds = balanced_quotas(tokens, plan.experts), .mask = mask};
-    solve(policy, solver, problem, {.expert_of_token = plan.expert}, scratch);
+        .scores = scores,
+        .bounds = balanced_quotas(tokens, plan.experts),
+        .mask = mask,
+        .initial_prices = is_warm ? prices : nullptr};
+    solve(policy, router.solver, problem, {.expert_of_token = plan.expert, .prices = prices}, scratch);
+    if (router.prices != nullptr) Memory::copy_to_host(policy.exec, router.prices->of_expert.data(), prices, bytes);
     for_each_index(policy, 1, detail::note_events{plan.totals, nullptr, false});
 }
 

@@ -2,15 +2,15 @@
 //
 // All tokens without a place bid in every round, and every round sorts all rows: O(rows E) at most, and two sorts. The
 // host waits once every few rounds, for the number of tokens still open. Where they are few, they take what is free
-// (auction_thrust_fill.hpp), and the host waits for the certificate of that.
+// (thrust_auction_fill.hpp), and the host waits for the certificate of that.
 #pragma once
 
 #include <switchyard/assignment/assignment.hpp>
 #include <switchyard/assignment/detail/auction_phases.hpp>
 #include <switchyard/assignment/detail/auction_rounds.hpp>
-#include <switchyard/assignment/detail/auction_thrust_fill.hpp>
-#include <switchyard/assignment/detail/auction_thrust_market.hpp>
-#include <switchyard/assignment/detail/auction_thrust_sums.hpp>
+#include <switchyard/assignment/detail/thrust_auction_fill.hpp>
+#include <switchyard/assignment/detail/thrust_auction_market.hpp>
+#include <switchyard/assignment/detail/thrust_auction_sums.hpp>
 #include <switchyard/backend/thrust.hpp>
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/workspace.hpp>

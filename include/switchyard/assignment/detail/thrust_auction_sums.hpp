@@ -3,7 +3,7 @@
 #pragma once
 
 #include <switchyard/assignment/detail/auction_scores.hpp>
-#include <switchyard/assignment/detail/auction_thrust_market.hpp>
+#include <switchyard/assignment/detail/thrust_auction_market.hpp>
 #include <switchyard/backend/thrust.hpp>
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/matrix_view.hpp>

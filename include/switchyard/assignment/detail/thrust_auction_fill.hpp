@@ -8,7 +8,7 @@
 // an expert more than it has room for, the first ones get it.
 #pragma once
 
-#include <switchyard/assignment/detail/auction_thrust_market.hpp>
+#include <switchyard/assignment/detail/thrust_auction_market.hpp>
 #include <switchyard/core/config.hpp>
 
 #include <cstdint>

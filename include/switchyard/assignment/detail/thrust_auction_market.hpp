@@ -44,7 +44,7 @@ struct market_state {
     double water;       ///< the dummies' level
     index_t floodable;  ///< tokens beyond their experts' lower bounds
     index_t flooded;    ///< of these, the lowest so many lose their places
-    index_t missing;    ///< tokens that lower bounds are short of: auction_thrust_fill.hpp
+    index_t missing;    ///< tokens that lower bounds are short of: thrust_auction_fill.hpp
 };
 
 /// Everything the programs below work on, in the device's memory; trivially copyable.
