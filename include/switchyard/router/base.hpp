@@ -11,8 +11,9 @@
 // and +infinity are errors in training whatever `bad` says, except that `forbid_nan` is not offered there.
 //
 // `Solver` is any type of settings with a `solve` (assignment/assignment.hpp): `hungarian` is exact, `auction` is
-// within a bound that it states. A device policy copies scores to the host and experts back, and waits for both. Time
-// is the solver's, O(T E) at inference.
+// within a bound that it states. On a device policy the auction runs on the device, and the call
+// waits for it; for another solver the scores go to the host and the experts back. Time is the solver's, O(T E) at
+// inference.
 //
 // Warm start: with `prices`, a step begins with the experts' prices that the step before ended with. Scores drift
 // little between steps, so the solver has little left to do; what it finds is as good as from nothing, but among

@@ -75,7 +75,8 @@ void route(const Policy& policy, const Router& router, const X& x, const W& w, r
     route_scores(policy, router, plan.scores(), mode, plan, scratch);
 }
 
-/// d_gates[T, k] and the losses -> d_x[T, D], d_w[D, E]. `plan` was made by `route` in training from the same x and w.
+/// d_gates[T, k] and the losses -> d_x[T, D], d_w[D, E]. `plan` was made by `route` in training from the same x and w:
+/// shapes and settings are compared, the numbers themselves are not.
 template <class Policy, class Router, class Plan, matrix_like X, matrix_like W, matrix_like Gates, matrix_like DX,
           matrix_like DW, class Workspace>
 void route_backward(const Policy& policy, const Router& router, const Plan& plan, const X& x, const W& w,
