@@ -14,7 +14,7 @@ namespace {
 
 using namespace study;
 
-constexpr index_t tokens = 48;
+constexpr index_t tokens = 32;
 constexpr index_t context = 3;
 
 /// Bytes of a text of few kinds, so that embeddings are shared, and places in it.
@@ -72,10 +72,11 @@ void check(const layer_settings& layer) {
     const column<double> gradient = model.learned.gradients;
 
     constexpr double h = 1e-6;
+    constexpr index_t stride = 3;  // every third number, so that no matrix is left out
     index_t compared = 0;
     index_t passed_over = 0;
     index_t not_zero = 0;
-    for (index_t i = 0; i < gradient.size(); ++i) {
+    for (index_t i = 0; i < gradient.size(); i += stride) {
         double& value = model.learned.values[i];
         const double before = value;
         value = before + h;
@@ -95,9 +96,9 @@ void check(const layer_settings& layer) {
         CAPTURE(i);
         CHECK(std::abs(gradient[i] - difference) <= 1e-7 + 1e-5 * std::abs(difference));
     }
-    CHECK(passed_over <= gradient.size() / 100);
-    CHECK(compared >= model.learned.count() * 98 / 100);
-    CHECK(not_zero > 500);
+    CHECK(passed_over <= compared / 50);
+    CHECK(compared >= model.learned.count() / stride * 97 / 100);
+    CHECK(not_zero > 150);
 }
 
 layer_settings layer_with(const router_settings& router) { return {.router = router, .experts = 4, .hidden = 5}; }

@@ -28,8 +28,8 @@
 
 #include <switchyard/assignment/assignment.hpp>
 #include <switchyard/assignment/auction.hpp>
-#include <switchyard/assignment/detail/thrust_auction_phases.hpp>
 #include <switchyard/assignment/detail/completion.hpp>
+#include <switchyard/assignment/detail/thrust_auction_phases.hpp>
 #include <switchyard/assignment/quotas.hpp>
 #include <switchyard/backend/thrust.hpp>
 #include <switchyard/core/config.hpp>
