@@ -47,6 +47,7 @@ class language_model {
     double forward(const thread_policy& threads, const batch& tokens, sy::run_mode mode) {
         resize(tokens.size());
         each_block(threads, [&](index_t first, index_t count) { embed(tokens, first, count); });
+        // [layers]
         for (std::size_t i = 0; i < layers_.size(); ++i) {
             state& at = states_[i];
             each_block(threads, [&](index_t first, index_t count) { normalise(i, first, count); });
@@ -57,6 +58,7 @@ class language_model {
                     at.h.middleRows(first, count) + y_.middleRows(first, count).template cast<S>();
             });
         }
+        // [/layers]
         each_block(threads, [&](index_t first, index_t count) {
             normalise(layers_.size(), first, count);
             predict(tokens, first, count);

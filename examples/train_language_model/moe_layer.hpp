@@ -36,6 +36,7 @@ class moe_layer {
         }
     }
 
+    // [initialise]
     void initialise(std::uint64_t seed, std::uint32_t stream) {
         experts_.initialise(seed, stream);
         if (!settings_.router) {
@@ -48,6 +49,7 @@ class moe_layer {
             sy::initialise(sy::truncated_normal{}, key, all_.value(w_));
         }
     }
+    // [/initialise]
 
     // [forward]
     void forward(const thread_policy& threads, const matrix<A>& u, matrix<A>& y, const sy::run_mode& mode) {
@@ -121,6 +123,8 @@ class moe_layer {
     }
     // [/route]
 
+    // [state]
+    /// Expert e owns rows offsets()[e] .. offsets()[e + 1].
     std::span<const std::int64_t> offsets() const {
         return {plan_.view().offsets, static_cast<std::size_t>(plan_.experts()) + 1};
     }
@@ -136,6 +140,7 @@ class moe_layer {
     bfloat16_router<S> bfloat16_router_;
     matrix<A> rows_in_, rows_out_;
     matrix<S> d_rows_in_, d_rows_out_, d_gates_, d_u_router_;
+    // [/state]
 };
 
 }  // namespace study

@@ -151,11 +151,11 @@ class grammar {
         group_ = "Training";
         add_number<index_t>("--steps", "N", "Steps of a run (2000)", asked_.steps, 1, 100'000'000);
         add_number<index_t>("--tokens", "N", "Tokens a step (1024)", asked_.tokens, 1, 1 << 20);
-        add_number("--rate", "X", "Adam's learning rate, after a hundred steps of warming up (0.006)", asked_.rate, 0.0,
+        add_number("--rate", "X", "Adam's learning rate, after a hundred steps of warming up (0.02)", asked_.rate, 0.0,
                    10.0);
         add_number("--capacity-factor", "F", "Rows an expert = F k T / E, in training (1.25)", asked_.capacity_factor,
                    0.0, 1e6);
-        add_number("--balance-weight", "W", "Of the balance loss of switch, switch_jitter and top_2 (0.02)",
+        add_number("--balance-weight", "W", "Of the balance loss of switch, switch_jitter and top_2 (0.05)",
                    asked_.balance_weight, 0.0, 1e6);
         add_number("--jitter", "X", "Of switch_jitter: the router's input times U[1-X, 1+X) (0.01)", asked_.jitter, 0.0,
                    0.999);

@@ -56,9 +56,9 @@ struct options {
 
     index_t steps = 2000;
     index_t tokens = 1024;  ///< a step
-    double rate = 6e-3;
+    double rate = 2e-2;
     double capacity_factor = 1.25;
-    double balance_weight = 2e-2;
+    double balance_weight = 5e-2;
     double jitter = 1e-2;
 
     std::uint64_t seed = 1;  ///< the first

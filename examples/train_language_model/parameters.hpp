@@ -32,8 +32,8 @@ struct slice {
 template <class S>
 class parameters {
   public:
-    using map = Eigen::Map<matrix<S>, Eigen::Aligned64>;
-    using const_map = Eigen::Map<const matrix<S>, Eigen::Aligned64>;
+    using map = Eigen::Map<matrix<S>, Eigen::AlignedMax>;
+    using const_map = Eigen::Map<const matrix<S>, Eigen::AlignedMax>;
 
     /// A new matrix of zeros; maps made before are void.
     slice add(index_t rows, index_t columns) {

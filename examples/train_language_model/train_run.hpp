@@ -22,6 +22,7 @@ inline layer_settings layer_of(const options& asked, const run_settings& run) {
         case contender::switch_unbalanced:
             layer.router = sy::switch_router{.capacity = capacity, .balance_weight = 0};
             break;
+        // [switch]
         case contender::switch_balanced:
             layer.router = sy::switch_router{.capacity = capacity, .balance_weight = asked.balance_weight};
             break;
@@ -30,6 +31,7 @@ inline layer_settings layer_of(const options& asked, const run_settings& run) {
                                              .input_jitter = static_cast<float>(asked.jitter),
                                              .balance_weight = asked.balance_weight};
             break;
+        // [/switch]
         case contender::top_2:
             layer.hidden = asked.hidden / 2;
             layer.router = sy::top_k_router{.k = 2,
@@ -39,7 +41,9 @@ inline layer_settings layer_of(const options& asked, const run_settings& run) {
                                             .balance_weight = asked.balance_weight};
             break;
         case contender::base:
+            // [base]
             layer.router = sy::base_router<>{};
+            // [/base]
             break;
     }
     layer.precision = run.stored == precision::pure_bfloat16 ? router_precision::bfloat16 : router_precision::computed;
@@ -195,6 +199,7 @@ run_record train(const options& asked, const run_settings& settings, const corpu
     for (; step < asked.steps; ++step) {
         double loss = 0;
         {
+            // [step]
             const auto timed = trained.measure();
             routing_seconds -= model.routing_seconds();
             text.draw(settings.seed, static_cast<std::uint32_t>(step), asked.tokens, tokens);
@@ -203,6 +208,7 @@ run_record train(const options& asked, const run_settings& settings, const corpu
             model.backward(threads, tokens);
             optimiser.step(threads, rate_at(asked, step), model.learned);
             routing_seconds += model.routing_seconds();
+            // [/step]
         }
         sy::require(std::isfinite(loss), settings.name(), ", seed ", settings.seed, ": the loss of step ", step,
                     " is not finite; a lower --rate may help");
