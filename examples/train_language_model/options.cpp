@@ -127,7 +127,7 @@ class grammar {
                 asked_.precisions = values_in(name, precisions_by_name, text);
             });
         app_.add_option("--text", asked_.text, "Files and folders to learn from (the Eigen headers)")
-            ->type_name("FILE...")
+            ->type_name("FILE")
             ->group(group_);
         add("--out", "DIR", "Folder for the results, made if need be (study-results)",
             [this](const std::string& name, const std::string& text) {
@@ -169,7 +169,9 @@ class grammar {
     void add_execution() {
         group_ = "How it runs";
         add_number("--threads", "N", "One a core unless given; results do not depend on it", asked_.threads, 1, 1024);
-        app_.add_flag("!--no-report", asked_.report, "Make no report.html")->group(group_);
+        app_.add_flag_callback(
+                "--no-report", [this] { asked_.report = false; }, "Make no report.html")
+            ->group(group_);
     }
 
     options& asked_;

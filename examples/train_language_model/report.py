@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Makes report.html from a study's results.json: pictures of what train_language_model saw, in one file that opens offline.
 
-usage: report.py FOLDER       reads FOLDER/results.json, writes FOLDER/report.html
+usage: report.py FOLDER                  reads FOLDER/results.json, writes FOLDER/report.html
+       report.py FOLDER --picture FILE   writes only the loss by step, as a picture in FILE's format (svg, png)
 """
 
 import base64
@@ -91,27 +92,29 @@ def curve(runs, of):
             np.array([min(v) for v in values]), np.array([max(v) for v in values]))
 
 
-def loss_pictures(groups):
-    made = []
+def loss_figure(groups, by_second):
     goals = [statistics.median(run["validation_bits"] for run in runs)
              for runs in groups.values() if runs[0]["router"] == "dense"]
     ends = [run["validation_bits"] for runs in groups.values() for run in runs]
     starts = [at["validation_bits"] for runs in groups.values() for run in runs for at in run["evaluations"]]
-    for by_second in (False, True):
-        unit = "second of training" if by_second else "step"
-        figure, ax = axes(unit, "bits a byte, held-out text", f"Loss by {'second' if by_second else 'step'}")
-        for colour, (name, runs) in zip(COLOURS * 9, groups.items()):
-            steps, seconds, middle, least, most = curve(runs, lambda at: at["validation_bits"])
-            x = seconds if by_second else steps
-            ax.plot(x, middle, color=colour, label=name, linewidth=1.5)
-            ax.fill_between(x, least, most, color=colour, alpha=0.15, linewidth=0)
-        if goals:
-            ax.axhline(goals[0], color=COLOURS[0], linewidth=0.8, linestyle=":")
-        ax.set_ylim(min(ends) - 0.1, min(max(starts), max(ends) + 1.5))
-        ax.legend(fontsize=8)
-        made.append(picture(figure, f"Loss on held-out text by {unit}; dotted: the dense model's last. "
-                                    "Lines are medians over seeds, bands least to most."))
-    return made
+    unit = "second of training" if by_second else "step"
+    figure, ax = axes(unit, "bits a byte, held-out text", f"Loss by {'second' if by_second else 'step'}")
+    for colour, (name, runs) in zip(COLOURS * 9, groups.items()):
+        steps, seconds, middle, least, most = curve(runs, lambda at: at["validation_bits"])
+        x = seconds if by_second else steps
+        ax.plot(x, middle, color=colour, label=name, linewidth=1.5)
+        ax.fill_between(x, least, most, color=colour, alpha=0.15, linewidth=0)
+    if goals:
+        ax.axhline(goals[0], color=COLOURS[0], linewidth=0.8, linestyle=":")
+    ax.set_ylim(min(ends) - 0.1, min(max(starts), max(ends) + 1.5))
+    ax.legend(fontsize=8)
+    return figure
+
+
+def loss_pictures(groups):
+    return [picture(loss_figure(groups, by_second),
+                    f"Loss on held-out text by {'second of training' if by_second else 'step'}; dotted: the dense model's "
+                    "last. Lines are medians over seeds, bands least to most.") for by_second in (False, True)]
 
 
 def layer_mean(at, key):
@@ -260,13 +263,18 @@ combine take with their backward.</p>
 
 
 def main(arguments):
-    if len(arguments) != 1:
+    draws_one = len(arguments) == 3 and arguments[1] == "--picture"
+    if len(arguments) != 1 and not draws_one:
         print(__doc__.strip(), file=sys.stderr)
         return 2
     folder = pathlib.Path(arguments[0])
     plt.rcParams.update({"font.size": 9, "axes.titlesize": 10, "svg.hashsalt": "switchyard", "svg.fonttype": "path",
                          "axes.spines.top": False, "axes.spines.right": False})
     results = json.loads((folder / "results.json").read_text())
+    if draws_one:
+        loss_figure(by_name(results["runs"]), by_second=False).savefig(arguments[2], metadata={"Date": None} if
+                                                                       arguments[2].endswith(".svg") else None)
+        return 0
     partial = folder / "report.html.partial"
     partial.write_text(page(results), encoding="utf-8")
     partial.rename(folder / "report.html")
