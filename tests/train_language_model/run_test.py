@@ -25,7 +25,7 @@ def without_time(value):
 class Run(Case):
 
     def test_all_routers(self):
-        results, printed = self.study("--seeds", 2, "--layers", 2, "--steps", 60)
+        results, printed = self.study("--seeds", 2, "--layers", 2, "--steps", 50)
         self.assertEqual([(run["router"], run["seed"]) for run in results["runs"]],
                          [(router, seed) for seed in (1, 2) for router in ROUTERS])
         self.assertEqual(results["text_bytes"], len(TEXT))
@@ -38,7 +38,7 @@ class Run(Case):
     def check_run(self, results, run):
         seen = run["evaluations"]
         self.assertTrue(run["complete"])
-        self.assertEqual([at["step"] for at in seen], list(range(61)))
+        self.assertEqual([at["step"] for at in seen], list(range(51)))
         self.assertEqual(run["validation_bits"], seen[-1]["validation_bits"])
         self.assertLess(abs(seen[0]["validation_bits"] - 8), 1)
         self.assertLess(seen[-1]["validation_bits"], 4.5)
@@ -94,7 +94,7 @@ class Run(Case):
 
     def test_precisions(self):
         results, _ = self.study("--router", "dense,switch,top_2,base", "--precision", "float32,bfloat16,pure_bfloat16",
-                                "--steps", 60)
+                                "--steps", 40)
         bits = {run["name"]: run["validation_bits"] for run in results["runs"]}
         self.assertEqual(list(bits), ["dense", "switch", "top_2", "base", "dense bfloat16", "switch bfloat16",
                                       "top_2 bfloat16", "base bfloat16", "switch pure_bfloat16", "top_2 pure_bfloat16",

@@ -12,10 +12,10 @@ import unittest
 
 import numpy as np
 
-SMALL = {"--experts": 4, "--hidden": 16, "--width": 16, "--tokens": 64, "--steps": 30, "--threads": 2}
+SMALL = {"--experts": 4, "--hidden": 16, "--width": 16, "--tokens": 64, "--steps": 20, "--threads": 2}
 ROUTERS = ["dense", "switch_unbalanced", "switch", "switch_jitter", "top_2", "base"]
 # A text that a small model can learn in few steps.
-TEXT = b"".join(b"int value_%d = %d * (left + right);\n" % (i % 7, i % 10) for i in range(4000))
+TEXT = b"".join(b"int value_%d = %d * (left + right);\n" % (i % 7, i % 10) for i in range(1300))
 
 
 def small(*line):
