@@ -173,7 +173,7 @@ run_record train(const options& asked, const run_settings& settings, const corpu
         settings.seed);
     adam<float> optimiser;
     run_record record{.settings = settings, .parameters = model.learned.count()};
-    const batch held_out = text.validation(8192);
+    const batch held_out = text.validation(8 * asked.tokens);
     batch tokens;
     stopwatch trained;
     load_watch loads(layer.router ? asked.layers : 0);
