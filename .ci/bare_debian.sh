@@ -2,7 +2,10 @@
 # Tries the README's command where nothing is installed: makes a fresh Debian 12 with git in a folder (debootstrap, as root),
 # clones the committed tree into it, and runs the command there. Takes some GB and a network.
 #
-#   .ci/bare_debian.sh FOLDER      the folder is made, kept, and used again (with a fresh clone) if it is there
+#   .ci/bare_debian.sh FOLDER [COMMAND]
+#
+# The folder is made, kept, and used again (with a fresh clone) if it is there. COMMAND is one of the README's two: bash
+# cmake/setup_and_test.sh, which it is by default, or bash cmake/setup_and_study.sh.
 set -euo pipefail
 source_tree="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 root=$(realpath -m "${1:?usage: $0 FOLDER}")
@@ -26,4 +29,4 @@ time env -i HOME=/root TERM=dumb LANG=C.UTF-8 PATH=/usr/sbin:/usr/bin:/sbin:/bin
     set -e
     git clone -q /root/source.git /root/switchyard
     cd /root/switchyard
-    bash cmake/setup_and_test.sh'
+    '"${2:-bash cmake/setup_and_test.sh}"

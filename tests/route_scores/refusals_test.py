@@ -121,8 +121,8 @@ class Refusals(Case):
         self.no("surplus", "switch", "surplus")
         self.no("--seed", "switch", "--seed")
         self.no("--router", "switch", "--router", "base")
-        self.no("--renormalize", "top_k", "--renormalize=maybe")
-        self.no("--renormalize", "top_k", "--renormalize=3")
+        self.no("renormalize was given", "top_k", "--renormalize=maybe")
+        self.no("renormalize was given", "top_k", "--renormalize=3")
 
     def test_scores_that_cannot_be_routed(self):
         forbidden = SCORES.copy()
