@@ -76,7 +76,9 @@ void assign(benchmark::State& state, const Policy& policy, const Solver& solver,
         solve(policy, solver, undrifted, {experts.data(), start.data()}, scratch);
         problem.initial_prices = start.data();
     }
+    // Twice before the clock runs: the first call learns how much memory it takes, the second is the first to touch it.
     auto found = solve(policy, solver, problem, {experts.data(), prices.data()}, scratch);
+    found = solve(policy, solver, problem, {experts.data(), prices.data()}, scratch);
     for (auto _ : state) {
         found = solve(policy, solver, problem, {experts.data(), prices.data()}, scratch);
         benchmark::ClobberMemory();
