@@ -1,5 +1,6 @@
 // The certificate: what it says must be true for any assignment and any prices, good or bad.
 #include <switchyard/assignment/assignment.hpp>
+#include <switchyard/assignment/detail/certificate.hpp>
 
 #include "assignment/instances.hpp"
 
@@ -13,7 +14,7 @@ sy::assignment_result certificate(const instance& problem, const std::vector<std
                                   const std::vector<double>& prices) {
     sy::workspace scratch;
     const sy::matrix_view<const double> view(problem.scores.values.data(), problem.scores.rows, problem.scores.columns);
-    return sy::detail::certify(sy::detail::score_source<double>{view}, problem.bounds(), 1, experts.data(),
+    return sy::detail::certify(sy::seq, sy::detail::score_source<double>{view}, problem.bounds(), 1, experts.data(),
                                prices.data(), scratch);
 }
 

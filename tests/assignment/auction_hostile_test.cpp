@@ -13,15 +13,6 @@ using namespace assignment_tests;
 
 namespace {
 
-const double no_number = std::numeric_limits<double>::quiet_NaN();
-
-/// Scores [T, E] as they are, balanced.
-struct solved {
-    sy::assignment_result result;
-    std::vector<std::int32_t> experts;
-    std::vector<double> prices;
-};
-
 template <class Policy, class Scalar>
 solved solve_balanced(const Policy& policy, const std::vector<Scalar>& scores, index_t tokens, index_t experts,
                       const sy::auction& solver = {}, const double* initial_prices = nullptr) {
@@ -34,19 +25,10 @@ solved solve_balanced(const Policy& policy, const std::vector<Scalar>& scores, i
                                                  .initial_prices = initial_prices};
     found.result = solve(policy, solver, problem, {found.experts.data(), found.prices.data()}, scratch);
     for (std::int32_t e = 0; e < experts; ++e) {
-        const auto load = std::count(found.experts.begin(), found.experts.end(), e);
-        REQUIRE(load >= tokens / experts);
-        REQUIRE(load <= (tokens + experts - 1) / experts);
+        REQUIRE(found.load(e) >= tokens / experts);
+        REQUIRE(found.load(e) <= (tokens + experts - 1) / experts);
     }
     return found;
-}
-
-std::vector<float> gaussian_scores(index_t tokens, index_t experts, unsigned seed) {
-    std::mt19937_64 random(seed);
-    std::normal_distribution<float> normal;
-    std::vector<float> scores(static_cast<std::size_t>(tokens * experts));
-    for (float& s : scores) s = normal(random);
-    return scores;
 }
 
 /// Scores s(t, e) of any kind.

@@ -11,19 +11,6 @@ using namespace assignment_tests;
 
 namespace {
 
-const double no_number = std::numeric_limits<double>::quiet_NaN();
-
-instance any_instance(index_t most_rows, index_t most_experts) {
-    const auto kind = static_cast<score_kind>(
-        *rc::gen::resize(rc::kNominalSize, rc::gen::inRange(0, static_cast<int>(score_kind::count))));
-    const auto rows = *rc::gen::resize(rc::kNominalSize, rc::gen::inRange<index_t>(0, most_rows + 1));
-    const auto experts = *rc::gen::resize(rc::kNominalSize, rc::gen::inRange<index_t>(1, most_experts + 1));
-    const auto forbidden = *rc::gen::element(0, 0, 40, 150, 230);
-    const auto with_mask = *rc::gen::element(false, false, true);
-    std::mt19937_64 random(*rc::gen::arbitrary<std::uint32_t>());
-    return draw_instance(kind, rows, experts, forbidden, with_mask, random);
-}
-
 /// std over the scores of tokens that are not forbidden, by plain loops.
 double deviation_of(const instance& problem) {
     double count = 0, sum = 0, squares = 0;
@@ -121,7 +108,7 @@ TEST_CASE("auction: the worked example, bid by bid") {
     const std::vector<std::int32_t> experts(rounds.experts_of_places(), rounds.experts_of_places() + 4);
     CHECK(experts == std::vector<std::int32_t>{0, 1, 1, 0});
     const auto found =
-        sy::detail::certify(scores, sy::balanced_quotas(4, 2), 1, experts.data(), rounds.prices(), scratch);
+        sy::detail::certify(sy::seq, scores, sy::balanced_quotas(4, 2), 1, experts.data(), rounds.prices(), scratch);
     CHECK(found.primal == doctest::Approx(2.6));
     CHECK(found.dual == doctest::Approx(2.61));
     CHECK(found.gap == doctest::Approx(0.01));

@@ -10,17 +10,6 @@ using namespace assignment_tests;
 
 namespace {
 
-const double no_number = std::numeric_limits<double>::quiet_NaN();
-
-/// Solves scores as they are, [rows, columns] row-major, balanced.
-struct solved {
-    sy::assignment_result result;
-    std::vector<std::int32_t> experts;
-    std::vector<double> prices;
-
-    index_t load(std::int32_t expert) const { return std::count(experts.begin(), experts.end(), expert); }
-};
-
 solved solve_balanced(const std::vector<float>& scores, index_t tokens, index_t experts,
                       const sy::hungarian& solver = {}, const double* initial_prices = nullptr) {
     solved found;
@@ -44,14 +33,6 @@ solved solve_balanced(const std::vector<float>& scores, index_t tokens, index_t 
 std::string refusal(reference::matrix scores, bounds_list lower, bounds_list upper, reference::mask_list mask = {}) {
     const instance problem{std::move(scores), std::move(lower), std::move(upper), std::move(mask)};
     return sentence_of([&] { solve_as<double>(sy::hungarian{}, problem); });
-}
-
-std::vector<float> gaussian_scores(index_t tokens, index_t experts, unsigned seed) {
-    std::mt19937_64 random(seed);
-    std::normal_distribution<float> normal;
-    std::vector<float> scores(static_cast<std::size_t>(tokens * experts));
-    for (float& s : scores) s = normal(random);
-    return scores;
 }
 
 }  // namespace

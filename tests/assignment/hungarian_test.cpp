@@ -11,19 +11,6 @@ namespace {
 const sy::hungarian all_settings[] = {
     {}, {.candidates = 1, .sampling = 0}, {.candidates = 1, .sampling = 2}, {.candidates = 3, .sampling = 3}};
 
-/// Draws an instance of any kind, so that RapidCheck can shrink its size and its features.
-instance any_instance(index_t most_rows, index_t most_experts) {
-    const auto kind = static_cast<score_kind>(
-        *rc::gen::resize(rc::kNominalSize, rc::gen::inRange(0, static_cast<int>(score_kind::count))));
-    // Full size from the first case on: RapidCheck's own sizes would make most instances trivial.
-    const auto rows = *rc::gen::resize(rc::kNominalSize, rc::gen::inRange<index_t>(0, most_rows + 1));
-    const auto experts = *rc::gen::resize(rc::kNominalSize, rc::gen::inRange<index_t>(1, most_experts + 1));
-    const auto forbidden = *rc::gen::element(0, 0, 40, 150, 230);
-    const auto with_mask = *rc::gen::element(false, false, true);
-    std::mt19937_64 random(*rc::gen::arbitrary<std::uint32_t>());
-    return draw_instance(kind, rows, experts, forbidden, with_mask, random);
-}
-
 template <class Scalar>
 void require_optimal(const instance& problem, const sy::hungarian& solver, const reference::assignment& best) {
     solution found;

@@ -7,6 +7,7 @@
 #include <doctest/doctest.h>
 #include <rapidcheck.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -22,6 +23,7 @@ using sy::index_t;
 namespace reference = sy::reference;
 
 constexpr double infinity = std::numeric_limits<double>::infinity();
+constexpr double no_number = std::numeric_limits<double>::quiet_NaN();
 using bounds_list = reference::list<index_t>;
 
 /// A problem: what the reference takes, from which views for the solver are made.
@@ -203,6 +205,36 @@ inline instance draw_instance(score_kind kind, index_t rows, index_t experts, in
     draw_bounds(problem, random);
     return problem;
 }
+
+/// Draws an instance of any kind, so that RapidCheck can shrink its size and its features.
+inline instance any_instance(index_t most_rows, index_t most_experts) {
+    const auto kind = static_cast<score_kind>(
+        *rc::gen::resize(rc::kNominalSize, rc::gen::inRange(0, static_cast<int>(score_kind::count))));
+    // Full size from the first case on: RapidCheck's own sizes would make most instances trivial.
+    const auto rows = *rc::gen::resize(rc::kNominalSize, rc::gen::inRange<index_t>(0, most_rows + 1));
+    const auto experts = *rc::gen::resize(rc::kNominalSize, rc::gen::inRange<index_t>(1, most_experts + 1));
+    const auto forbidden = *rc::gen::element(0, 0, 40, 150, 230);
+    const auto with_mask = *rc::gen::element(false, false, true);
+    std::mt19937_64 random(*rc::gen::arbitrary<std::uint32_t>());
+    return draw_instance(kind, rows, experts, forbidden, with_mask, random);
+}
+
+inline std::vector<float> gaussian_scores(index_t tokens, index_t experts, unsigned seed) {
+    std::mt19937_64 random(seed);
+    std::normal_distribution<float> normal;
+    std::vector<float> scores(static_cast<std::size_t>(tokens * experts));
+    for (float& s : scores) s = normal(random);
+    return scores;
+}
+
+/// What became of scores as they are, [rows, columns] row-major.
+struct solved {
+    sy::assignment_result result;
+    std::vector<std::int32_t> experts;
+    std::vector<double> prices;
+
+    index_t load(std::int32_t expert) const { return std::count(experts.begin(), experts.end(), expert); }
+};
 
 /// Runs a property on `cases` random inputs, always the same ones; failing inputs are shrunk and printed.
 template <class Property>

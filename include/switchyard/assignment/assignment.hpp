@@ -191,6 +191,19 @@ index_t require_problem(const assignment_problem<S>& problem, const assignment_a
     return tokens;
 }
 
+/// Each token's experts, best score first, the lower expert of equal ones.
+template <class S>
+void order_choices(const score_source<S>& scores, index_t choices, std::int32_t* expert_of_token) {
+    for (index_t t = 0; choices > 1 && t < scores.tokens(); ++t) {
+        std::int32_t* const experts = expert_of_token + t * choices;
+        if (experts[0] < 0) continue;
+        std::sort(experts, experts + choices, [&](std::int32_t a, std::int32_t b) {
+            const double score_a = scores(t, a), score_b = scores(t, b);
+            return score_a > score_b || (score_a == score_b && a < b);
+        });
+    }
+}
+
 /// By how much a token would rather be at another expert than at `chosen`, at these prices; 0 if it would not.
 /// `margins` is scratch.
 inline double regret(const double* row, index_t experts, index_t chosen, const double* prices, double* margins) {
@@ -252,49 +265,6 @@ inline double regret(const double* row, index_t experts, const std::int32_t* cho
         floor_expert = worst;
     }
     return sum;
-}
-
-/// The certificate of an assignment [T, choices] within the quotas at `prices`: primal, dual, gap and tolerance. O(T
-/// E).
-template <class S>
-assignment_result certify(const score_source<S>& scores, const quotas& bounds, index_t choices,
-                          const std::int32_t* expert_of_token, const double* prices, workspace& scratch) {
-    const auto scope = scratch.open();
-    const index_t experts = scores.experts();
-    auto* const load = scratch.take<index_t>(experts);
-    auto* const row = scratch.take<double>(experts);
-    auto* const margins = scratch.take<double>(experts);
-    assignment_result result;
-    accurate_sum primal, magnitude, dual, gap;
-    std::fill_n(load, experts, index_t{0});
-    for (index_t t = 0; t < scores.tokens(); ++t) {
-        const std::int32_t* const chosen = expert_of_token + t * choices;
-        if (chosen[0] < 0) continue;
-        result.tokens += 1;
-        scores.read_row(t, row);
-        for (index_t c = 0; c < choices; ++c) {
-            const index_t e = chosen[c];
-            load[e] += 1;
-            primal.add(row[e]);
-            magnitude.add(std::abs(row[e]));
-            dual.add(row[e]);
-            dual.add(-prices[e]);
-        }
-        const double regretted = regret(row, experts, chosen, choices, prices, margins);
-        dual.add(regretted);
-        gap.add(regretted);
-    }
-    for (index_t e = 0; e < experts; ++e) {
-        const index_t bound = prices[e] > 0 ? std::min(bounds.upper(e), result.tokens) : bounds.lower(e);
-        dual.add(prices[e] * static_cast<double>(bound));
-        gap.add(prices[e] * static_cast<double>(bound - load[e]));
-    }
-    result.primal = primal.value();
-    result.dual = dual.value();
-    result.gap = gap.value();
-    result.tolerance = 1e-9 * magnitude.value() + 1e-12;
-    result.converged = result.gap <= result.tolerance;
-    return result;
 }
 
 }  // namespace detail

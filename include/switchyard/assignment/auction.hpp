@@ -89,19 +89,6 @@ inline auction_goal goal_of(const auction& solver, const auction_scores& facts, 
     return goal;
 }
 
-/// Each token's experts, best score first, the lower expert of equal ones.
-template <class S>
-void order_choices(const score_source<S>& scores, index_t choices, std::int32_t* expert_of_token) {
-    for (index_t t = 0; choices > 1 && t < scores.tokens(); ++t) {
-        std::int32_t* const experts = expert_of_token + t * choices;
-        if (experts[0] < 0) continue;
-        std::sort(experts, experts + choices, [&](std::int32_t a, std::int32_t b) {
-            const double score_a = scores(t, a), score_b = scores(t, b);
-            return score_a > score_b || (score_a == score_b && a < b);
-        });
-    }
-}
-
 }  // namespace detail
 
 /// An assignment of tokens to experts within the quotas, and close to the best.

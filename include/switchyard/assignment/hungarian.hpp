@@ -34,6 +34,7 @@
 #pragma once
 
 #include <switchyard/assignment/assignment.hpp>
+#include <switchyard/assignment/detail/certificate.hpp>
 #include <switchyard/assignment/detail/completion.hpp>
 #include <switchyard/assignment/detail/expert_graph.hpp>
 #include <switchyard/assignment/detail/expert_paths.hpp>
@@ -42,6 +43,7 @@
 #include <switchyard/assignment/detail/price_search.hpp>
 #include <switchyard/assignment/detail/price_start.hpp>
 #include <switchyard/assignment/detail/price_steps.hpp>
+#include <switchyard/assignment/detail/sample.hpp>
 
 #include <algorithm>
 #include <chrono>
@@ -163,7 +165,7 @@ class exact_assignment {
             if (narrow) checked_range();
             solve_whole();
         }
-        order_choices();
+        order_choices(scores_, choices(), out_.expert_of_token);
         result_.iterations = graph_.rounds();
         result_.passes = passes_;
         result_.steps = steps_;
@@ -197,8 +199,8 @@ class exact_assignment {
         prices[experts_] = market_price(bounds_, tokens_, tokens_ * choices(), prices, order_);
     }
     void write(const std::int32_t* rows, index_t count);
-    void order_choices();
     void stop_here();
+    void certify_all();
 
     const Policy& policy_;
     const hungarian& solver_;
@@ -264,6 +266,7 @@ void exact_assignment<Policy, S>::find_prices(price_search<S>& search, std::int3
 /// Looks at all tokens at good prices, and solves for those that are torn. False: that did not do.
 template <class Policy, class S>
 bool exact_assignment<Policy, S>::solve_narrowed() {
+    const auto scope = scratch_.open();
     const index_t most_rows =
         std::max(tokens_ / std::min<index_t>(4, solver_.sampling), std::min(tokens_, 8 * experts_));
     narrowing<S> all(scores_, rows_, tokens_, choices(), out_.expert_of_token, scratch_);
@@ -370,23 +373,22 @@ void exact_assignment<Policy, S>::solve_whole() {
     graph_.pose(rows_, tokens_, bounds_, tokens_, nullptr);
     graph_.settle();
     const drained end = graph_.drain([&](index_t rounds) { return stop(rounds); });
-    const auto read_out = [&] {
+    const auto take_over = [&] {
         graph_.count_prices_from_market();
         write(rows_, tokens_);
-        price_closed_experts(scores_, rows_, tokens_, choices(), out_.expert_of_token, prices);
-        result_ = certify(scores_, bounds_, choices(), out_.expert_of_token, prices, scratch_);
-        passes_ += 2;
     };
+    take_over();
     if (end != drained::all) {
-        graph_.count_prices_from_market();
-        write(rows_, tokens_);
         stop_here();
         return;
     }
-    read_out();
+    passes_ += 1;
+    certify_all();
     if (!result_.converged) {
         graph_.repair();
-        read_out();
+        take_over();
+        passes_ += 1;
+        certify_all();
         result_.repairs = 1;
     }
 }
@@ -400,20 +402,6 @@ void exact_assignment<Policy, S>::write(const std::int32_t* rows, index_t count)
     }
 }
 
-/// A token's best expert first.
-template <class Policy, class S>
-void exact_assignment<Policy, S>::order_choices() {
-    for (index_t i = 0; i < tokens_ && choices() > 1; ++i) {
-        const index_t t = rows_[i];
-        std::int32_t* const chosen = out_.expert_of_token + t * choices();
-        std::sort(chosen, chosen + choices(), [&](std::int32_t a, std::int32_t b) {
-            const double score_a = scores_(t, a);
-            const double score_b = scores_(t, b);
-            return score_a > score_b || (score_a == score_b && a < b);
-        });
-    }
-}
-
 /// A limit was hit, or nothing can be moved any more: what is too many somewhere goes where there is room, and the
 /// certificate says how far that is from the best. Where there is no room at all, that is the error.
 template <class Policy, class S>
@@ -423,9 +411,15 @@ void exact_assignment<Policy, S>::stop_here() {
     const auto made = complete_assignment(scores_, bounds_, problem_.mask, choices(), true, out_.expert_of_token,
                                           concerned, scratch_);
     if (!made.complete) fail_infeasible(made, experts_, choices(), concerned);
+    certify_all();
+}
+
+/// The certificate of what is written, by a look at all scores.
+template <class Policy, class S>
+void exact_assignment<Policy, S>::certify_all() {
     double* const prices = graph_.prices();
     price_closed_experts(scores_, rows_, tokens_, choices(), out_.expert_of_token, prices);
-    result_ = certify(scores_, bounds_, choices(), out_.expert_of_token, prices, scratch_);
+    result_ = certify(policy_, scores_, bounds_, choices(), out_.expert_of_token, prices, scratch_);
     passes_ += 1;
 }
 

@@ -145,18 +145,21 @@ struct sigmoid_gates {
     }
 };
 
+/// Makes room for a step's prices; whether there were prices to begin with. Null: neither.
+inline bool begin_prices(expert_prices* prices, index_t experts) {
+    if (prices == nullptr) return false;
+    const auto size = static_cast<std::size_t>(experts);
+    const bool is_warm = prices->of_expert.size() == size;
+    prices->of_expert.resize(size);
+    return is_warm;
+}
+
 /// Solves for T / E tokens an expert, from the last step's prices where there are any.
 template <host_policy Policy, class Solver, class Storage>
 void solve_balanced(const Policy& policy, const base_router<Solver>& router, const matrix_view<const Storage>& scores,
                     const token_mask& mask, std::int32_t* expert_of_token, workspace& scratch) {
-    const auto experts = static_cast<std::size_t>(scores.columns);
-    double* prices = nullptr;
-    bool is_warm = false;
-    if (router.prices != nullptr) {
-        is_warm = router.prices->of_expert.size() == experts;
-        router.prices->of_expert.resize(experts);
-        prices = router.prices->of_expert.data();
-    }
+    const bool is_warm = begin_prices(router.prices, scores.columns);
+    double* const prices = router.prices != nullptr ? router.prices->of_expert.data() : nullptr;
     const assignment_problem<Storage> problem{
         .scores = scores,
         .bounds = balanced_quotas(count_tokens(mask, scores.rows), scores.columns),

@@ -18,7 +18,6 @@
 #include <switchyard/router/base.hpp>
 #include <switchyard/router/thrust_routing.hpp>
 
-#include <cstddef>
 #include <cstdint>
 
 namespace switchyard {
@@ -54,12 +53,8 @@ void assign_balanced(const thrust_policy<Exec, Memory>& policy, const base_route
     const auto scope = scratch.open();
     double* const prices = router.prices != nullptr ? scratch.template take<double>(plan.experts) : nullptr;
     const auto bytes = detail::bytes_of<double>(plan.experts);
-    bool is_warm = false;
-    if (router.prices != nullptr) {
-        is_warm = router.prices->of_expert.size() == static_cast<std::size_t>(plan.experts);
-        router.prices->of_expert.resize(static_cast<std::size_t>(plan.experts));
-        if (is_warm) Memory::copy_to_device(policy.exec, prices, router.prices->of_expert.data(), bytes);
-    }
+    const bool is_warm = begin_prices(router.prices, plan.experts);
+    if (is_warm) Memory::copy_to_device(policy.exec, prices, router.prices->of_expert.data(), bytes);
     const device_assignment_problem<Storage, typename Memory::space> problem{
         .scores = scores,
         .bounds = balanced_quotas(tokens, plan.experts),

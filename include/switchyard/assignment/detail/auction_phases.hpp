@@ -8,11 +8,11 @@
 #pragma once
 
 #include <switchyard/assignment/assignment.hpp>
-#include <switchyard/assignment/detail/auction_certificate.hpp>
 #include <switchyard/assignment/detail/auction_rounds.hpp>
 #include <switchyard/assignment/detail/auction_scores.hpp>
+#include <switchyard/assignment/detail/certificate.hpp>
 #include <switchyard/assignment/detail/completion.hpp>
-#include <switchyard/core/philox.hpp>
+#include <switchyard/assignment/detail/sample.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -153,13 +153,9 @@ class auction_phases {
         }
     }
 
-    /// Prices from every stride-th token, from a place within its stride that no period in the data can follow.
+    /// Prices from every stride-th token.
     void price_by_sample(index_t stride, const auction_goal& goal, auction_budget& budget) {
-        const index_t size = tokens_ / stride;
-        for (index_t i = 0; i < size; ++i) {
-            const auto offset = noise_words(noise_key{}, i, stride).word[0] % static_cast<std::uint64_t>(stride);
-            sample_[i] = rows_[i * stride + static_cast<index_t>(offset)];
-        }
+        const index_t size = sample_rows(rows_, tokens_, stride, sample_);
         const double least = std::max(20 * goal.last_step, noise(size));
         for (step_ = std::max(step_, least); !budget.spent; step_ = std::max(step_ / 5, least)) {
             std::copy_n(rounds_.prices(), bounds_.experts, prices_);
@@ -174,7 +170,7 @@ class auction_phases {
 
     assignment_result certificate(const double* prices) {
         certificates_ += 1;
-        return certify_in_blocks(policy_, scores_, bounds_, choices_, expert_of_token_, prices, scratch_);
+        return certify(policy_, scores_, bounds_, choices_, expert_of_token_, prices, scratch_);
     }
 
     /// The budget was spent before all tokens were placed: what is open is filled up.

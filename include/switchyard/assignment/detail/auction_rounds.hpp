@@ -8,7 +8,7 @@
 
 #include <switchyard/assignment/detail/auction_bids.hpp>
 #include <switchyard/assignment/detail/auction_market.hpp>
-#include <switchyard/assignment/detail/auction_threads.hpp>
+#include <switchyard/assignment/detail/pass_threads.hpp>
 #include <switchyard/assignment/detail/score_rows.hpp>
 #include <switchyard/backend/policy.hpp>
 #include <switchyard/core/config.hpp>

@@ -2,7 +2,7 @@
 #pragma once
 
 #include <switchyard/assignment/assignment.hpp>
-#include <switchyard/assignment/detail/auction_threads.hpp>
+#include <switchyard/assignment/detail/pass_threads.hpp>
 #include <switchyard/assignment/detail/score_rows.hpp>
 #include <switchyard/backend/policy.hpp>
 #include <switchyard/core/config.hpp>

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <switchyard/assignment/assignment.hpp>
+#include <switchyard/assignment/detail/certificate.hpp>
 #include <switchyard/assignment/detail/price_search.hpp>
 #include <switchyard/backend/policy.hpp>
 #include <switchyard/core/config.hpp>
@@ -138,18 +139,7 @@ assignment_result narrowing<S>::certify(const Policy& policy, const quotas& boun
     for (index_t i = 0; i < candidate_count_ * choices_; ++i) {
         load_[expert_[candidates_[i / choices_] * choices_ + i % choices_]] += 1;
     }
-    for (index_t e = 0; e < experts_; ++e) {
-        const index_t bound = price[e] > 0 ? std::min(bounds.upper(e), tokens_) : bounds.lower(e);
-        gap.add(price[e] * static_cast<double>(bound - load_[e]));
-    }
-    assignment_result result;
-    result.tokens = tokens_;
-    result.primal = primal;
-    result.gap = gap.value();
-    result.dual = primal + result.gap;
-    result.tolerance = 1e-9 * magnitude + 1e-12;
-    result.converged = result.gap <= result.tolerance;
-    return result;
+    return finish_certificate(bounds, tokens_, load_, price, primal, magnitude, gap);
 }
 
 }  // namespace detail

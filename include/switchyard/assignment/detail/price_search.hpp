@@ -20,7 +20,6 @@
 #include <switchyard/assignment/detail/margins.hpp>
 #include <switchyard/backend/policy.hpp>
 #include <switchyard/core/config.hpp>
-#include <switchyard/core/philox.hpp>
 #include <switchyard/core/simd.hpp>
 #include <switchyard/core/workspace.hpp>
 
@@ -33,16 +32,6 @@
 namespace switchyard {
 inline namespace SWITCHYARD_TARGET {
 namespace detail {
-
-/// Every stride-th token, from a place within its stride that no period in the data can follow.
-inline index_t sample_rows(const std::int32_t* rows, index_t tokens, index_t stride, std::int32_t* sample) {
-    const index_t size = tokens / stride;
-    for (index_t i = 0; i < size; ++i) {
-        const auto offset = noise_words(noise_key{}, i, stride).word[0] % static_cast<std::uint64_t>(stride);
-        sample[i] = rows[i * stride + static_cast<index_t>(offset)];
-    }
-    return size;
-}
 
 /// By how much the difference of two prices has changed at most, closed experts left out.
 inline double price_drift(const double* before, const double* after, index_t experts) {

@@ -4,7 +4,7 @@
 #pragma once
 
 #include <switchyard/assignment/assignment.hpp>
-#include <switchyard/assignment/detail/auction_threads.hpp>
+#include <switchyard/assignment/detail/pass_threads.hpp>
 #include <switchyard/assignment/detail/score_rows.hpp>
 #include <switchyard/assignment/quotas.hpp>
 #include <switchyard/backend/policy.hpp>
@@ -18,6 +18,24 @@
 namespace switchyard {
 inline namespace SWITCHYARD_TARGET {
 namespace detail {
+
+/// The certificate of an assignment with these loads [E], whose tokens' sums are known; `gap` begins with their
+/// regrets.
+inline assignment_result finish_certificate(const quotas& bounds, index_t tokens, const index_t* load,
+                                            const double* prices, double primal, double magnitude, accurate_sum gap) {
+    for (index_t e = 0; e < bounds.experts; ++e) {
+        const index_t bound = prices[e] > 0 ? std::min(bounds.upper(e), tokens) : bounds.lower(e);
+        gap.add(prices[e] * static_cast<double>(bound - load[e]));
+    }
+    assignment_result result;
+    result.tokens = tokens;
+    result.primal = primal;
+    result.gap = gap.value();
+    result.dual = primal + result.gap;
+    result.tolerance = 1e-9 * magnitude + 1e-12;
+    result.converged = result.gap <= result.tolerance;
+    return result;
+}
 
 /// What a block of tokens adds to the certificate.
 struct block_certificate {
@@ -50,11 +68,11 @@ block_certificate certify_block(const score_source<S>& scores, index_t first, in
     return made;
 }
 
-/// The certificate of an assignment [T, choices] within the quotas at `prices`. O(T E).
+/// The certificate of an assignment [T, choices] within the quotas at `prices`: primal, dual, gap and tolerance. O(T
+/// E).
 template <class Policy, class S>
-assignment_result certify_in_blocks(const Policy& policy, const score_source<S>& scores, const quotas& bounds,
-                                    index_t choices, const std::int32_t* expert_of_token, const double* prices,
-                                    workspace& scratch) {
+assignment_result certify(const Policy& policy, const score_source<S>& scores, const quotas& bounds, index_t choices,
+                          const std::int32_t* expert_of_token, const double* prices, workspace& scratch) {
     const auto scope = scratch.open();
     const index_t experts = scores.experts();
     const index_t rows = rows_per_block(scores.tokens());
@@ -67,10 +85,10 @@ assignment_result certify_in_blocks(const Policy& policy, const score_source<S>&
         found[b] = certify_block(scores, b * rows, std::min(scores.tokens(), (b + 1) * rows), choices, expert_of_token,
                                  prices, row, row + experts);
     });
-    assignment_result result;
+    index_t tokens = 0;
     accurate_sum primal, magnitude, gap;
     for (index_t b = 0; b < blocks; ++b) {
-        result.tokens += found[b].tokens;
+        tokens += found[b].tokens;
         primal.add(found[b].primal);
         magnitude.add(found[b].magnitude);
         gap.add(found[b].regretted);
@@ -79,16 +97,7 @@ assignment_result certify_in_blocks(const Policy& policy, const score_source<S>&
     for (index_t i = 0; i < scores.tokens() * choices; ++i) {
         if (expert_of_token[i] >= 0) load[expert_of_token[i]] += 1;
     }
-    for (index_t e = 0; e < experts; ++e) {
-        const index_t bound = prices[e] > 0 ? std::min(bounds.upper(e), result.tokens) : bounds.lower(e);
-        gap.add(prices[e] * static_cast<double>(bound - load[e]));
-    }
-    result.primal = primal.value();
-    result.gap = gap.value();
-    result.dual = result.primal + result.gap;
-    result.tolerance = 1e-9 * magnitude.value() + 1e-12;
-    result.converged = result.gap <= result.tolerance;
-    return result;
+    return finish_certificate(bounds, tokens, load, prices, primal.value(), magnitude.value(), gap);
 }
 
 }  // namespace detail

@@ -1,8 +1,9 @@
-// When the auction's work is worth a second thread.
+// When a pass over scores is worth a second thread.
 //
-// Most rounds are the last few tokens' bids, over before another thread has woken; and where other programs keep the
-// cores busy, a thread that is called for a moment's work may come milliseconds later, and the caller waits. So little
-// work stays on the calling thread: by its size alone, and with the same blocks, which keeps results the same.
+// Most rounds of an auction are the last few tokens' bids, over before another thread has woken; and where other
+// programs keep the cores busy, a thread that is called for a moment's work may come milliseconds later, and the caller
+// waits. So little work stays on the calling thread: by its size alone, and with the same blocks, which keeps results
+// the same.
 #pragma once
 
 #include <switchyard/backend/policy.hpp>
