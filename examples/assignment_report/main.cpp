@@ -2,14 +2,12 @@
 // balanced assignment, on a file's scores or on generated ones.
 //
 // Bad input of any kind ends with status 2, one line on stderr and nothing written.
+#include "complain.hpp"
 #include "measure.hpp"
 #include "options.hpp"
 #include "output.hpp"
 
-#include <cctype>
-#include <exception>
 #include <iostream>
-#include <new>
 #include <string>
 
 namespace {
@@ -28,25 +26,13 @@ void run(const options& asked) {
     prices.move_in();
 }
 
-int complain(std::string sentence) {
-    for (char& c : sentence) {
-        c = std::iscntrl(static_cast<unsigned char>(c)) != 0 ? ' ' : c;
-    }
-    std::cerr << "assignment_report: " << sentence << std::endl;
-    return 2;
-}
-
 }  // namespace
 
 int main(int argc, char** argv) {
-    try {
+    return study::run_or_complain("assignment_report", "not enough memory for these scores", [&] {
         if (const auto asked = parse_options(argc, argv)) {
             run(*asked);
         }
         return 0;
-    } catch (const std::bad_alloc&) {
-        return complain("not enough memory for these scores");
-    } catch (const std::exception& problem) {
-        return complain(problem.what());
-    }
+    });
 }

@@ -1,6 +1,6 @@
 #include "options.hpp"
 
-#include <CLI/CLI.hpp>
+#include "command_line.hpp"
 
 #include <charconv>
 #include <cmath>
@@ -43,47 +43,17 @@ Number number_in(const char* option, const std::string& text, Number least, Numb
     return number;
 }
 
-class grammar {
+class grammar : public command_line {
   public:
-    explicit grammar(options& asked) : asked_(asked) {
-        app_.set_help_flag("-h,--help", "Print this and exit");
-        app_.set_version_flag("--version", version());
-        app_.footer(examples);
-        app_.get_formatter()->column_width(38);
+    explicit grammar(options& asked) : command_line("assignment_report", about, examples, 38), asked_(asked) {
         add_scores();
         add_methods();
         add_output();
     }
 
-    /// False where help or the version was asked for and printed.
-    bool parse(int argc, const char* const* argv) {
-        try {
-            app_.parse(argc, argv);
-        } catch (const CLI::Success& answered) {
-            app_.exit(answered, std::cout, std::cerr);
-            return false;
-        } catch (const CLI::ParseError& problem) {
-            sy::fail(problem.what(), " (--help lists the options)");
-        }
-        return true;
-    }
-
     bool given(const char* name) const { return app_.get_option(name)->count() > 0; }
 
   private:
-    static std::string version() {
-        const auto& v = sy::version;
-        return "assignment_report " + std::to_string(v.major) + "." + std::to_string(v.minor) + "." +
-               std::to_string(v.patch);
-    }
-
-    template <class Read>
-    void add(const char* name, const char* type, const char* what, const Read& read) {
-        app_.add_option_function<std::string>(
-                name, [name, read](const std::string& text) { read(name, text); }, what)
-            ->type_name(type)
-            ->group(group_);
-    }
     template <class Number>
     void add_number(const char* name, const char* type, Number& number, Number least, Number most, const char* what) {
         add(name, type, what, [&number, least, most](const char* option, const std::string& text) {
@@ -137,8 +107,6 @@ class grammar {
     }
 
     options& asked_;
-    CLI::App app_{about, "assignment_report"};
-    std::string group_;
 };
 
 void require_possible(const options& asked, const grammar& line) {

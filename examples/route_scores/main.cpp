@@ -2,16 +2,14 @@
 //
 // Everything is read and routed first; only then are files written, all of them or none. Bad input of any kind ends
 // with status 2, one line on stderr and nothing written.
+#include "complain.hpp"
 #include "npy.hpp"
 #include "options.hpp"
 #include "output.hpp"
 #include "report.hpp"
 #include "run.hpp"
 
-#include <cctype>
-#include <exception>
 #include <iostream>
-#include <new>
 #include <string>
 #include <variant>
 #include <vector>
@@ -50,25 +48,13 @@ void run(const options& asked) {
     write_all(asked, all);
 }
 
-int complain(std::string sentence) {
-    for (char& c : sentence) {
-        c = std::iscntrl(static_cast<unsigned char>(c)) != 0 ? ' ' : c;
-    }
-    std::cerr << "route_scores: " << sentence << std::endl;
-    return 2;
-}
-
 }  // namespace
 
 int main(int argc, char** argv) {
-    try {
+    return study::run_or_complain("route_scores", "not enough memory for these scores", [&] {
         if (const auto asked = parse_options(argc, argv)) {
             run(*asked);
         }
         return 0;
-    } catch (const std::bad_alloc&) {
-        return complain("not enough memory for these scores");
-    } catch (const std::exception& problem) {
-        return complain(problem.what());
-    }
+    });
 }

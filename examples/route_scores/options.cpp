@@ -1,6 +1,6 @@
 #include "options.hpp"
 
-#include <CLI/CLI.hpp>
+#include "command_line.hpp"
 
 #include <charconv>
 #include <cmath>
@@ -93,31 +93,14 @@ std::vector<router_kind> routers_in(const char* option, const std::string& text)
 }
 
 /// The command line's grammar: every option writes what it was given into `asked`.
-class grammar {
+class grammar : public command_line {
   public:
-    explicit grammar(options& asked) : asked_(asked) {
-        app_.set_help_flag("-h,--help", "Print this and exit");
-        app_.set_version_flag("--version", version());
-        app_.footer(examples);
-        app_.get_formatter()->column_width(38);
+    explicit grammar(options& asked) : command_line("route_scores", about, examples, 38), asked_(asked) {
         add_files();
         add_top_k();
         add_capacity();
         add_losses_and_noise();
         add_execution();
-    }
-
-    /// False where help or the version was asked for and printed.
-    bool parse(int argc, const char* const* argv) {
-        try {
-            app_.parse(argc, argv);
-        } catch (const CLI::Success& answered) {
-            app_.exit(answered, std::cout, std::cerr);
-            return false;
-        } catch (const CLI::ParseError& problem) {
-            sy::fail(problem.what(), " (--help lists the options)");
-        }
-        return true;
     }
 
     /// What the option was given; null where it was not.
@@ -127,20 +110,6 @@ class grammar {
     }
 
   private:
-    static std::string version() {
-        const auto& v = sy::version;
-        return "route_scores " + std::to_string(v.major) + "." + std::to_string(v.minor) + "." +
-               std::to_string(v.patch);
-    }
-
-    template <class Read>
-    CLI::Option* add(const char* name, const char* type, const char* what, const Read& read) {
-        return app_
-            .add_option_function<std::string>(
-                name, [name, read](const std::string& text) { read(name, text); }, what)
-            ->type_name(type)
-            ->group(group_);
-    }
     template <class Value, std::size_t N>
     void add_named(const char* name, const named<Value> (&table)[N], Value& value, const char* what) {
         std::string names = "{";
@@ -229,8 +198,6 @@ class grammar {
     }
 
     options& asked_;
-    CLI::App app_{about, "route_scores"};
-    std::string group_;
 };
 
 /// Whether something uses an option, and what would.

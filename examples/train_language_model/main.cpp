@@ -2,6 +2,7 @@
 //
 // Every kind of run trains the same small model with another router, at equal work a token; what was seen is printed as
 // a table and written to a folder.
+#include "complain.hpp"
 #include "options.hpp"
 #include "progress.hpp"
 #include "results.hpp"
@@ -9,10 +10,8 @@
 
 #include <csignal>
 #include <cstdlib>
-#include <exception>
 #include <iomanip>
 #include <iostream>
-#include <new>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -115,21 +114,12 @@ int run(options asked) {
     return is_interrupted != 0 ? 130 : 0;
 }
 
-int complain(const std::string& sentence) {
-    std::cerr << "train_language_model: " << sentence << std::endl;
-    return 2;
-}
-
 }  // namespace
 
 int main(int argc, char** argv) {
     Eigen::setNbThreads(1);  // the threads are ours
-    try {
+    return study::run_or_complain("train_language_model", "not enough memory for a model of these sizes", [&] {
         const auto asked = parse_options(argc, argv);
         return asked ? run(*asked) : 0;
-    } catch (const std::bad_alloc&) {
-        return complain("not enough memory for a model of these sizes");
-    } catch (const std::exception& problem) {
-        return complain(problem.what());
-    }
+    });
 }

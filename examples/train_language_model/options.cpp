@@ -1,6 +1,6 @@
 #include "options.hpp"
 
-#include <CLI/CLI.hpp>
+#include "command_line.hpp"
 
 #include <algorithm>
 #include <charconv>
@@ -70,42 +70,16 @@ std::vector<Value> values_in(const std::string& option, const named<Value> (&tab
     return values;
 }
 
-class grammar {
+class grammar : public command_line {
   public:
-    explicit grammar(options& asked) : asked_(asked) {
-        const auto& v = sy::version;
-        app_.set_help_flag("-h,--help", "Print this and exit");
-        app_.set_version_flag("--version", "train_language_model " + std::to_string(v.major) + "." +
-                                               std::to_string(v.minor) + "." + std::to_string(v.patch));
-        app_.footer(more);
-        app_.get_formatter()->column_width(34);
+    explicit grammar(options& asked) : command_line("train_language_model", about, more, 34), asked_(asked) {
         add_what();
         add_model();
         add_training();
         add_execution();
     }
 
-    bool parse(int argc, const char* const* argv) {
-        try {
-            app_.parse(argc, argv);
-        } catch (const CLI::Success& answered) {
-            app_.exit(answered, std::cout, std::cerr);
-            return false;
-        } catch (const CLI::ParseError& problem) {
-            sy::fail(problem.what(), " (--help lists the options)");
-        }
-        return true;
-    }
-
   private:
-    template <class Read>
-    CLI::Option* add(const std::string& name, const char* type, const std::string& what, const Read& read) {
-        return app_
-            .add_option_function<std::string>(
-                name, [name, read](const std::string& text) { read(name, text); }, what)
-            ->type_name(type)
-            ->group(group_);
-    }
     template <class Number>
     void add_number(const char* name, const char* type, const std::string& what, Number& value, Number least,
                     Number most) {
@@ -175,8 +149,6 @@ class grammar {
     }
 
     options& asked_;
-    CLI::App app_{about, "train_language_model"};
-    std::string group_;
 };
 
 }  // namespace

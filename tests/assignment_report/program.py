@@ -1,60 +1,22 @@
 """Runs the program under test and reads what it wrote."""
 
-import argparse
 import csv
-import os
 import pathlib
 import re
-import subprocess
 import sys
-import tempfile
-import unittest
 
 import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
+from program_case import ProgramCase, main  # noqa: E402
 
 METHODS = ["greedy", "switch", "auction", "exact"]
 COLUMNS = ["scores", "tokens", "experts", "method", "score", "share", "below", "proved", "max_over_mean", "cv", "dropped",
            "milliseconds"]
 
 
-class Case(unittest.TestCase):
-    """A test with a folder of its own, in which the program runs."""
-
-    program = None  # set by main
-
-    def setUp(self):
-        held = tempfile.TemporaryDirectory()
-        self.addCleanup(held.cleanup)
-        self.folder = pathlib.Path(held.name)
-
-    def start(self, *line, **options):
-        stdout = options.pop("stdout", subprocess.PIPE)
-        return subprocess.run([self.program, *map(str, line)], cwd=self.folder, stdout=stdout, stderr=subprocess.PIPE,
-                              text=True, timeout=300, **options)
-
-    def save(self, scores, name="S.npy"):
-        np.save(self.folder / name, scores)
-        return name
-
-    def snapshot(self):
-        """Every path below the folder with what it holds."""
-        return {str(path.relative_to(self.folder)): path.read_bytes() if path.is_file() else None
-                for path in self.folder.rglob("*")}
-
-    def run_well(self, *line, **options):
-        done = self.start(*line, **options)
-        self.assertEqual((done.returncode, done.stderr), (0, ""), line)
-        return done.stdout
-
-    def refuse(self, pattern, *line, **options):
-        """The program ends with 2 and one line that matches, and leaves the folder as it was."""
-        before = self.snapshot()
-        done = self.start(*line, **options)
-        self.assertEqual(done.returncode, 2, (line, done.stderr))
-        self.assertIn(done.stdout, ("", None), line)
-        self.assertRegex(done.stderr, r"\Aassignment_report: [^\n]+\n\Z", line)
-        self.assertRegex(done.stderr, pattern, line)
-        self.assertEqual(self.snapshot(), before, line)
+class Case(ProgramCase):
+    """A test of assignment_report in a folder of its own."""
 
     def report(self, *line):
         """What the program says: the lines before the table, and a dictionary for each method of what the CSV holds;
@@ -86,11 +48,3 @@ class Case(unittest.TestCase):
                     self.assertEqual(text, "-", line)
                 else:
                     np.testing.assert_allclose(float(text), number, rtol=0.06, atol=0.0005, err_msg=str(line))
-
-
-def main():
-    reader = argparse.ArgumentParser()
-    reader.add_argument("program")
-    given, rest = reader.parse_known_args()
-    Case.program = os.path.abspath(given.program)
-    unittest.main(argv=sys.argv[:1] + rest)

@@ -1,15 +1,14 @@
 """Runs the program under test and reads what it wrote."""
 
-import argparse
 import json
 import os
 import pathlib
-import subprocess
 import sys
-import tempfile
-import unittest
 
 import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
+from program_case import ProgramCase, main  # noqa: E402
 
 ARRAYS = ("experts", "slots", "gates", "offsets", "order")
 FILES = sorted([f"{name}.npy" for name in ARRAYS] + ["summary.json"])
@@ -37,44 +36,8 @@ def arguments(**options):
     return line
 
 
-class Case(unittest.TestCase):
-    """A test with a folder of its own, in which the program runs."""
-
-    program = None  # set by main
-
-    def setUp(self):
-        held = tempfile.TemporaryDirectory()
-        self.addCleanup(held.cleanup)
-        self.folder = pathlib.Path(held.name)
-
-    def start(self, *line, **options):
-        stdout = options.pop("stdout", subprocess.PIPE)
-        return subprocess.run([self.program, *map(str, line)], cwd=self.folder, stdout=stdout, stderr=subprocess.PIPE,
-                              text=True, timeout=300, **options)
-
-    def save(self, scores, name="S.npy"):
-        np.save(self.folder / name, scores)
-        return name
-
-    def snapshot(self):
-        """Every path below the folder with what it holds."""
-        return {str(path.relative_to(self.folder)): path.read_bytes() if path.is_file() else None
-                for path in self.folder.rglob("*")}
-
-    def run_well(self, *line, **options):
-        done = self.start(*line, **options)
-        self.assertEqual((done.returncode, done.stderr), (0, ""), line)
-        return done.stdout
-
-    def refuse(self, pattern, *line, **options):
-        """The program ends with 2 and one line that matches, and leaves the folder as it was."""
-        before = self.snapshot()
-        done = self.start(*line, **options)
-        self.assertEqual(done.returncode, 2, (line, done.stderr))
-        self.assertIn(done.stdout, ("", None), line)
-        self.assertRegex(done.stderr, r"\Aroute_scores: [^\n]+\n\Z", line)
-        self.assertRegex(done.stderr, pattern, line)
-        self.assertEqual(self.snapshot(), before, line)
+class Case(ProgramCase):
+    """A test of route_scores in a folder of its own."""
 
     def results(self, folder):
         """The arrays and the summary of a run, after checks of files, types and shapes."""
@@ -110,11 +73,3 @@ class Case(unittest.TestCase):
         np.testing.assert_allclose(summary["total_score"], expected["total_score"], rtol=1e-12, atol=1e-9)
         self.assertGreaterEqual(summary["milliseconds"], 0)
         return summary
-
-
-def main():
-    reader = argparse.ArgumentParser()
-    reader.add_argument("program")
-    given, rest = reader.parse_known_args()
-    Case.program = os.path.abspath(given.program)
-    unittest.main(argv=sys.argv[:1] + rest)

@@ -11,13 +11,7 @@ class Refusals(Case):
 
     def no(self, pattern, *line):
         with self.subTest(line=line):
-            before = sorted(self.folder.rglob("*"))
-            done = self.start(*line)
-            self.assertEqual(done.returncode, 2, done.stderr)
-            self.assertEqual(done.stdout, "")
-            self.assertRegex(done.stderr, r"\Atrain_language_model: [^\n]+\n\Z")
-            self.assertRegex(done.stderr, pattern)
-            self.assertEqual(sorted(self.folder.rglob("*")), before)
+            self.refuse(pattern, *line)
 
     def test_text(self):
         self.no("--text nowhere is not there", "--text", "nowhere")

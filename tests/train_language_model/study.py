@@ -1,16 +1,14 @@
 """Runs the study's program with a small model and reads what it wrote."""
 
-import argparse
 import csv
 import json
-import os
 import pathlib
-import subprocess
 import sys
-import tempfile
-import unittest
 
 import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
+from program_case import ProgramCase, main  # noqa: E402
 
 SMALL = {"--experts": 4, "--hidden": 16, "--width": 16, "--tokens": 64, "--steps": 20, "--threads": 2}
 ROUTERS = ["dense", "switch_unbalanced", "switch", "switch_jitter", "top_2", "base"]
@@ -24,20 +22,15 @@ def small(*line):
         str(part) for part in line]
 
 
-class Case(unittest.TestCase):
-    """A test with a folder of its own, in which the program runs."""
-
-    program = None  # set by main
+class Case(ProgramCase):
+    """A test with a folder of its own, in which the program runs on a small model and a small text."""
 
     def setUp(self):
-        held = tempfile.TemporaryDirectory()
-        self.addCleanup(held.cleanup)
-        self.folder = pathlib.Path(held.name)
+        super().setUp()
         (self.folder / "text").write_bytes(TEXT)
 
     def start(self, *line, **options):
-        return subprocess.run([self.program, *small(*line)], cwd=self.folder, stdout=subprocess.PIPE,
-                              stderr=subprocess.PIPE, text=True, timeout=500, **options)
+        return super().start(*small(*line), **({"timeout": 500} | options))
 
     def study(self, *line, text="text", out="out", report=False):
         """A small study that must end well: its results and what it printed."""
@@ -74,11 +67,3 @@ class Case(unittest.TestCase):
                 self.assertEqual(scores.shape[1], results["options"]["experts"])
                 self.assertTrue(np.isfinite(scores).all())
         return results
-
-
-def main():
-    reader = argparse.ArgumentParser()
-    reader.add_argument("program")
-    given, rest = reader.parse_known_args()
-    Case.program = os.path.abspath(given.program)
-    unittest.main(argv=sys.argv[:1] + rest)
