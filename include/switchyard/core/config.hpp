@@ -1,4 +1,4 @@
-// What the compiler is, in five facts. The only macros of the library that other headers use are defined here.
+// What the compiler is, in six facts. The only macros of the library that other headers use are defined here.
 //
 //   SWITCHYARD_TARGET
 //     an identifier that encodes the instruction set, whether OpenMP is on and whether nvcc compiles, for example
@@ -8,6 +8,8 @@
 //     instructions to a machine without them.
 //   SWITCHYARD_HD
 //     `__host__ __device__` under nvcc, nothing elsewhere.
+//   SWITCHYARD_DEVICE
+//     `__device__` under nvcc, nothing elsewhere: kernels (backend/kernel.hpp).
 //   SWITCHYARD_ALWAYS_INLINE
 //     for members of types outside that namespace (views, settings): never emitted on their own.
 //   SWITCHYARD_EXCEPTIONS
@@ -22,8 +24,10 @@
 
 #if defined(__CUDACC__)
 #define SWITCHYARD_HD __host__ __device__
+#define SWITCHYARD_DEVICE __device__
 #else
 #define SWITCHYARD_HD
+#define SWITCHYARD_DEVICE
 #endif
 
 #if defined(__GNUC__) || defined(__clang__)
