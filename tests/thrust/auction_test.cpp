@@ -3,7 +3,7 @@
 #include "assignment/instances.hpp"
 #include "thrust/device.hpp"
 
-#include <switchyard/assignment/thrust_auction.hpp>
+#include <switchyard/assignment/device_auction.hpp>
 
 #include <algorithm>
 #include <cmath>

@@ -29,7 +29,7 @@
 // `time_limit` bound it. Memory from the workspace: about 40 bytes a place. Nothing is allocated after the first call
 // for a shape. The first look, the bids of large rounds and the certificates are shared among the policy's threads; the
 // result is the same bits for every CPU policy, except that a time limit is met when it is met. On a Thrust policy:
-// thrust_auction.hpp.
+// device_auction.hpp.
 //
 // `iterations` of the result counts rounds of bids, `steps` phases.
 #pragma once

@@ -1,8 +1,9 @@
 // Owning storage: `buffer` (one array, grows and never shrinks) and `matrix` (a dense row-major buffer with a shape).
 //
 // Both are parameterised over `Memory`, which says where the bytes lie and how they are obtained: `host_memory` here,
-// `thrust_memory` in backend/thrust.hpp, or an engine's own. A Memory has a `space` and static `allocate(bytes)`
-// (aligned to 64 bytes, never null) and `deallocate(pointer, bytes)`. New elements are not initialised.
+// `thrust_memory` in backend/thrust.hpp, or an engine's own. A Memory has a `space`, `allocate(bytes)` (aligned
+// to 64 bytes, never null) and `deallocate(pointer, bytes)`; it is copied into every owner, so that it may refer to a
+// resource and a stream. New elements are not initialised.
 #pragma once
 
 #include <switchyard/core/config.hpp>
@@ -40,7 +41,7 @@ class buffer {
 
   public:
     buffer() = default;
-    explicit buffer(index_t count) { resize(count); }
+    explicit buffer(index_t count, const Memory& memory = {}) : memory_(memory) { resize(count); }
     buffer(buffer&& other) noexcept { swap(other); }
     buffer& operator=(buffer&& other) noexcept {
         swap(other);
@@ -53,7 +54,7 @@ class buffer {
     void resize(index_t count) {
         if (count > capacity_) {
             release();
-            data_ = static_cast<T*>(Memory::allocate(static_cast<std::size_t>(count) * sizeof(T)));
+            data_ = static_cast<T*>(memory_.allocate(static_cast<std::size_t>(count) * sizeof(T)));
             capacity_ = count;
         }
         size_ = count;
@@ -61,6 +62,7 @@ class buffer {
 
     T* data() const noexcept { return data_; }
     index_t size() const noexcept { return size_; }
+    const Memory& memory() const noexcept { return memory_; }
     T* begin() const noexcept { return data_; }
     T* end() const noexcept { return data_ + size_; }
     T& operator[](index_t i) const noexcept requires host_readable<Memory> { return data_[i]; }
@@ -68,7 +70,7 @@ class buffer {
   private:
     void release() noexcept {
         if (data_ != nullptr) {
-            Memory::deallocate(data_, static_cast<std::size_t>(capacity_) * sizeof(T));
+            memory_.deallocate(data_, static_cast<std::size_t>(capacity_) * sizeof(T));
         }
         data_ = nullptr;
         size_ = capacity_ = 0;
@@ -77,8 +79,10 @@ class buffer {
         std::swap(data_, other.data_);
         std::swap(size_, other.size_);
         std::swap(capacity_, other.capacity_);
+        std::swap(memory_, other.memory_);
     }
 
+    [[no_unique_address]] Memory memory_{};
     T* data_ = nullptr;
     index_t size_ = 0;
     index_t capacity_ = 0;
@@ -91,7 +95,8 @@ class matrix {
     using space = typename Memory::space;
 
     matrix() = default;
-    matrix(index_t rows, index_t columns) { resize(rows, columns); }
+    explicit matrix(const Memory& memory) : numbers_(0, memory) {}
+    matrix(index_t rows, index_t columns, const Memory& memory = {}) : numbers_(0, memory) { resize(rows, columns); }
 
     void resize(index_t rows, index_t columns) {
         require(rows >= 0 && columns >= 0, "a matrix cannot have ", rows, " x ", columns, " elements");
@@ -114,6 +119,16 @@ class matrix {
     index_t rows_ = 0;
     index_t columns_ = 0;
 };
+
+/// Where what a policy allocates comes from: the policy's own resource, or its kind of memory.
+template <class Policy>
+typename Policy::memory memory_of(const Policy& policy) {
+    if constexpr (requires { policy.memory_resource(); }) {
+        return policy.memory_resource();
+    } else {
+        return {};
+    }
+}
 
 }  // namespace SWITCHYARD_TARGET
 

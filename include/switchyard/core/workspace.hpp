@@ -24,6 +24,11 @@ template <class Memory>
 class basic_workspace {
   public:
     basic_workspace() = default;
+    explicit basic_workspace(const Memory& memory) {
+        for (auto& chunk : chunks_) {
+            chunk = buffer<std::byte, Memory>(0, memory);
+        }
+    }
     basic_workspace(const basic_workspace&) = delete;
     basic_workspace& operator=(const basic_workspace&) = delete;
 
@@ -65,6 +70,19 @@ class basic_workspace {
     /// Bytes held.
     index_t size() const { return total_; }
 
+    /// Allocates now what later calls need, as `workspace_size` (backend/device.hpp) or an earlier `size()` said. Only
+    /// outside of every scope.
+    void reserve(index_t bytes) {
+        require(depth_ == 0, "a workspace cannot be given room while it is in use");
+        if (bytes > total_) {
+            chunks_[0].resize(bytes);
+            total_ = bytes;
+            for (std::size_t i = 1; i < chunks_.size(); ++i) {
+                total_ += chunks_[i].size();
+            }
+        }
+    }
+
   private:
     // Each new chunk is at least twice everything before it, so that 40 chunks exceed any memory.
     static constexpr int max_chunks = 40;
@@ -94,7 +112,7 @@ class basic_workspace {
     void merge() noexcept {
         const index_t everything = total_;
         for (auto& c : chunks_) {
-            c = buffer<std::byte, Memory>();
+            c = buffer<std::byte, Memory>(0, c.memory());
         }
         total_ = 0;
         chunk_ = -1;

@@ -45,7 +45,8 @@ void combine(const Policy& policy, const Plan& plan, const Rows& rows, Tokens&& 
 /// Allocates y[T, D].
 template <class Policy, class Plan, matrix_like Rows>
 auto combine(const Policy& policy, const Plan& plan, const Rows& rows) {
-    matrix<scalar_of<Rows>, typename Policy::memory> y(view_of_plan(plan).tokens, as_view(rows).columns);
+    matrix<scalar_of<Rows>, typename Policy::memory> y(view_of_plan(plan).tokens, as_view(rows).columns,
+                                                       memory_of(policy));
     combine(policy, plan, rows, y);
     return y;
 }
@@ -73,7 +74,8 @@ auto combine_backward(const Policy& policy, const Plan& plan, const Rows& rows, 
     using memory = typename Policy::memory;
     const auto& p = view_of_plan(plan);
     combine_gradients<matrix<scalar_of<Rows>, memory>, matrix<std::remove_cvref_t<decltype(*p.gate)>, memory>>
-        gradients{{as_view(rows).rows, as_view(rows).columns}, {p.tokens, p.choices}};
+        gradients{{as_view(rows).rows, as_view(rows).columns, memory_of(policy)},
+                  {p.tokens, p.choices, memory_of(policy)}};
     combine_backward(policy, plan, rows, d_y, gradients.d_rows, gradients.d_gates);
     return gradients;
 }

@@ -71,7 +71,7 @@ template <class Policy, class Plan, matrix_like Tokens>
 auto dispatch(const Policy& policy, const Plan& plan, const Tokens& x, const dispatch_settings& settings = {}) {
     const auto& p = view_of_plan(plan);
     const auto in = const_view(as_view(x));
-    matrix<scalar_of<Tokens>, typename Policy::memory> rows;
+    matrix<scalar_of<Tokens>, typename Policy::memory> rows(memory_of(policy));
     if constexpr (host_policy<Policy>) {
         rows.resize(p.offsets[p.experts], in.columns);
     } else {
@@ -94,7 +94,8 @@ void dispatch_backward(const Policy& policy, const Plan& plan, const Rows& d_row
 /// Allocates d_x[T, D], for gates not applied to the experts' input.
 template <class Policy, class Plan, matrix_like Rows>
 auto dispatch_backward(const Policy& policy, const Plan& plan, const Rows& d_rows) {
-    matrix<scalar_of<Rows>, typename Policy::memory> d_x(view_of_plan(plan).tokens, as_view(d_rows).columns);
+    matrix<scalar_of<Rows>, typename Policy::memory> d_x(view_of_plan(plan).tokens, as_view(d_rows).columns,
+                                                         memory_of(policy));
     dispatch_backward(policy, plan, d_rows, d_x);
     return d_x;
 }

@@ -106,6 +106,17 @@ class basic_plan {
     using memory = Memory;
     using space = typename Memory::space;
 
+    basic_plan() = default;
+    explicit basic_plan(const Memory& memory)
+        : expert_(0, memory),
+          slot_(0, memory),
+          gate_(0, memory),
+          counts_(0, memory),
+          order_(0, memory),
+          row_statistics_(0, memory),
+          totals_(0, memory),
+          scores_(memory) {}
+
     /// Shapes the arrays; allocates only what no earlier shape needed. Contents are then undefined.
     void resize(index_t tokens, index_t experts, index_t choices, index_t capacity) {
         const index_t positions = tokens * choices;
@@ -148,7 +159,7 @@ class basic_plan {
     matrix<S, Memory>& scores() noexcept { return scores_; }
     const matrix<S, Memory>& scores() const noexcept { return scores_; }
 
-    // What the plan counted. Where it lies on a device, `totals_of` and `copy_to_host` (plan/thrust_plan.hpp) fetch it.
+    // What the plan counted. Where it lies on a device, `totals_of` and `copy_to_host` (plan/device_plan.hpp) fetch it.
     const plan_totals& totals() const noexcept requires host_readable<Memory> { return *view_.totals; }
     index_t kept() const noexcept requires host_readable<Memory> { return totals().kept; }
     double load_balancing_loss() const noexcept requires host_readable<Memory> { return totals().load_balancing_loss; }

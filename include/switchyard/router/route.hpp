@@ -105,8 +105,8 @@ void route_backward(const Policy& policy, const Router& router, const Plan& plan
 /// Allocates the plan.
 template <class Policy, class Router, matrix_like Scores>
 auto route_scores(const Policy& policy, const Router& router, const Scores& scores, const run_mode& mode = {}) {
-    plan_for<Policy, scalar_of<Scores>> plan;
-    basic_workspace<typename Policy::memory> scratch;
+    plan_for<Policy, scalar_of<Scores>> plan(memory_of(policy));
+    basic_workspace<typename Policy::memory> scratch(memory_of(policy));
     route_scores(policy, router, scores, mode, plan, scratch);
     return plan;
 }
@@ -114,8 +114,8 @@ auto route_scores(const Policy& policy, const Router& router, const Scores& scor
 /// Allocates the plan.
 template <class Policy, class Router, matrix_like X, matrix_like W>
 auto route(const Policy& policy, const Router& router, const X& x, const W& w, const run_mode& mode = {}) {
-    plan_for<Policy, scalar_of<X>> plan;
-    basic_workspace<typename Policy::memory> scratch;
+    plan_for<Policy, scalar_of<X>> plan(memory_of(policy));
+    basic_workspace<typename Policy::memory> scratch(memory_of(policy));
     route(policy, router, x, w, mode, plan, scratch);
     return plan;
 }
@@ -126,8 +126,8 @@ auto route_scores_backward(const Policy& policy, const Router& router, const Pla
                            const Gates& d_gates, const backward_settings& backward = {}) {
     using memory = typename Policy::memory;
     const auto input = as_view(scores);
-    matrix<scalar_of<Scores>, memory> d_scores(input.rows, input.columns);
-    basic_workspace<memory> scratch;
+    matrix<scalar_of<Scores>, memory> d_scores(input.rows, input.columns, memory_of(policy));
+    basic_workspace<memory> scratch(memory_of(policy));
     route_scores_backward(policy, router, plan, scores, d_gates, d_scores, scratch, backward);
     return d_scores;
 }
@@ -140,8 +140,8 @@ auto route_backward(const Policy& policy, const Router& router, const Plan& plan
     const auto tokens = as_view(x);
     const auto weights = as_view(w);
     route_gradients<matrix<scalar_of<X>, memory>, matrix<scalar_of<W>, memory>> gradients{
-        {tokens.rows, tokens.columns}, {weights.rows, weights.columns}};
-    basic_workspace<memory> scratch;
+        {tokens.rows, tokens.columns, memory_of(policy)}, {weights.rows, weights.columns, memory_of(policy)}};
+    basic_workspace<memory> scratch(memory_of(policy));
     route_backward(policy, router, plan, x, w, d_gates, gradients.d_x, gradients.d_w, scratch, backward);
     return gradients;
 }

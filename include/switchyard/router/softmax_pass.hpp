@@ -6,7 +6,7 @@
 //   select.template choose<W>(token, row, maximum, sum, best, column_maxima, scratch)
 //   select.padding(token)        the token is padding
 //   select.forbid_all(token)     every expert is forbidden to it
-// Backends run it over rows: `run_softmax_pass` below on CPU threads; backend/thrust.hpp, one thread a row.
+// Backends run it over rows: `run_softmax_pass` below on CPU threads; router/device_routing.hpp, one thread a row.
 #pragma once
 
 #include <switchyard/backend/policy.hpp>

@@ -1,4 +1,4 @@
-// The auction's market on a Thrust policy: row programs and per-expert programs around two stable sorts a round.
+// The auction's market on a device: row programs and per-expert programs around two stable sorts a round.
 //
 // Prices, dummies and the water level are those of auction_market.hpp, which explains them; here experts take the bids
 // of a round all at once. Tokens that hold or want a place are lined up by expert, the lowest level first, the later
@@ -9,11 +9,11 @@
 #pragma once
 
 #include <switchyard/assignment/quotas.hpp>
-#include <switchyard/backend/thrust.hpp>
+#include <switchyard/backend/device.hpp>
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/matrix_view.hpp>
 #include <switchyard/core/scalar_traits.hpp>
-#include <switchyard/plan/thrust_slots.hpp>
+#include <switchyard/plan/device_slots.hpp>
 
 #include <cstdint>
 #include <cstring>
@@ -44,7 +44,7 @@ struct market_state {
     double water;       ///< the dummies' level
     index_t floodable;  ///< tokens beyond their experts' lower bounds
     index_t flooded;    ///< of these, the lowest so many lose their places
-    index_t missing;    ///< tokens that lower bounds are short of: thrust_auction_fill.hpp
+    index_t missing;    ///< tokens that lower bounds are short of: device_auction_fill.hpp
 };
 
 /// Everything the programs below work on, in the device's memory; trivially copyable.

@@ -1,22 +1,19 @@
-// The phases of an auction on a Thrust policy: the host enqueues rounds and reads one number now and then.
+// The phases of an auction on a device: the host enqueues rounds and reads one number now and then.
 //
 // All tokens without a place bid in every round, and every round sorts all rows: O(rows E) at most, and two sorts. The
 // host waits once every few rounds, for the number of tokens still open. Where they are few, they take what is free
-// (thrust_auction_fill.hpp), and the host waits for the certificate of that.
+// (device_auction_fill.hpp), and the host waits for the certificate of that.
 #pragma once
 
 #include <switchyard/assignment/assignment.hpp>
 #include <switchyard/assignment/detail/auction_phases.hpp>
 #include <switchyard/assignment/detail/auction_rounds.hpp>
-#include <switchyard/assignment/detail/thrust_auction_fill.hpp>
-#include <switchyard/assignment/detail/thrust_auction_market.hpp>
-#include <switchyard/assignment/detail/thrust_auction_sums.hpp>
-#include <switchyard/backend/thrust.hpp>
+#include <switchyard/assignment/detail/device_auction_fill.hpp>
+#include <switchyard/assignment/detail/device_auction_market.hpp>
+#include <switchyard/assignment/detail/device_auction_sums.hpp>
+#include <switchyard/backend/device.hpp>
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/workspace.hpp>
-
-#include <thrust/scan.h>
-#include <thrust/sort.h>
 
 #include <algorithm>
 #include <cmath>
@@ -57,17 +54,17 @@ struct fill_bounds {
     }
 };
 
-template <class Exec, class Memory, class S>
-class thrust_auction_phases {
+template <device_policy Policy, class S>
+class device_auction_phases {
   public:
-    using space = typename Memory::space;
+    using space = policy_space<Policy>;
 
     /// How a phase, or all of them, came to an end.
     enum class outcome { placed, too_long, budget_spent };
 
-    thrust_auction_phases(const thrust_policy<Exec, Memory>& policy, const device_scores<S, space>& scores,
-                          const quotas& bounds, const token_mask& mask, const auction_scores& facts, index_t tokens,
-                          std::int32_t* expert_of_token, basic_workspace<Memory>& scratch)
+    device_auction_phases(const Policy& policy, const device_scores<S, space>& scores, const quotas& bounds,
+                          const token_mask& mask, const auction_scores& facts, index_t tokens,
+                          std::int32_t* expert_of_token, device_workspace<Policy>& scratch)
         : policy_(policy),
           scores_(scores),
           mask_(mask),
@@ -108,8 +105,8 @@ class thrust_auction_phases {
         auto* const upper = scratch.template take<index_t>(experts);
         const bool are_given = bounds.lower_bounds != nullptr;
         if (are_given) {
-            Memory::copy_to_device(policy.exec, lower, bounds.lower_bounds, bytes_of<index_t>(experts));
-            Memory::copy_to_device(policy.exec, upper, bounds.upper_bounds, bytes_of<index_t>(experts));
+            policy.copy_to_device(lower, bounds.lower_bounds, bytes_of<index_t>(experts));
+            policy.copy_to_device(upper, bounds.upper_bounds, bytes_of<index_t>(experts));
         }
         for_each_index(policy, experts,
                        fill_bounds{bounds.lower_of_all, bounds.upper_of_all, most, are_given, lower, upper});
@@ -196,7 +193,7 @@ class thrust_auction_phases {
         for_each_index(policy_, market_.rows, open_rows{market_, mask_});
         for_each_index(policy_, market_.experts, open_experts{market_});
         if (market_.dummies > 0) {
-            thrust::stable_sort_by_key(policy_.exec, market_.key, market_.key + market_.experts, market_.by_ask);
+            policy_.sort_by_key(market_.key, market_.by_ask, market_.experts, scratch_);
         }
         take_bids();  // nobody's: the dummies find places
         index_t few = tokens_ / tokens_of_a_straggler;
@@ -222,9 +219,9 @@ class thrust_auction_phases {
     /// Rows by expert, the lowest levels first.
     void line_up(const device_market& market) {
         for_each_index(policy_, market.rows, line_up_levels{market});
-        thrust::stable_sort_by_key(policy_.exec, market.key, market.key + market.rows, market.by_level);
+        policy_.sort_by_key(market.key, market.by_level, market.rows, scratch_);
         for_each_index(policy_, market.rows, line_up_experts{market});
-        sort_line(policy_, market.line);
+        sort_line(policy_, market.line, scratch_);
     }
 
     void take_bids() {
@@ -233,10 +230,10 @@ class thrust_auction_phases {
         for_each_index(policy_, rows, take_best_bids{market_});
         if (market_.dummies > 0) {
             for_each_index(policy_, rows, marks_by_level{market_});
-            thrust::inclusive_scan(policy_.exec, market_.count, market_.count + rows, market_.count);
+            policy_.inclusive_sum(market_.count, rows, scratch_);
             for_each_index(policy_, rows, rank_by_level{market_});
             for_each_index(policy_, market_.experts, seats_by_ask{market_});
-            thrust::inclusive_scan(policy_.exec, market_.seats, market_.seats + market_.experts, market_.seats);
+            policy_.inclusive_sum(market_.seats, market_.experts, scratch_);
             for_each_index(policy_, 1, raise_water{market_});
             for_each_index(policy_, rows, leave_flooded{market_});
         }
@@ -297,13 +294,13 @@ class thrust_auction_phases {
         return result;
     }
 
-    const thrust_policy<Exec, Memory>& policy_;
+    const Policy& policy_;
     device_scores<S, space> scores_;
     token_mask mask_;
     auction_scores facts_;
     index_t tokens_;
     std::int32_t* expert_of_token_;
-    basic_workspace<Memory>& scratch_;
+    device_workspace<Policy>& scratch_;
     device_market market_;
     device_market filled_;  // shares all but the rows' experts and the loads
     double* found_prices_;  // [E], of the last certificate

@@ -1,11 +1,11 @@
-// Projection on a Thrust policy: scores = noise(x) W and its backward, the verbs of score/projection.hpp.
+// Projection on a device: scores = noise(x) W and its backward, the verbs of score/projection.hpp.
 //
 // One thread an element of the result, each sum in a fixed order. It is there so that routing from tokens runs wherever
 // Thrust does; on a GPU an engine's own matrix product is many times faster: make the scores with it and call
 // route_scores. O(T D E). Scratch from the workspace; nothing is read on the host.
 #pragma once
 
-#include <switchyard/backend/thrust.hpp>
+#include <switchyard/backend/device.hpp>
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/matrix_view.hpp>
 #include <switchyard/core/scalar_traits.hpp>
@@ -124,12 +124,12 @@ struct token_gradient {
     }
 };
 
-template <class S, class Exec, class Memory, class X, class IsToken>
-S* copy_tokens_of(const thrust_policy<Exec, Memory>& policy, const matrix_view<const X, typename Memory::space>& x,
-                  const input_noise& noise, const IsToken& is_token, basic_workspace<Memory>& scratch) {
+template <class S, device_policy Policy, class X, class IsToken>
+S* copy_tokens_of(const Policy& policy, const matrix_view<const X, policy_space<Policy>>& x, const input_noise& noise,
+                  const IsToken& is_token, device_workspace<Policy>& scratch) {
     S* const copy = scratch.template take<S>(x.size());
     for_each_index(policy, x.rows * ((x.columns + noise_group - 1) / noise_group),
-                   copy_tokens<X, S, typename Memory::space, IsToken>{x, noise, is_token, copy});
+                   copy_tokens<X, S, policy_space<Policy>, IsToken>{x, noise, is_token, copy});
     return copy;
 }
 
@@ -145,23 +145,23 @@ constexpr index_t tokens_a_part(index_t tokens, index_t weights) {
 }  // namespace detail
 
 /// scores[T, E] = noise(x) W; rows for which is_token(t) is false count as zeros.
-template <class Exec, class Memory, class X, class W, class S, class IsToken>
-void project(const thrust_policy<Exec, Memory>& policy, const matrix_view<const X, typename Memory::space>& x,
-             const matrix_view<const W, typename Memory::space>& w, const input_noise& noise, const IsToken& is_token,
-             const matrix_view<S, typename Memory::space>& scores, basic_workspace<Memory>& scratch) {
+template <device_policy Policy, class X, class W, class S, class IsToken>
+void project(const Policy& policy, const matrix_view<const X, policy_space<Policy>>& x,
+             const matrix_view<const W, policy_space<Policy>>& w, const input_noise& noise, const IsToken& is_token,
+             const matrix_view<S, policy_space<Policy>>& scores, device_workspace<Policy>& scratch) {
     const auto scope = scratch.open();
     const S* const tokens = detail::copy_tokens_of<S>(policy, x, noise, is_token, scratch);
-    for_each_index(policy, scores.size(), detail::project_element<W, S, typename Memory::space>{tokens, w, scores});
+    for_each_index(policy, scores.size(), detail::project_element<W, S, policy_space<Policy>>{tokens, w, scores});
 }
 
 /// d_x[T, D] and d_w[D, E] from d_scores[T, E], whose padding rows are 0.
-template <class Exec, class Memory, class X, class W, class S, class DX, class DW, class IsToken>
-void project_backward(const thrust_policy<Exec, Memory>& policy, const matrix_view<const X, typename Memory::space>& x,
-                      const matrix_view<const W, typename Memory::space>& w, const input_noise& noise,
-                      const IsToken& is_token, const matrix_view<const S, typename Memory::space>& d_scores,
-                      const matrix_view<DX, typename Memory::space>& d_x,
-                      const matrix_view<DW, typename Memory::space>& d_w, basic_workspace<Memory>& scratch) {
-    using space = typename Memory::space;
+template <device_policy Policy, class X, class W, class S, class DX, class DW, class IsToken>
+void project_backward(const Policy& policy, const matrix_view<const X, policy_space<Policy>>& x,
+                      const matrix_view<const W, policy_space<Policy>>& w, const input_noise& noise,
+                      const IsToken& is_token, const matrix_view<const S, policy_space<Policy>>& d_scores,
+                      const matrix_view<DX, policy_space<Policy>>& d_x,
+                      const matrix_view<DW, policy_space<Policy>>& d_w, device_workspace<Policy>& scratch) {
+    using space = policy_space<Policy>;
     const auto scope = scratch.open();
     const S* const tokens = detail::copy_tokens_of<S>(policy, x, noise, is_token, scratch);
     const index_t each = detail::tokens_a_part(x.rows, w.size());

@@ -1,9 +1,9 @@
-// Moving rows on a Thrust policy: the verbs of dispatch/rows.hpp. One thread an element on a GPU (neighbours in a row
+// Moving rows on a device: the verbs of dispatch/rows.hpp. One thread an element on a GPU (neighbours in a row
 // are neighbours in memory), one a row on CPU systems. Sums over a token's choices in their order, without atomics.
 // How many rows were kept is read where the plan lies: threads beyond it do nothing.
 #pragma once
 
-#include <switchyard/backend/thrust.hpp>
+#include <switchyard/backend/device.hpp>
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/matrix_view.hpp>
 #include <switchyard/core/scalar_traits.hpp>
@@ -17,9 +17,9 @@ inline namespace SWITCHYARD_TARGET {
 namespace detail {
 
 /// Columns one thread moves.
-template <class Memory>
+template <device_policy Policy>
 constexpr index_t columns_a_thread(index_t width) {
-    return most_lanes<Memory>() == 256 && width > 1 ? width : 1;
+    return Policy::most_lanes == 256 && width > 1 ? width : 1;
 }
 
 template <class S, class Space, class In, class Out>
@@ -98,43 +98,43 @@ struct dot_choice {
 }  // namespace detail
 
 /// out[r] = w_r * in[token of r] for the kept rows; rows beyond are not touched.
-template <class Exec, class Memory, class S, class In, class Out>
-void gather_rows(const thrust_policy<Exec, Memory>& policy, const plan_view<S, typename Memory::space>& plan,
-                 bool weigh, const matrix_view<const In, typename Memory::space>& in,
-                 const matrix_view<Out, typename Memory::space>& out) {
-    const index_t columns = detail::columns_a_thread<Memory>(in.columns);
+template <device_policy Policy, class S, class In, class Out>
+void gather_rows(const Policy& policy, const plan_view<S, policy_space<Policy>>& plan, bool weigh,
+                 const matrix_view<const In, policy_space<Policy>>& in,
+                 const matrix_view<Out, policy_space<Policy>>& out) {
+    const index_t columns = detail::columns_a_thread<Policy>(in.columns);
     for_each_index(policy, plan.row_bound * (in.columns / columns),
-                   detail::gather_part<S, typename Memory::space, In, Out>{plan, weigh, in, out, columns});
+                   detail::gather_part<S, policy_space<Policy>, In, Out>{plan, weigh, in, out, columns});
 }
 
 /// out[t] (+)= sum_c w_tc * in[row of (t, c)].
-template <class Exec, class Memory, class S, class In, class Out>
-void sum_rows(const thrust_policy<Exec, Memory>& policy, const plan_view<S, typename Memory::space>& plan, bool weigh,
-              bool accumulate, const matrix_view<const In, typename Memory::space>& in,
-              const matrix_view<Out, typename Memory::space>& out) {
-    const index_t columns = detail::columns_a_thread<Memory>(out.columns);
+template <device_policy Policy, class S, class In, class Out>
+void sum_rows(const Policy& policy, const plan_view<S, policy_space<Policy>>& plan, bool weigh, bool accumulate,
+              const matrix_view<const In, policy_space<Policy>>& in,
+              const matrix_view<Out, policy_space<Policy>>& out) {
+    const index_t columns = detail::columns_a_thread<Policy>(out.columns);
     for_each_index(policy, plan.tokens * (out.columns / columns),
-                   detail::sum_part<S, typename Memory::space, In, Out>{plan, weigh, accumulate, in, out, columns});
+                   detail::sum_part<S, policy_space<Policy>, In, Out>{plan, weigh, accumulate, in, out, columns});
 }
 
 /// d_gate[t, c] = rows[row of (t, c)] . tokens[t], and 0 for dropped choices.
-template <class Exec, class Memory, class S, class A, class B, class G>
-void dot_rows(const thrust_policy<Exec, Memory>& policy, const plan_view<S, typename Memory::space>& plan,
-              const matrix_view<const A, typename Memory::space>& rows,
-              const matrix_view<const B, typename Memory::space>& tokens,
-              const matrix_view<G, typename Memory::space>& d_gates) {
+template <device_policy Policy, class S, class A, class B, class G>
+void dot_rows(const Policy& policy, const plan_view<S, policy_space<Policy>>& plan,
+              const matrix_view<const A, policy_space<Policy>>& rows,
+              const matrix_view<const B, policy_space<Policy>>& tokens,
+              const matrix_view<G, policy_space<Policy>>& d_gates) {
     for_each_index(policy, plan.tokens * plan.choices,
-                   detail::dot_choice<S, typename Memory::space, A, B, G>{plan, rows, tokens, d_gates});
+                   detail::dot_choice<S, policy_space<Policy>, A, B, G>{plan, rows, tokens, d_gates});
 }
 
 /// Both backward halves of combine: d_gate[t, c] = rows[row of (t, c)] . tokens[t], then out[r] = gate * tokens[token
 /// of r]. `out` may be `rows`.
-template <class Exec, class Memory, class S, class A, class B, class Out, class G>
-void gather_and_dot_rows(const thrust_policy<Exec, Memory>& policy, const plan_view<S, typename Memory::space>& plan,
-                         const matrix_view<const A, typename Memory::space>& rows,
-                         const matrix_view<const B, typename Memory::space>& tokens,
-                         const matrix_view<Out, typename Memory::space>& out,
-                         const matrix_view<G, typename Memory::space>& d_gates) {
+template <device_policy Policy, class S, class A, class B, class Out, class G>
+void gather_and_dot_rows(const Policy& policy, const plan_view<S, policy_space<Policy>>& plan,
+                         const matrix_view<const A, policy_space<Policy>>& rows,
+                         const matrix_view<const B, policy_space<Policy>>& tokens,
+                         const matrix_view<Out, policy_space<Policy>>& out,
+                         const matrix_view<G, policy_space<Policy>>& d_gates) {
     dot_rows(policy, plan, rows, tokens, d_gates);
     gather_rows(policy, plan, true, tokens, out);
 }

@@ -1,4 +1,4 @@
-// The last few tokens without a place, on a Thrust policy: they take what is free.
+// The last few tokens without a place, on a device: they take what is free.
 //
 // An auction of many tokens spends most of its rounds on the last thousandth of them, whose bids raise the prices of
 // full experts place by place. Given the free places they like best instead, they lose some of their margin; what that
@@ -8,7 +8,7 @@
 // an expert more than it has room for, the first ones get it.
 #pragma once
 
-#include <switchyard/assignment/detail/thrust_auction_market.hpp>
+#include <switchyard/assignment/detail/device_auction_market.hpp>
 #include <switchyard/core/config.hpp>
 
 #include <cstdint>

@@ -1,10 +1,10 @@
-// The auction's first look at the scores and its certificate on a Thrust policy: one thread a row, and sums in the
+// The auction's first look at the scores and its certificate on a device: one thread a row, and sums in the
 // fixed order of `fold`, in double.
 #pragma once
 
 #include <switchyard/assignment/detail/auction_scores.hpp>
-#include <switchyard/assignment/detail/thrust_auction_market.hpp>
-#include <switchyard/backend/thrust.hpp>
+#include <switchyard/assignment/detail/device_auction_market.hpp>
+#include <switchyard/backend/device.hpp>
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/matrix_view.hpp>
 #include <switchyard/core/workspace.hpp>
@@ -17,10 +17,10 @@ inline namespace SWITCHYARD_TARGET {
 namespace detail {
 
 /// A value of the device's, read on the host. Waits for the policy's stream.
-template <class Exec, class Memory, class T>
-T read_from(const thrust_policy<Exec, Memory>& policy, const T* value) {
+template <device_policy Policy, class T>
+T read_from(const Policy& policy, const T* value) {
     T copy;
-    Memory::copy_to_host(policy.exec, &copy, value, sizeof copy);
+    policy.copy_to_host(&copy, value, sizeof copy);
     return copy;
 }
 
@@ -32,9 +32,9 @@ struct count_row {
 };
 
 /// As count_tokens. Waits where there is a mask.
-template <class Exec, class Memory>
-index_t count_device_tokens(const thrust_policy<Exec, Memory>& policy, const token_mask& mask, index_t rows,
-                            basic_workspace<Memory>& scratch) {
+template <device_policy Policy>
+index_t count_device_tokens(const Policy& policy, const token_mask& mask, index_t rows,
+                            device_workspace<Policy>& scratch) {
     if (mask.data == nullptr || rows == 0) return rows;
     const auto scope = scratch.open();
     auto* const count = scratch.template take<std::int64_t>(rows);
@@ -117,11 +117,10 @@ struct moments_of_row {
 };
 
 /// What an auction must know of the scores (auction_scores.hpp). `bad` tokens: nothing else is found. Waits twice.
-template <class Exec, class Memory, class S>
-device_range look_at_device_scores(const thrust_policy<Exec, Memory>& policy,
-                                   const device_scores<S, typename Memory::space>& scores, const token_mask& mask,
-                                   auction_scores& facts, basic_workspace<Memory>& scratch) {
-    using space = typename Memory::space;
+template <device_policy Policy, class S>
+device_range look_at_device_scores(const Policy& policy, const device_scores<S, policy_space<Policy>>& scores,
+                                   const token_mask& mask, auction_scores& facts, device_workspace<Policy>& scratch) {
+    using space = policy_space<Policy>;
     const auto scope = scratch.open();
     const index_t rows = scores.scores.rows;
     if (rows == 0) return {};

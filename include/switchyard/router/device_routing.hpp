@@ -1,20 +1,20 @@
-// Routing's row programs on a Thrust policy: the verbs of router/softmax_routing.hpp and router/base.hpp.
+// Routing's row programs on a device: the verbs of router/softmax_routing.hpp and router/base.hpp.
 //
 // One thread a row (or a few consecutive rows), with packs of width 1: the arithmetic is the CPU's, its sums are in
 // another order. Choices are taken on raw scores and are the CPU's. Column sums of the probabilities, the z-loss and
 // what is wrong with scores are summed in fixed blocks and a fixed order: the same bits on every run.
 //
-// Bad scores are noted in the plan's status, where `check` (plan/thrust_plan.hpp) finds them; nothing is read on the
+// Bad scores are noted in the plan's status, where `check` (plan/device_plan.hpp) finds them; nothing is read on the
 // host. Scratch from the workspace: at most two numbers a score, less for many rows.
 #pragma once
 
-#include <switchyard/backend/thrust.hpp>
+#include <switchyard/backend/device.hpp>
 #include <switchyard/balance/load_balancing_loss.hpp>
 #include <switchyard/balance/z_loss.hpp>
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/workspace.hpp>
+#include <switchyard/plan/device_slots.hpp>
 #include <switchyard/plan/plan.hpp>
-#include <switchyard/plan/thrust_slots.hpp>
 #include <switchyard/router/routing.hpp>
 #include <switchyard/router/softmax_pass.hpp>
 #include <switchyard/router/softmax_routing.hpp>
@@ -88,9 +88,9 @@ struct note_events {
 };
 
 /// Folds the events of all lanes and notes them in the plan.
-template <class Exec, class Memory, class Plan>
-void note(const thrust_policy<Exec, Memory>& policy, const Plan& plan, row_events* events, index_t count, bool may_drop,
-          basic_workspace<Memory>& scratch) {
+template <device_policy Policy, class Plan>
+void note(const Policy& policy, const Plan& plan, row_events* events, index_t count, bool may_drop,
+          device_workspace<Policy>& scratch) {
     const row_events* const first =
         count > 0 ? fold(policy, events, count, index_t{1}, earlier_events{}, scratch) : nullptr;
     for_each_index(policy, 1, note_events{plan.totals, first, may_drop});
@@ -130,11 +130,11 @@ struct copy_elements {
 };
 
 /// The row program over all rows, the column sums it leaves, and the plan's status.
-template <class Exec, class Memory, class Pass, class S, class Space>
-void run_pass(const thrust_policy<Exec, Memory>& policy, const Pass& pass, const plan_view<S, Space>& plan,
-              bool may_drop, double* column_sums, basic_workspace<Memory>& scratch) {
+template <device_policy Policy, class Pass, class S, class Space>
+void run_pass(const Policy& policy, const Pass& pass, const plan_view<S, Space>& plan, bool may_drop,
+              double* column_sums, device_workspace<Policy>& scratch) {
     const auto scope = scratch.open();
-    const lanes rows = lanes_of<Memory>(plan.tokens);
+    const lanes rows = lanes_of<Policy>(plan.tokens);
     const index_t room = pass.template scratch_size<1, 1>();
     row_events* const events = scratch.template take<row_events>(rows.count);
     for_each_index(policy, rows.count,
@@ -157,30 +157,28 @@ void run_pass(const thrust_policy<Exec, Memory>& policy, const Pass& pass, const
 }  // namespace detail
 
 /// Row pass and slots.
-template <class Exec, class Memory, class Pass, class S>
-void route_rows(const thrust_policy<Exec, Memory>& policy, const Pass& pass,
-                const plan_view<S, typename Memory::space>& plan, const softmax_settings& settings, double* column_sums,
-                basic_workspace<Memory>& scratch) {
+template <device_policy Policy, class Pass, class S>
+void route_rows(const Policy& policy, const Pass& pass, const plan_view<S, policy_space<Policy>>& plan,
+                const softmax_settings& settings, double* column_sums, device_workspace<Policy>& scratch) {
     detail::run_pass(policy, pass, plan, settings.may_drop, column_sums, scratch);
     place_choices(policy, plan, settings.slots, scratch);
 }
 
 /// Row pass that lists candidates, and slots in rounds.
-template <class Exec, class Memory, class Pass, class S>
-void route_rows_in_rounds(const thrust_policy<Exec, Memory>& policy, const Pass& pass,
-                          const plan_view<S, typename Memory::space>& plan, const softmax_settings& settings,
-                          double* column_sums, basic_workspace<Memory>& scratch) {
+template <device_policy Policy, class Pass, class S>
+void route_rows_in_rounds(const Policy& policy, const Pass& pass, const plan_view<S, policy_space<Policy>>& plan,
+                          const softmax_settings& settings, double* column_sums, device_workspace<Policy>& scratch) {
     detail::run_pass(policy, pass, plan, settings.may_drop, column_sums, scratch);
     place_choices_in_rounds(policy, plan, pass.select.expert, pass.select.gate, settings.rounds, settings.slots,
                             scratch);
 }
 
 /// Greedy choice and slots.
-template <class Exec, class Memory, class Pass, class S>
-void route_greedily(const thrust_policy<Exec, Memory>& policy, const Pass& pass,
-                    const plan_view<S, typename Memory::space>& plan, basic_workspace<Memory>& scratch) {
+template <device_policy Policy, class Pass, class S>
+void route_greedily(const Policy& policy, const Pass& pass, const plan_view<S, policy_space<Policy>>& plan,
+                    device_workspace<Policy>& scratch) {
     const auto scope = scratch.open();
-    const detail::lanes rows = detail::lanes_of<Memory>(plan.tokens);
+    const detail::lanes rows = detail::lanes_of<Policy>(plan.tokens);
     const index_t room = pass.template scratch_size<1>();
     row_events* const events = scratch.template take<row_events>(rows.count);
     for_each_index(
@@ -191,11 +189,10 @@ void route_greedily(const thrust_policy<Exec, Memory>& policy, const Pass& pass,
 }
 
 /// A row program without reductions over all rows.
-template <class Exec, class Memory, class Pass, class S>
-void run_rows(const thrust_policy<Exec, Memory>& policy, const Pass& pass, index_t tokens, S*,
-              basic_workspace<Memory>& scratch) {
+template <device_policy Policy, class Pass, class S>
+void run_rows(const Policy& policy, const Pass& pass, index_t tokens, S*, device_workspace<Policy>& scratch) {
     const auto scope = scratch.open();
-    const detail::lanes rows = detail::lanes_of<Memory>(tokens);
+    const detail::lanes rows = detail::lanes_of<Policy>(tokens);
     const index_t room = pass.template scratch_size<1>();
     for_each_index(policy, rows.count,
                    detail::run_plain_lane<Pass, S>{pass, rows, room, scratch.template take<S>(rows.count * room)});
@@ -238,10 +235,10 @@ struct write_losses {
 }  // namespace detail
 
 /// Both losses. The status is the row pass's.
-template <class Exec, class Memory, class S>
-void finish_losses(const thrust_policy<Exec, Memory>& policy, const plan_view<S, typename Memory::space>& plan,
-                   const softmax_settings& settings, const double* column_sums, basic_workspace<Memory>& scratch) {
-    using space = typename Memory::space;
+template <device_policy Policy, class S>
+void finish_losses(const Policy& policy, const plan_view<S, policy_space<Policy>>& plan,
+                   const softmax_settings& settings, const double* column_sums, device_workspace<Policy>& scratch) {
+    using space = policy_space<Policy>;
     const auto scope = scratch.open();
     const index_t blocks = detail::folded(plan.tokens);
     double* squares = nullptr;

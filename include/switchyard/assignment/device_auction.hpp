@@ -1,4 +1,4 @@
-// `auction` on a Thrust policy: scores, mask, experts and prices stay in the device's memory.
+// `auction` on a device: scores, mask, experts and prices stay in the device's memory.
 //
 //   device_workspace<Policy> scratch;
 //   const device_assignment_problem<float, Policy::memory::space> problem{
@@ -14,7 +14,7 @@
 // of bounds on the host. Bids, levels and prices are doubles for any storage type.
 //
 // What waits: the calling thread enqueues rounds, and reads the number of open tokens once every four. Where few are
-// left (detail/thrust_auction_fill.hpp), it reads a number for each attempt to place them, and two for the certificate;
+// left (detail/device_auction_fill.hpp), it reads a number for each attempt to place them, and two for the certificate;
 // the first look takes two more. On return everything is finished.
 //
 // What runs on the host, after a copy of all scores there: problems with k > 1 (they are solved there), scores that are
@@ -23,15 +23,15 @@
 //
 // Time: a round is a pass of the open tokens over their scores, two stable sorts of T keys, and some passes over T and
 // E; tens to hundreds of rounds, thousands where experts are many and tokens few. Memory from the workspace: about 100
-// bytes a token. Thrust's sorts allocate: see backend/thrust.hpp.
+// bytes a token. Thrust's sorts allocate more: see backend/thrust.hpp.
 #pragma once
 
 #include <switchyard/assignment/assignment.hpp>
 #include <switchyard/assignment/auction.hpp>
 #include <switchyard/assignment/detail/completion.hpp>
-#include <switchyard/assignment/detail/thrust_auction_phases.hpp>
+#include <switchyard/assignment/detail/device_auction_phases.hpp>
 #include <switchyard/assignment/quotas.hpp>
-#include <switchyard/backend/thrust.hpp>
+#include <switchyard/backend/device.hpp>
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/matrix_view.hpp>
 #include <switchyard/core/memory.hpp>
@@ -66,18 +66,18 @@ struct problem_on_host {
     buffer<std::int32_t> experts;
     assignment_problem<S> problem;
 
-    template <class Exec, class Memory>
-    problem_on_host(const thrust_policy<Exec, Memory>& policy,
-                    const device_assignment_problem<S, typename Memory::space>& given, const double* initial_prices)
+    template <device_policy Policy>
+    problem_on_host(const Policy& policy, const device_assignment_problem<S, policy_space<Policy>>& given,
+                    const double* initial_prices)
         : scores(copy_to_host(policy, given.scores)),
           mask(given.mask.data != nullptr ? given.scores.rows : 0),
           prices(given.scores.columns),
           experts(given.scores.rows * given.choices) {
         if (mask.size() > 0) {
-            Memory::copy_to_host(policy.exec, mask.data(), given.mask.data, bytes_of<std::uint8_t>(mask.size()));
+            policy.copy_to_host(mask.data(), given.mask.data, bytes_of<std::uint8_t>(mask.size()));
         }
         if (initial_prices != nullptr) {
-            Memory::copy_to_host(policy.exec, prices.data(), initial_prices, bytes_of<double>(prices.size()));
+            policy.copy_to_host(prices.data(), initial_prices, bytes_of<double>(prices.size()));
         }
         problem = {.scores = scores.view(),
                    .bounds = given.bounds,
@@ -89,28 +89,26 @@ struct problem_on_host {
 };
 
 /// The CPU's auction, with copies there and back.
-template <class Exec, class Memory, class S>
-assignment_result solve_on_host(const thrust_policy<Exec, Memory>& policy, const auction& solver,
-                                const device_assignment_problem<S, typename Memory::space>& given,
+template <device_policy Policy, class S>
+assignment_result solve_on_host(const Policy& policy, const auction& solver,
+                                const device_assignment_problem<S, policy_space<Policy>>& given,
                                 const double* initial_prices, const assignment_arrays& out) {
     const problem_on_host<S> copy(policy, given, initial_prices);
     workspace scratch;
     const assignment_result result = solve(
         seq, solver, copy.problem, {.expert_of_token = copy.experts.data(), .prices = copy.prices.data()}, scratch);
     if (copy.experts.size() > 0) {
-        Memory::copy_to_device(policy.exec, out.expert_of_token, copy.experts.data(),
-                               bytes_of<std::int32_t>(copy.experts.size()));
+        policy.copy_to_device(out.expert_of_token, copy.experts.data(), bytes_of<std::int32_t>(copy.experts.size()));
     }
     if (out.prices != nullptr && copy.prices.size() > 0) {
-        Memory::copy_to_device(policy.exec, out.prices, copy.prices.data(), bytes_of<double>(copy.prices.size()));
+        policy.copy_to_device(out.prices, copy.prices.data(), bytes_of<double>(copy.prices.size()));
     }
     return result;
 }
 
 /// Fails with a proof where forbidden pairs leave no assignment within the bounds.
-template <class Exec, class Memory, class S>
-void require_feasible(const thrust_policy<Exec, Memory>& policy,
-                      const device_assignment_problem<S, typename Memory::space>& given) {
+template <device_policy Policy, class S>
+void require_feasible(const Policy& policy, const device_assignment_problem<S, policy_space<Policy>>& given) {
     const problem_on_host<S> copy(policy, given, nullptr);
     const score_source<S> scores{copy.problem.scores, given.goal == objective::minimise};
     const index_t experts = given.bounds.experts;
@@ -141,16 +139,16 @@ void require_device_problem(const device_assignment_problem<S, Space>& problem, 
 }  // namespace detail
 
 /// An assignment of tokens to experts within the quotas, and close to the best.
-template <class Exec, class Memory, class S>
-assignment_result solve(const thrust_policy<Exec, Memory>& policy, const auction& solver,
-                        const device_assignment_problem<S, typename Memory::space>& problem,
-                        const assignment_arrays& out, basic_workspace<Memory>& scratch) {
+template <device_policy Policy, class S>
+assignment_result solve(const Policy& policy, const auction& solver,
+                        const device_assignment_problem<S, policy_space<Policy>>& problem, const assignment_arrays& out,
+                        device_workspace<Policy>& scratch) {
     const auto begun = detail::auction_budget::clock::now();
     detail::require_settings(solver);
     detail::require_device_problem(problem, out);
     const index_t experts = problem.scores.columns;
     const auto scope = scratch.open();
-    const detail::device_scores<S, typename Memory::space> scores{problem.scores, problem.goal == objective::minimise};
+    const detail::device_scores<S, policy_space<Policy>> scores{problem.scores, problem.goal == objective::minimise};
     detail::auction_scores facts;
     const detail::device_range range = detail::look_at_device_scores(policy, scores, problem.mask, facts, scratch);
     require_quotas(problem.bounds, range.tokens, problem.choices);
@@ -160,7 +158,7 @@ assignment_result solve(const thrust_policy<Exec, Memory>& policy, const auction
 
     const detail::auction_goal goal = detail::goal_of(solver, facts, range.tokens, 1);
     detail::auction_budget budget = detail::budget_of(solver, begun);
-    using phases_type = detail::thrust_auction_phases<Exec, Memory, S>;
+    using phases_type = detail::device_auction_phases<Policy, S>;
     phases_type phases(policy, scores, problem.bounds, problem.mask, facts, range.tokens, out.expert_of_token, scratch);
     bool is_feasible = !facts.forbidden;
     const auto stuck = [&] {

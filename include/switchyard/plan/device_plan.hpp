@@ -7,7 +7,7 @@
 // All three wait for everything enqueued on the policy's stream before them. The first two copy 48 bytes.
 #pragma once
 
-#include <switchyard/backend/thrust.hpp>
+#include <switchyard/backend/device.hpp>
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/error.hpp>
 #include <switchyard/plan/plan.hpp>
@@ -18,20 +18,20 @@ namespace switchyard {
 inline namespace SWITCHYARD_TARGET {
 
 /// What a plan counts, read back.
-template <class Exec, class Memory, class Plan>
-plan_totals totals_of(const thrust_policy<Exec, Memory>& policy, const Plan& plan) {
+template <device_policy Policy, class Plan>
+plan_totals totals_of(const Policy& policy, const Plan& plan) {
     const auto& view = view_of_plan(plan);
-    static_assert(std::is_same_v<typename std::remove_cvref_t<decltype(view)>::space, typename Memory::space>,
+    static_assert(std::is_same_v<typename std::remove_cvref_t<decltype(view)>::space, policy_space<Policy>>,
                   "switchyard: the plan does not lie in the memory this policy works in");
     plan_totals totals;
-    Memory::copy_to_host(policy.exec, &totals, view.totals, sizeof totals);
+    policy.copy_to_host(&totals, view.totals, sizeof totals);
     return totals;
 }
 
 /// Throws `error` where the plan's scores could not be routed: NaN or +infinity, or every expert forbidden to a token
 /// that may not be dropped. The sentence names the first such token.
-template <class Exec, class Memory, class Plan>
-void check(const thrust_policy<Exec, Memory>& policy, const Plan& plan) {
+template <device_policy Policy, class Plan>
+void check(const Policy& policy, const Plan& plan) {
     const plan_totals totals = totals_of(policy, plan);
     if (totals.status == plan_status::bad_score) {
         fail("a score of token ", totals.status_token,
@@ -43,14 +43,14 @@ void check(const thrust_policy<Exec, Memory>& policy, const Plan& plan) {
 }
 
 /// The whole plan on the host, the scores it keeps for backward excepted.
-template <class Exec, class Memory, class S>
-plan<S> copy_to_host(const thrust_policy<Exec, Memory>& policy, const plan_view<S, typename Memory::space>& from) {
+template <device_policy Policy, class S>
+plan<S> copy_to_host(const Policy& policy, const plan_view<S, policy_space<Policy>>& from) {
     plan<S> copy;
     copy.resize(from.tokens, from.experts, from.choices, from.capacity);
     copy.made_by(from.origin);
     const auto fetch = [&]<class T>(T* to, const T* source, index_t count) {
         if (count > 0) {
-            Memory::copy_to_host(policy.exec, to, source, detail::bytes_of<T>(count));
+            policy.copy_to_host(to, source, detail::bytes_of<T>(count));
         }
     };
     const auto& to = copy.view();
@@ -70,8 +70,8 @@ plan<S> copy_to_host(const thrust_policy<Exec, Memory>& policy, const plan_view<
     }
     return copy;
 }
-template <class Exec, class Memory, class S>
-plan<S> copy_to_host(const thrust_policy<Exec, Memory>& policy, const basic_plan<S, Memory>& from) {
+template <device_policy Policy, class S>
+plan<S> copy_to_host(const Policy& policy, const basic_plan<S, typename Policy::memory>& from) {
     return copy_to_host(policy, from.view());
 }
 

@@ -1,22 +1,19 @@
-// Slots on a Thrust policy: the verbs of plan/slots.hpp, with the same integers.
+// Slots on a device: the verbs of plan/slots.hpp, with the same integers.
 //
 // Choices are lined up as they take slots (all first choices before any second; tokens by position or gate) and sorted
 // by expert, stably: an expert's choices then stand together in line, and a choice's slot is its place among them. No
 // atomics, so nothing depends on the order of threads. No token left behind takes one sort a round.
 //
-// O(T k) work a pass of the sort, O(E log(T k)) for the bounds. Scratch from the workspace; the sort and the scan over
-// E offsets take temporary memory from the execution policy (see backend/thrust.hpp). Nothing is read on the host.
+// O(T k) work a pass of the sort, O(E log(T k)) for the bounds. Scratch from the workspace; Thrust's sort and its scan
+// over E offsets take temporary memory from the execution policy (backend/thrust.hpp). Nothing is read on the host.
 #pragma once
 
-#include <switchyard/backend/thrust.hpp>
+#include <switchyard/backend/device.hpp>
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/simd.hpp>
 #include <switchyard/core/workspace.hpp>
 #include <switchyard/plan/plan.hpp>
 #include <switchyard/plan/slots.hpp>
-
-#include <thrust/scan.h>
-#include <thrust/sort.h>
 
 #include <cstdint>
 #include <cstring>
@@ -87,25 +84,23 @@ struct find_starts {
     }
 };
 
-template <class Exec, class Memory>
-void sort_line(const thrust_policy<Exec, Memory>& policy, const request_line& line) {
-    if (line.count > 0) {
-        thrust::stable_sort_by_key(policy.exec, line.expert, line.expert + line.count, line.position);
-    }
+template <device_policy Policy>
+void sort_line(const Policy& policy, const request_line& line, device_workspace<Policy>& scratch) {
+    policy.sort_by_key(line.expert, line.position, line.count, scratch);
     for_each_index(policy, line.experts + 1, find_starts{line});
 }
 
 /// Tokens by falling gate of the first choice, lower token first; null for token order.
-template <class Exec, class Memory, class S, class Space>
-const std::int64_t* priority_of(const thrust_policy<Exec, Memory>& policy, const plan_view<S, Space>& plan,
-                                drop_order order, basic_workspace<Memory>& scratch) {
+template <device_policy Policy, class S, class Space>
+const std::int64_t* priority_of(const Policy& policy, const plan_view<S, Space>& plan, drop_order order,
+                                device_workspace<Policy>& scratch) {
     if (order == drop_order::position || plan.tokens == 0) {
         return nullptr;
     }
     const gate_keys<S> line{plan.gate, plan.choices, scratch.template take<typename float_bits<S>::type>(plan.tokens),
                             scratch.template take<std::int64_t>(plan.tokens)};
     for_each_index(policy, plan.tokens, line);
-    thrust::stable_sort_by_key(policy.exec, line.keys, line.keys + plan.tokens, line.priority);
+    policy.sort_by_key(line.keys, line.priority, plan.tokens, scratch);
     return line.priority;
 }
 
@@ -214,10 +209,9 @@ struct total_up {
 };
 
 /// Offsets from the rows of each expert, and the totals.
-template <class Exec, class Memory, class S, class Space>
-void finish_counts(const thrust_policy<Exec, Memory>& policy, const plan_view<S, Space>& plan,
-                   basic_workspace<Memory>& scratch) {
-    thrust::inclusive_scan(policy.exec, plan.offsets, plan.offsets + plan.experts + 1, plan.offsets);
+template <device_policy Policy, class S, class Space>
+void finish_counts(const Policy& policy, const plan_view<S, Space>& plan, device_workspace<Policy>& scratch) {
+    policy.inclusive_sum(plan.offsets, plan.experts + 1, scratch);
     const index_t blocks = folded(plan.tokens);
     std::int64_t* counted = nullptr;
     if (blocks > 0) {
@@ -231,16 +225,16 @@ void finish_counts(const thrust_policy<Exec, Memory>& policy, const plan_view<S,
 }  // namespace detail
 
 /// Gives every choice of the plan its slot.
-template <class Exec, class Memory, class S>
-void place_choices(const thrust_policy<Exec, Memory>& policy, const plan_view<S, typename Memory::space>& plan,
-                   const slot_settings& settings, basic_workspace<Memory>& scratch) {
-    using space = typename Memory::space;
+template <device_policy Policy, class S>
+void place_choices(const Policy& policy, const plan_view<S, policy_space<Policy>>& plan, const slot_settings& settings,
+                   device_workspace<Policy>& scratch) {
+    using space = policy_space<Policy>;
     const auto scope = scratch.open();
     const index_t positions = plan.tokens * plan.choices;
     const std::int64_t* const priority = detail::priority_of(policy, plan, settings.order, scratch);
     const detail::request_line line = detail::take_line(positions, plan.experts, scratch);
     for_each_index(policy, positions, detail::line_up_choices<S, space>{plan, line, priority});
-    detail::sort_line(policy, line);
+    detail::sort_line(policy, line, scratch);
     for_each_index(policy, plan.experts, detail::count_loads<S, space>{plan, line, settings.balance});
     detail::finish_counts(policy, plan, scratch);
     for_each_index(policy, positions, detail::hand_out_slots<S, space>{plan, line});
@@ -343,12 +337,11 @@ struct order_rows {
 }  // namespace detail
 
 /// No token left behind: see plan/slots.hpp.
-template <class Exec, class Memory, class S>
-void place_choices_in_rounds(const thrust_policy<Exec, Memory>& policy,
-                             const plan_view<S, typename Memory::space>& plan, const std::int32_t* candidates,
-                             const S* candidate_gates, index_t rounds, const slot_settings& settings,
-                             basic_workspace<Memory>& scratch) {
-    using space = typename Memory::space;
+template <device_policy Policy, class S>
+void place_choices_in_rounds(const Policy& policy, const plan_view<S, policy_space<Policy>>& plan,
+                             const std::int32_t* candidates, const S* candidate_gates, index_t rounds,
+                             const slot_settings& settings, device_workspace<Policy>& scratch) {
+    using space = policy_space<Policy>;
     const auto scope = scratch.open();
     for_each_index(policy, plan.tokens, detail::start_rounds<S, space>{plan, candidates, candidate_gates, rounds});
     const std::int64_t* const priority = detail::priority_of(policy, plan, settings.order, scratch);
@@ -356,7 +349,7 @@ void place_choices_in_rounds(const thrust_policy<Exec, Memory>& policy,
     for (index_t round = 0; round < rounds; ++round) {
         for_each_index(policy, plan.tokens,
                        detail::line_up_round<S, space>{plan, line, priority, candidates, rounds, round});
-        detail::sort_line(policy, line);
+        detail::sort_line(policy, line, scratch);
         for_each_index(policy, plan.tokens,
                        detail::hand_out_round<S, space>{plan, line, candidate_gates, rounds, round});
         for_each_index(policy, plan.experts, detail::count_round<S, space>{plan, line, round});
