@@ -31,6 +31,7 @@
 // - No number may depend on which thread came first: atomics count and take minima, they hand out no places.
 #pragma once
 
+#include <switchyard/backend/device.hpp>
 #include <switchyard/core/config.hpp>
 
 #include <concepts>
@@ -76,12 +77,21 @@ concept kernel_thread = requires(Here& here, const float* from, float* to, std::
     here.fence();
 };
 
-/// A policy that runs kernels: its memory is a device's, and its launches come one after another.
+/// A device policy that runs kernels, on one stream: each launch sees what the one before it wrote.
 template <class Policy>
-concept kernel_policy = requires {
-    typename Policy::memory::space;
+concept kernel_policy = device_policy<Policy> && requires {
     Policy::runs_kernels;
-}
-&&Policy::runs_kernels;
+} && Policy::runs_kernels;
 
+inline namespace SWITCHYARD_TARGET {
+
+/// The same policy for the generic device code: what a kernel does not cover, it does.
+template <class Policy>
+struct without_kernels : Policy {
+    static constexpr bool runs_kernels = false;
+};
+template <class Policy>
+without_kernels(const Policy&) -> without_kernels<Policy>;
+
+}  // namespace SWITCHYARD_TARGET
 }  // namespace switchyard
