@@ -5,23 +5,4 @@
 #include <switchyard/version.hpp>
 
 #include <switchyard/backend/thrust.hpp>
-
-#include <switchyard/assignment/device_auction.hpp>
-
-#include <switchyard/score/device_projection.hpp>
-#include <switchyard/score/initialisation.hpp>
-
-#include <switchyard/plan/device_plan.hpp>
-#include <switchyard/plan/device_slots.hpp>
-#include <switchyard/plan/statistics.hpp>
-
-#include <switchyard/router/base.hpp>
-#include <switchyard/router/device_base.hpp>
-#include <switchyard/router/device_routing.hpp>
-#include <switchyard/router/route.hpp>
-#include <switchyard/router/switch.hpp>
-#include <switchyard/router/top_k.hpp>
-
-#include <switchyard/dispatch/combine.hpp>
-#include <switchyard/dispatch/device_rows.hpp>
-#include <switchyard/dispatch/dispatch.hpp>
+#include <switchyard/device.hpp>

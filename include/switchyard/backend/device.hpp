@@ -30,6 +30,9 @@
 
 namespace switchyard {
 
+/// The memory of CUDA's devices, told apart from the host's by type alone.
+struct cuda_space {};
+
 /// A policy whose work runs on a device: see above.
 template <class Policy>
 concept device_policy = !std::same_as<typename Policy::memory::space, host_space> &&

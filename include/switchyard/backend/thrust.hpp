@@ -22,6 +22,7 @@
 // CUDA's own errors are thrust::system_error, thrown by the call that notices them.
 #pragma once
 
+#include <switchyard/backend/cuda_scalars.hpp>
 #include <switchyard/backend/device.hpp>
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/error.hpp>
@@ -48,9 +49,6 @@
 #if defined(__CUDACC__)
 #include <thrust/system/cuda/execution_policy.h>
 #include <thrust/system/cuda/memory.h>
-
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #endif
 
 namespace switchyard {
@@ -65,22 +63,6 @@ template <class Exec>
 concept thrust_execution = requires {
     typename Exec::tag_type;
 };
-
-#if defined(__CUDACC__)
-/// CUDA's 16-bit types: stored narrow, computed in float.
-template <>
-struct scalar_traits<__half> {
-    using compute = float;
-    SWITCHYARD_HD static float load(__half x) { return __half2float(x); }
-    SWITCHYARD_HD static __half store(float x) { return __float2half_rn(x); }
-};
-template <>
-struct scalar_traits<__nv_bfloat16> {
-    using compute = float;
-    SWITCHYARD_HD static float load(__nv_bfloat16 x) { return __bfloat162float(x); }
-    SWITCHYARD_HD static __nv_bfloat16 store(float x) { return __float2bfloat16_rn(x); }
-};
-#endif
 
 inline namespace SWITCHYARD_TARGET {
 
@@ -128,7 +110,7 @@ struct thrust_memory {
 template <>
 struct thrust_memory<thrust::cuda::tag> {
     using system = thrust::cuda::tag;
-    using space = device_space<system>;
+    using space = cuda_space;
 
     static void* allocate(std::size_t bytes) {
         void* pointer = nullptr;

@@ -64,13 +64,17 @@ class basic_workspace {
         }
         T* const taken = reinterpret_cast<T*>(chunks_[static_cast<std::size_t>(chunk_)].data() + used_);
         used_ += bytes;
+        most_used_ = std::max(most_used_, used_);
         return taken;
     }
 
     /// Bytes held.
     index_t size() const { return total_; }
 
-    /// Allocates now what later calls need, as `workspace_size` (backend/device.hpp) or an earlier `size()` said. Only
+    /// The most bytes taken at once, as far as one piece of memory held them.
+    index_t most_used() const { return most_used_; }
+
+    /// Allocates now what later calls need, as `workspace_size` (backend/measure.hpp) or an earlier `size()` said. Only
     /// outside of every scope.
     void reserve(index_t bytes) {
         require(depth_ == 0, "a workspace cannot be given room while it is in use");
@@ -133,6 +137,7 @@ class basic_workspace {
     int chunk_ = -1;  // none yet
     index_t used_ = 0;
     index_t total_ = 0;
+    index_t most_used_ = 0;
     int depth_ = 0;
 };
 

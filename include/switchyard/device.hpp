@@ -1,0 +1,26 @@
+// All of routing on device policies, whichever they are: what cuda.hpp and thrust.hpp have in common. Includes, nothing
+// else.
+#pragma once
+
+#include <switchyard/backend/device.hpp>
+#include <switchyard/backend/measure.hpp>
+
+#include <switchyard/assignment/device_auction.hpp>
+
+#include <switchyard/score/device_projection.hpp>
+#include <switchyard/score/initialisation.hpp>
+
+#include <switchyard/plan/device_plan.hpp>
+#include <switchyard/plan/device_slots.hpp>
+#include <switchyard/plan/statistics.hpp>
+
+#include <switchyard/router/base.hpp>
+#include <switchyard/router/device_base.hpp>
+#include <switchyard/router/device_routing.hpp>
+#include <switchyard/router/route.hpp>
+#include <switchyard/router/switch.hpp>
+#include <switchyard/router/top_k.hpp>
+
+#include <switchyard/dispatch/combine.hpp>
+#include <switchyard/dispatch/device_rows.hpp>
+#include <switchyard/dispatch/dispatch.hpp>
