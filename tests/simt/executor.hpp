@@ -14,7 +14,10 @@
 
 #include "simt/thread.hpp"
 
+#include <switchyard/backend/kernel_primitives.hpp>
+
 #include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <new>
 #include <type_traits>
@@ -92,12 +95,25 @@ class executor {
 struct policy {
     using memory = simt::memory;
     static constexpr bool runs_kernels = true;
+    static constexpr index_t most_lanes = 256;  // as Thrust's CPU systems: scratch stays in cache
 
     executor* device = nullptr;
 
     template <class Kernel>
     void launch(const Kernel& kernel, index_t blocks, std::size_t shared_bytes = 0) const {
         device->launch(kernel, blocks, shared_bytes);
+    }
+    template <class F>
+    void for_each(index_t count, const F& f) const {
+        switchyard::run_for_each(*this, count, f);
+    }
+    template <class Key>
+    void sort_by_key(Key* keys, std::int64_t* values, index_t count,
+                     switchyard::device_workspace<policy>& scratch) const {
+        switchyard::run_sort_by_key(*this, keys, values, count, scratch);
+    }
+    void inclusive_sum(std::int64_t* values, index_t count, switchyard::device_workspace<policy>& scratch) const {
+        switchyard::run_inclusive_sum(*this, values, count, scratch);
     }
     void copy_to_host(void* to, const void* from, std::size_t bytes) const { copy(to, from, bytes); }
     void copy_to_device(void* to, const void* from, std::size_t bytes) const { copy(to, from, bytes); }
