@@ -62,10 +62,9 @@ solution solve_there(const sy::auction& solver, const instance& problem, device_
     found.experts.resize(static_cast<std::size_t>(rows * how.choices));
     found.prices.resize(static_cast<std::size_t>(experts));
     if (rows > 0) {
-        device_memory::copy_to_host(device.exec, found.experts.data(), expert.data(),
-                                    found.experts.size() * sizeof(std::int32_t));
+        device.copy_to_host(found.experts.data(), expert.data(), found.experts.size() * sizeof(std::int32_t));
     }
-    device_memory::copy_to_host(device.exec, found.prices.data(), prices.data(), found.prices.size() * sizeof(double));
+    device.copy_to_host(found.prices.data(), prices.data(), found.prices.size() * sizeof(double));
     return found;
 }
 

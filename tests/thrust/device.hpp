@@ -1,5 +1,6 @@
-// What the Thrust tests share: the policy of the system they are compiled for, and the comparison of a plan it made
-// with the CPU backend's.
+// What the tests of device policies share: the policy they are compiled for, and the comparison of a plan it made with
+// the CPU backend's. The policy is Thrust's device system, unless SWITCHYARD_TEST_DEVICE names a header that defines
+// another `device`.
 //
 // Integers must be equal. Gates and losses are compared with the double-precision reference, with the same tolerances
 // as the CPU backend's (tests/support/compare.hpp): the two differ from each other in the order of their sums alone.
@@ -8,7 +9,15 @@
 #include "support/compare.hpp"
 #include "support/scores.hpp"
 
+#if defined(SWITCHYARD_TEST_DEVICE)
+#include SWITCHYARD_TEST_DEVICE
+#else
 #include <switchyard/thrust.hpp>
+
+namespace switchyard_test {
+inline const auto device = switchyard::on_thrust(thrust::device);
+}
+#endif
 
 #include <cmath>
 #include <string>
@@ -16,12 +25,7 @@
 
 namespace switchyard_test {
 
-#if !defined(SWITCHYARD_TEST_EXECUTION)
-#define SWITCHYARD_TEST_EXECUTION thrust::device
-#endif
-
-inline const auto device = sy::on_thrust(SWITCHYARD_TEST_EXECUTION);
-using device_policy = std::remove_const_t<decltype(device)>;
+using device_policy = std::remove_cvref_t<decltype(device)>;
 using device_memory = device_policy::memory;
 using device_space = device_memory::space;
 template <class S>

@@ -48,8 +48,8 @@ void fill_choices(const sy::plan<float>& plan, const problem& p) {
 
 void fill_choices(const device_plan<float>& plan, const problem& p) {
     if (p.code.empty()) return;
-    device_memory::copy_to_device(device.exec, plan.view().expert, p.code.data(), p.code.size() * sizeof(p.code[0]));
-    device_memory::copy_to_device(device.exec, plan.view().gate, p.gate.data(), p.gate.size() * sizeof(p.gate[0]));
+    device.copy_to_device(plan.view().expert, p.code.data(), p.code.size() * sizeof(p.code[0]));
+    device.copy_to_device(plan.view().gate, p.gate.data(), p.gate.size() * sizeof(p.gate[0]));
 }
 
 /// Kept gates pass through unchanged, dropped ones are 0.

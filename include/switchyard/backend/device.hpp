@@ -17,6 +17,7 @@
 // `copy_to_host` and `copy_to_device` here are the same for matrices and arrays with strides and shapes.
 #pragma once
 
+#include <switchyard/backend/policy.hpp>
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/error.hpp>
 #include <switchyard/core/matrix_view.hpp>
@@ -53,14 +54,6 @@ template <class Policy, class T>
 using device_buffer = buffer<T, typename std::remove_cvref_t<Policy>::memory>;
 template <class Policy>
 using device_workspace = basic_workspace<typename std::remove_cvref_t<Policy>::memory>;
-
-/// Calls f(i) for i in 0 .. count, in any order. f is a named function object with a `__host__ __device__` operator().
-template <device_policy Policy, class F>
-void for_each_index(const Policy& policy, index_t count, const F& f) {
-    if (count > 0) {
-        policy.for_each(count, f);
-    }
-}
 
 namespace detail {
 

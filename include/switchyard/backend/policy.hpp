@@ -14,7 +14,7 @@
 //
 // Work is cut into blocks by its size alone, so results are the same bits for every policy here and any number of
 // threads. One block (decoding sizes) runs in the caller: no thread is woken.
-// A Thrust policy is in backend/thrust.hpp.
+// Policies of devices: backend/device.hpp.
 #pragma once
 
 #include <switchyard/core/config.hpp>
@@ -152,6 +152,23 @@ constexpr index_t rows_per_block(index_t rows) {
     return shared > 256 ? shared : 256;
 }
 constexpr index_t block_count(index_t rows) { return (rows + rows_per_block(rows) - 1) / rows_per_block(rows); }
+
+/// Calls f(i) for i in 0 .. count, in any order, wherever the policy's work runs. On a device, f is a named function
+/// object with a `__host__ __device__` operator().
+template <class Policy, class F>
+void for_each_index(const Policy& policy, index_t count, const F& f) {
+    if constexpr (host_policy<Policy>) {
+        constexpr index_t grain = 4096;
+        policy.parallel_for((count + grain - 1) / grain, [&](index_t b) {
+            const index_t last = count < (b + 1) * grain ? count : (b + 1) * grain;
+            for (index_t i = b * grain; i < last; ++i) {
+                f(i);
+            }
+        });
+    } else if (count > 0) {
+        policy.for_each(count, f);
+    }
+}
 
 }  // namespace SWITCHYARD_TARGET
 }  // namespace switchyard

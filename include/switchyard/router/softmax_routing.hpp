@@ -287,17 +287,6 @@ void run_rows(const Policy& policy, const Pass& pass, index_t tokens, S*, worksp
     });
 }
 
-/// Calls f(i) for i in 0 .. count, in any order, on the CPU.
-template <host_policy Policy, class F>
-void for_each_index(const Policy& policy, index_t count, const F& f) {
-    constexpr index_t grain = 4096;
-    policy.parallel_for((count + grain - 1) / grain, [&](index_t b) {
-        for (index_t i = b * grain; i < std::min(count, (b + 1) * grain); ++i) {
-            f(i);
-        }
-    });
-}
-
 namespace detail {
 
 /// gradient[e] = a_e, 0 in the padding.

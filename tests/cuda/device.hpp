@@ -1,0 +1,25 @@
+// The device of tests/thrust/*_test.cpp when nvcc compiles them: the present CUDA device, on a stream of its own.
+#pragma once
+
+#include <switchyard/cuda.hpp>
+
+namespace switchyard_test {
+
+/// Made with the first test, and never destroyed: the runtime is gone before statics are.
+inline cudaStream_t stream_of_tests() {
+    static const cudaStream_t stream = [] {
+        cudaStream_t made = nullptr;
+        switchyard::require_cuda(cudaStreamCreateWithFlags(&made, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
+        return made;
+    }();
+    return stream;
+}
+
+/// A policy, as the tests name it. Without a device there is no stream, and main() ends before any test asks for it.
+inline const switchyard::cuda device = [] {
+    int devices = 0;
+    const bool is_there = cudaGetDeviceCount(&devices) == cudaSuccess && devices > 0;
+    return switchyard::cuda{.stream = is_there ? stream_of_tests() : nullptr};
+}();
+
+}  // namespace switchyard_test
