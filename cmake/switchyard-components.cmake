@@ -4,7 +4,7 @@
 #   switchyard::openmp   switchyard::switchyard with OpenMP on (the policy switchyard::par needs it)
 #   switchyard::thrust   with Thrust's headers, from a CUDA toolkit or from libthrust-dev; Thrust's host and device
 #                        systems (THRUST_HOST_SYSTEM, THRUST_DEVICE_SYSTEM) remain the user's choice
-#   switchyard::cuda     switchyard::thrust with the CUDA runtime, for .cu sources
+#   switchyard::cuda     switchyard::switchyard with the CUDA runtime and, where found, Thrust, for .cu sources
 #
 # They are targets of their own because each brings compile flags or include paths along, and the main target must not.
 include_guard(GLOBAL)
@@ -33,7 +33,10 @@ if(SWITCHYARD_THRUST_INCLUDE_DIR AND NOT TARGET switchyard::thrust)
     target_include_directories(switchyard::thrust SYSTEM INTERFACE "${SWITCHYARD_THRUST_INCLUDE_DIR}")
 endif()
 
-if(TARGET CUDA::cudart AND TARGET switchyard::thrust AND NOT TARGET switchyard::cuda)
+if(TARGET CUDA::cudart AND NOT TARGET switchyard::cuda)
     add_library(switchyard::cuda INTERFACE IMPORTED GLOBAL)
-    target_link_libraries(switchyard::cuda INTERFACE switchyard::thrust CUDA::cudart)
+    target_link_libraries(switchyard::cuda INTERFACE switchyard::switchyard CUDA::cudart)
+    if(TARGET switchyard::thrust)
+        target_link_libraries(switchyard::cuda INTERFACE switchyard::thrust)
+    endif()
 endif()

@@ -1,6 +1,5 @@
 # The Thrust backend. Each thrust/*.cpp is built by the plain host compiler once a system that Thrust has for CPUs and becomes
-# one CTest test each, thrust_<system>/<stem>; thrust/tbb_*.cpp is for TBB alone. Where nvcc is found, thrust/*.cu compile to
-# one program, which exits with 77 (skipped) where there is no GPU to run it.
+# one CTest test each, thrust_<system>/<stem>; thrust/tbb_*.cpp is for TBB alone.
 file(GLOB thrust_files CONFIGURE_DEPENDS "thrust/*.cpp")
 set(thrust_tbb_files ${thrust_files})
 list(FILTER thrust_tbb_files INCLUDE REGEX "/tbb_[^/]*[.]cpp$")
@@ -38,15 +37,4 @@ find_package(TBB QUIET)
 if(TARGET TBB::tbb AND thrust_tbb_files AND NOT CMAKE_CXX_FLAGS MATCHES "-fsanitize=[a-z,]*thread")
     switchyard_add_thrust_tests(tbb ${thrust_tbb_files})
     target_link_libraries(test_thrust_tbb PRIVATE TBB::tbb)
-endif()
-
-file(GLOB cuda_files CONFIGURE_DEPENDS "thrust/*.cu")
-if(SWITCHYARD_HAS_NVCC AND cuda_files)
-    add_executable(test_thrust_cuda ${cuda_files})
-    target_link_libraries(test_thrust_cuda PRIVATE switchyard_own_cuda)
-    # That every file compiled without a warning; and, where there is a GPU, that it decides there as on a CPU.
-    add_test(NAME nvcc/compiles COMMAND "${CMAKE_COMMAND}" --build "${PROJECT_BINARY_DIR}" --target test_thrust_cuda)
-    set_tests_properties(nvcc/compiles PROPERTIES LABELS nvcc TIMEOUT 1200 FIXTURES_SETUP switchyard_nvcc)
-    add_test(NAME nvcc/runs COMMAND test_thrust_cuda)
-    set_tests_properties(nvcc/runs PROPERTIES LABELS nvcc TIMEOUT 600 FIXTURES_REQUIRED switchyard_nvcc SKIP_RETURN_CODE 77)
 endif()

@@ -1,0 +1,72 @@
+# Kernels and the policy of CUDA. The tests of device policies, written for Thrust's systems, also run
+#   on the SIMT executor, simt_device/<order>/<stem>: there the kernels run that a CUDA policy launches, in every order of
+#     threads and blocks;
+#   on a GPU, gpu/<stem>, compiled by nvcc where there is one: skipped with the reason where there is no device.
+set(device_tests routing slots rows auction)
+set(device_files ${device_tests})
+list(TRANSFORM device_files REPLACE "(.+)" "thrust/\\1_test.cpp")
+
+add_executable(test_simt_device ${device_files})
+target_link_libraries(test_simt_device PRIVATE switchyard_doctest_main switchyard_own rapidcheck)
+target_include_directories(test_simt_device PRIVATE "${CMAKE_CURRENT_SOURCE_DIR}")
+target_compile_definitions(test_simt_device PRIVATE SWITCHYARD_TEST_DEVICE="simt/device.hpp")
+# Under a sanitizer, one order and no auction, which would take minutes; simt/*_test.cpp run in all orders there, too.
+set(orders forward reverse random random2 greedy greedy_last)
+set(tests_in_orders ${device_tests})
+if(CMAKE_CXX_FLAGS MATCHES "-fsanitize=")
+    set(orders greedy)
+    list(REMOVE_ITEM tests_in_orders auction)
+endif()
+list(LENGTH orders order_count)
+foreach(test IN LISTS tests_in_orders)
+    foreach(order IN LISTS orders)
+        if(test STREQUAL "auction" AND NOT order MATCHES "^(forward|greedy)$")
+            continue()
+        endif()
+        add_test(NAME "simt_device/${order}/${test}" COMMAND test_simt_device "--source-file=*/${test}_test.cpp")
+        set_tests_properties("simt_device/${order}/${test}" PROPERTIES
+            LABELS simt
+            TIMEOUT 600
+            FAIL_REGULAR_EXPRESSION "test cases: +0 "
+            ENVIRONMENT "${switchyard_test_environment};SWITCHYARD_SIMT_ORDER=${order}")
+    endforeach()
+endforeach()
+
+if(NOT SWITCHYARD_HAS_NVCC)
+    return()
+endif()
+
+# That every file compiles without a warning; and, where there is a GPU, that it decides there as on a CPU.
+file(GLOB thrust_cuda_files CONFIGURE_DEPENDS "thrust/*.cu")
+add_executable(test_thrust_cuda ${thrust_cuda_files})
+target_link_libraries(test_thrust_cuda PRIVATE switchyard_own_cuda)
+add_test(NAME nvcc/compiles COMMAND "${CMAKE_COMMAND}" --build "${PROJECT_BINARY_DIR}" --target test_thrust_cuda test_gpu)
+set_tests_properties(nvcc/compiles PROPERTIES LABELS nvcc TIMEOUT 1200 FIXTURES_SETUP switchyard_nvcc)
+add_test(NAME nvcc/runs COMMAND test_thrust_cuda)
+set_tests_properties(nvcc/runs PROPERTIES LABELS "nvcc;gpu" TIMEOUT 600 FIXTURES_REQUIRED switchyard_nvcc SKIP_RETURN_CODE 77)
+
+foreach(test IN LISTS device_tests)
+    set(wrapper "${CMAKE_CURRENT_BINARY_DIR}/gpu/${test}.cu")
+    file(CONFIGURE OUTPUT "${wrapper}" CONTENT "#include \"thrust/${test}_test.cpp\"\n" @ONLY)
+    list(APPEND gpu_files "${wrapper}")
+endforeach()
+file(GLOB cuda_files CONFIGURE_DEPENDS "cuda/*.cu")
+add_executable(test_gpu ${gpu_files} ${cuda_files})
+target_link_libraries(test_gpu PRIVATE switchyard_own_cuda doctest::doctest rapidcheck)
+target_include_directories(test_gpu PRIVATE "${CMAKE_CURRENT_SOURCE_DIR}")
+target_compile_definitions(test_gpu PRIVATE SWITCHYARD_TEST_DEVICE="cuda/device.hpp")
+foreach(file IN LISTS device_files cuda_files)
+    cmake_path(GET file FILENAME name)
+    cmake_path(GET file STEM stem)
+    string(REGEX REPLACE "_test$" "" stem "${stem}")
+    if(stem STREQUAL "main")
+        continue()
+    endif()
+    add_test(NAME "gpu/${stem}" COMMAND test_gpu "--source-file=*/${name}")
+    set_tests_properties("gpu/${stem}" PROPERTIES
+        LABELS gpu
+        TIMEOUT 600
+        SKIP_RETURN_CODE 77
+        FIXTURES_REQUIRED switchyard_nvcc
+        FAIL_REGULAR_EXPRESSION "test cases: +0 ")
+endforeach()
