@@ -10,6 +10,7 @@
 
 #include <csignal>
 #include <cstdlib>
+#include <filesystem>
 #include <iomanip>
 #include <iostream>
 #include <sstream>
@@ -80,15 +81,16 @@ std::string quoted(const std::string& text) {
     return made + "'";
 }
 
-/// The pictures are made by a script, with the Python that was found when this program was built.
-void make_report(const options& asked) {
+/// The pictures are made by a script, with the Python that was found when this program was built. Whether they were.
+bool make_report(const options& asked) {
     const std::string command = quoted(STUDY_PYTHON) + " " + quoted(STUDY_REPORT_SCRIPT) + " " + quoted(asked.out);
-    if (std::system(command.c_str()) != 0) {
-        std::cerr
-            << "There is no report.html: it needs Python 3 with Matplotlib (Debian: python3-matplotlib). To make it "
-               "from these results:\n  "
-            << command << std::endl;
+    if (std::system(command.c_str()) == 0) {
+        return true;
     }
+    std::cerr << "There is no report.html: it needs Python 3 with Matplotlib (Debian: python3-matplotlib). To make it "
+                 "from these results:\n  "
+              << command << std::endl;
+    return false;
 }
 
 int run(options asked) {
@@ -106,11 +108,12 @@ int run(options asked) {
     write_results(asked.out, asked, text, runs);
     std::cout << '\n';
     print_table(std::cout, runs);
-    if (asked.report) {
-        make_report(asked);
+    const bool has_report = asked.report && make_report(asked);
+    const std::string folder = std::filesystem::absolute(asked.out).lexically_normal().native();
+    std::cout << "\nResults: results.csv, results.json and scores/ in " << folder << std::endl;
+    if (has_report) {
+        std::cout << "Report:  " << (std::filesystem::path(folder) / "report.html").native() << std::endl;
     }
-    std::cout << "\nResults: " << asked.out << "/results.csv, results.json, scores/"
-              << (asked.report ? ", report.html" : "") << std::endl;
     return is_interrupted != 0 ? 130 : 0;
 }
 

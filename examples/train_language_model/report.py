@@ -220,8 +220,8 @@ def spread(numbers, digits, factor=1):
 
 
 def table(groups):
-    heads = ["router", "parameters", "bits a byte", "steps to dense", "seconds to dense", "load CV", "max / mean", "dropped",
-             "routing"]
+    heads = ["router", "parameters", "bits a byte", "steps to dense", "seconds to dense", "load CV", "max / mean",
+             "dropped %", "routing %"]
     rows = []
     for name, runs in groups.items():
         def late(key, factor=1, digits=2):
@@ -230,8 +230,8 @@ def table(groups):
         rows.append([name, f"{runs[0]['parameters']:,}", spread([run["validation_bits"] for run in runs], 3),
                      "-" if is_dense else spread([run["steps_to_dense"] for run in runs], 0),
                      "-" if is_dense else spread([run["seconds_to_dense"] for run in runs], 1), late("variation"),
-                     late("max_over_mean"), late("dropped_share", 100, 1) + ("" if is_dense else " %"),
-                     "-" if is_dense else spread([run["routing_share"] for run in runs], 1, 100) + " %"])
+                     late("max_over_mean"), late("dropped_share", 100, 1),
+                     "-" if is_dense else spread([run["routing_share"] for run in runs], 1, 100)])
     cells = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
     return (f'<div class="wide"><table><thead><tr>{"".join(f"<th>{head}</th>" for head in heads)}</tr></thead>'
             f"<tbody>{cells}</tbody></table></div>")

@@ -197,11 +197,13 @@ std::vector<std::string> cells_of(const std::vector<run_record>& runs, const std
     std::vector<double> bits, steps, seconds, variation, largest, dropped, routing, total;
     index_t parameters = 0;
     std::size_t seeds = 0;
+    bool is_complete = true;
     for (const run_record& run : runs) {
         if (run.settings.name() != name) {
             continue;
         }
         ++seeds;
+        is_complete = is_complete && run.is_complete;
         parameters = run.parameters;
         bits.push_back(run.final_bits());
         total.push_back(run.seconds());
@@ -213,6 +215,8 @@ std::vector<std::string> cells_of(const std::vector<run_record>& runs, const std
             variation.push_back(load.coefficient_of_variation);
             largest.push_back(load.max_over_mean);
             dropped.push_back(load.dropped_share);
+        }
+        if (!run.layers.empty()) {
             routing.push_back(run.routing_share);
         }
     }
@@ -220,7 +224,7 @@ std::vector<std::string> cells_of(const std::vector<run_record>& runs, const std
     if (!steps.empty() && steps.size() < seeds) {
         reached += " (" + std::to_string(steps.size()) + " of " + std::to_string(seeds) + ")";
     }
-    return {name,
+    return {is_complete ? name : name + " (interrupted)",
             std::to_string(parameters),
             spread_of(bits, 3),
             reached,

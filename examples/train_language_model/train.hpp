@@ -57,7 +57,7 @@ struct run_record {
     run_settings settings;
     index_t parameters = 0;
     std::vector<evaluation> evaluations = {};
-    std::vector<load_record> late_load = {};  ///< a layer each, over the second half of the steps
+    std::vector<load_record> late_load = {};  ///< a layer each, over the second half of the steps; empty if not reached
     index_t largest_load_difference = 0;      ///< of two experts in any step, before capacity
     double routing_share = 0;                 ///< of training's seconds
     std::vector<layer_record> layers = {};

@@ -98,6 +98,7 @@ class load_watch {
             recent_[i].add(plan);
             if (is_late) {
                 late_[i].add(plan);
+                has_late_ = true;
             }
             const auto* const load = plan.view().load_before;
             const auto [least, most] = std::minmax_element(load, load + plan.experts());
@@ -105,7 +106,8 @@ class load_watch {
         }
     }
     std::vector<load_record> recent() { return taken(recent_); }
-    std::vector<load_record> late() { return taken(late_); }
+    /// Empty where there were no late steps.
+    std::vector<load_record> late() { return has_late_ ? taken(late_) : std::vector<load_record>{}; }
 
     index_t largest_difference = 0;
 
@@ -119,6 +121,7 @@ class load_watch {
     }
 
     std::vector<load_mean> recent_, late_;
+    bool has_late_ = false;
 };
 
 /// What a trained layer did with the tokens of the last forward.
@@ -212,7 +215,7 @@ run_record train(const options& asked, const run_settings& settings, const corpu
         }
         sy::require(std::isfinite(loss), settings.name(), ", seed ", settings.seed, ": the loss of step ", step,
                     " is not finite; a lower --rate may help");
-        loads.add(model, 2 * step >= asked.steps);
+        loads.add(model, 2 * (step + 1) > asked.steps);
         nats += loss;
         ++nats_of;
         if (!watch(step + 1, loss * std::numbers::log2e)) {

@@ -44,8 +44,9 @@ return faults;
 class Report(Case):
 
     def make(self, *line, text="text"):
-        self.study(*line, text=text, report=True)
+        _, printed = self.study(*line, text=text, report=True)
         file = self.folder / "out" / "report.html"
+        self.assertEqual(file.exists(), f"Report:  {file}\n" in printed)
         if not file.exists():
             self.skipTest("the program's Python has no Matplotlib (Debian: python3-matplotlib)")
         return file

@@ -131,7 +131,29 @@ class Run(Case):
             self.assertEqual(run.returncode, 130, complaints)
         results = self.results()
         self.assertEqual([(run["router"], run["complete"]) for run in results["runs"]], [("dense", False)])
-        self.assertIn("| dense", printed)
+        self.assertIn("| dense (interrupted) |", printed)
+
+    def test_interrupted_early(self):
+        """Loads of the second half of the steps are not known; nothing stands for them."""
+        line = [self.program, *small("--text", "text", "--no-report", "--router", "switch", "--steps", 1_000_000,
+                                     "--out", "out")]
+        with subprocess.Popen(line, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+            time.sleep(2)
+            run.send_signal(signal.SIGINT)
+            printed, complaints = run.communicate(timeout=100)
+            self.assertEqual(run.returncode, 130, complaints)
+        (run,) = self.results()["runs"]
+        self.assertEqual(run["late_load"], [])
+        self.assertRegex(printed, r"(?m)^\| switch \(interrupted\) +\|.*\| +- \| +- \| +- \| +[\d.]+ \|$")
+
+    def test_one_step(self):
+        results, _ = self.study("--router", "switch", "--steps", 1)
+        self.assertEqual(len(results["runs"][0]["late_load"]), 1)
+
+    def test_says_where_results_are(self):
+        _, printed = self.study("--router", "dense", "--steps", 2)
+        self.assertIn(f"Results: results.csv, results.json and scores/ in {self.folder / 'out'}\n", printed)
+        self.assertNotIn("report.html", printed)
 
 
 if __name__ == "__main__":
