@@ -46,7 +46,7 @@ class block {
   public:
     block(const job& what, const order& in, traffic& counted, fiber_pool& fibers)
         : what_(what), turns_(in), counted_(counted), fibers_(fibers), warps_(what.threads / 32) {
-        fibers_.grow(what.threads, &work);
+        fibers_.grow(what.threads * fiber_sets, &work);
     }
 
     /// Runs the blocks in this sequence, all threads of each to their ends.
@@ -97,7 +97,7 @@ class block {
             fail("divergent barrier in block ", number_, ": thread ", t, " is at sync (", where, "), ", at_sync_,
                  " other thread", at_sync_ == 1 ? "" : "s", " at sync (", sync_place_, ")");
         }
-        char& ordering = sync_order_[sync_parity_];
+        char& ordering = sync_order_[begun_ % fiber_sets][sync_parity_];
         sanitizer::release(&ordering);
         const int w = t / 32;
         synced_[w] |= bit_of(t);
@@ -127,7 +127,7 @@ class block {
             fail("lane ", lane, " of warp ", t / 32, " of block ", number_, " is at ", what, " (", where, "), lane ",
                  std::countr_zero(mine.waiting), " at ", mine.what, " (", mine.where, ")");
         }
-        char* const ordering = what == operation::sync_warp ? &mine.order[mine.parity] : nullptr;
+        char* const ordering = what == operation::sync_warp ? &mine.order[begun_ % fiber_sets][mine.parity] : nullptr;
         if (ordering != nullptr) sanitizer::release(ordering);
         mine.given[lane] = gives;
         mine.from[lane] = from;
@@ -143,6 +143,7 @@ class block {
     }
 
   private:
+    static constexpr int fiber_sets = sanitizer::thread ? 4 : 1;
     struct unwound {};  ///< thrown in threads that wait when another has failed
 
     /// The lanes of a warp at an operation, and what they exchange.
@@ -151,7 +152,7 @@ class block {
         operation what{};
         place where{};
         int parity = 0;
-        char order[2] = {};  ///< addresses for sanitizer::release, used in turn
+        char order[fiber_sets][2] = {};  ///< addresses for sanitizer::release, used in turn
         std::uint64_t given[32];
         std::uint64_t result[32];
         int from[32];
@@ -200,6 +201,7 @@ class block {
     static std::uint32_t bit_of(int t) { return 1u << (t % 32); }
 
     SWITCHYARD_SIMT_UNSEEN void begin() {
+        ++begun_;
         turns_.begin_block();
         for (int w = 0; w < warps_; ++w) {
             warp_[w].waiting = 0;
@@ -229,11 +231,11 @@ class block {
     }
 
     /// The fiber of a thread whose turn it is: one that begins gets one that is idle. To ThreadSanitizer a fiber is a
-    /// thread, so there each has its own, another one in each block: the blocks of a launch are not ordered.
+    /// thread, so there each has its own, and blocks have those of other sets: nothing orders a block and the next one.
     SWITCHYARD_SIMT_UNSEEN fiber* fiber_for(int t) {
         fiber*& mine = fiber_of_[t];
         if (mine == nullptr) {
-            const int own = static_cast<int>((t + number_) % what_.threads);
+            const auto own = static_cast<int>(begun_ % fiber_sets * what_.threads + (t + begun_) % what_.threads);
             mine = sanitizer::thread ? fibers_.at(own) : idle_[--idle_count_];
             mine->job = this;
             mine->thread = t;
@@ -325,6 +327,7 @@ class block {
     const int warps_;
     context home_;
     index_t number_ = 0;
+    index_t begun_ = 0;  ///< blocks
     bool has_failed_ = false;
     std::exception_ptr failed_;
     char begins_ = 0;  ///< addresses for sanitizer::release
@@ -338,7 +341,7 @@ class block {
     int at_sync_ = 0;
     place sync_place_{};
     int sync_parity_ = 0;
-    char sync_order_[2]{};
+    char sync_order_[fiber_sets][2]{};
     int left_ = 0;             ///< threads that have not returned
     fiber* fiber_of_[1024]{};  ///< null before the first turn, and at the end
     fiber* idle_[1024]{};
@@ -352,43 +355,45 @@ class block {
 };
 
 inline std::string block::stuck() const {
+    enum class stands { at_sync, at_warp, nowhere };
+    const auto where = [&](int t) {
+        if ((warp_[t / 32].waiting & bit_of(t)) != 0) return stands::at_warp;
+        return (synced_[t / 32] & bit_of(t)) != 0 ? stands::at_sync : stands::nowhere;
+    };
     std::ostringstream text;
     text << "deadlock in block " << number_ << ": ";
-    const auto state_of = [&](int t) {
-        std::ostringstream state;
-        const warp& in = warp_[t / 32];
-        if ((in.waiting & bit_of(t)) != 0) {
-            state << "at " << in.what << " (" << in.where << ")";
-        } else if ((synced_[t / 32] & bit_of(t)) != 0) {
-            state << "at sync (" << sync_place_ << ")";
-        } else {
-            state << "returned";
-        }
-        return state.str();
-    };
     int said = 0;
-    for (int first = 0; first < what_.threads;) {
-        const std::string state = state_of(first);
-        int end = first + 1;
-        while (end < what_.threads && state_of(end) == state) ++end;
+    for (int first = 0, end = 0; first < what_.threads; first = end) {
+        const stands at = where(first);
+        const warp& in = warp_[first / 32];
+        const auto stands_there = [&](int t) {
+            const warp& other = warp_[t / 32];
+            return where(t) == at && (at != stands::at_warp || (other.what == in.what && other.where == in.where));
+        };
+        while (end < what_.threads && stands_there(end)) ++end;
         if (said++ > 0) text << ", ";
         if (said > 8) {
             text << "and so on";
             break;
         }
-        text << (end - first == 1 ? "thread " : "threads ") << first;
-        if (end - first > 1) text << ".." << end - 1;
-        text << ' ' << state;
-        first = end;
-    }
-    for (int w = 0; w < warps_; ++w) {
-        if (warp_[w].waiting != 0) {
-            text << "; warp " << w << " (threads " << w * 32 << ".." << w * 32 + 31 << ") waits at " << warp_[w].what
-                 << " for lane " << std::countr_one(warp_[w].waiting);
-            return text.str();
+        const bool one = end - first == 1;
+        text << (one ? "thread " : "threads ") << first;
+        if (!one) text << ".." << end - 1;
+        if (at == stands::nowhere) {
+            text << (one ? " has returned" : " have returned");
+        } else if (at == stands::at_sync) {
+            text << (one ? " waits" : " wait") << " at sync (" << sync_place_ << ')';
+        } else {
+            text << (one ? " waits" : " wait") << " at " << in.what << " (" << in.where << ')';
         }
     }
-    text << "; sync waits for every thread";
+    for (int w = 0; w < warps_; ++w) {
+        if (warp_[w].waiting == 0) continue;
+        text << "; warp " << w << " (threads " << w * 32 << ".." << w * 32 + 31 << ") waits for lane "
+             << std::countr_one(warp_[w].waiting);
+        return text.str();
+    }
+    text << "; sync waits for every thread of the block";
     return text.str();
 }
 
