@@ -157,16 +157,20 @@ class fiber_pool {
 
     /// At least `count` fibers, all of which run `body`.
     void grow(int count, fiber::body_of body) {
-        while (fibers_.size() < static_cast<std::size_t>(count)) fibers_.push_back(std::make_unique<fiber>(body));
+        while (owned_.size() < static_cast<std::size_t>(count)) {
+            owned_.push_back(std::make_unique<fiber>(body));
+            fibers_.push_back(owned_.back().get());
+        }
+        first_ = fibers_.data();
     }
-    SWITCHYARD_SIMT_UNSEEN fiber* at(int i) const { return first()[i].get(); }
+    SWITCHYARD_SIMT_UNSEEN fiber* at(int i) const { return first_[i]; }
 
     bool busy = false;  ///< a launch is under way
 
   private:
-    const std::unique_ptr<fiber>* first() const { return fibers_.data(); }
-
-    std::vector<std::unique_ptr<fiber>> fibers_;
+    std::vector<std::unique_ptr<fiber>> owned_;
+    std::vector<fiber*> fibers_;
+    fiber* const* first_ = nullptr;
 };
 
 }  // namespace switchyard_test::simt
