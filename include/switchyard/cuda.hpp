@@ -5,4 +5,4 @@
 #include <switchyard/version.hpp>
 
 #include <switchyard/backend/cuda.hpp>
-#include <switchyard/device.hpp>
+#include <switchyard/kernels.hpp>

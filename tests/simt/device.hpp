@@ -4,7 +4,7 @@
 
 #include "simt/executor.hpp"
 
-#include <switchyard/device.hpp>
+#include <switchyard/kernels.hpp>
 
 #include <cstdlib>
 #include <stdexcept>

@@ -41,7 +41,7 @@ class buffer {
 
   public:
     buffer() = default;
-    explicit buffer(index_t count, const Memory& memory = {}) : memory_(memory) { resize(count); }
+    explicit buffer(index_t count, const Memory& from = {}) : memory_(from) { resize(count); }
     buffer(buffer&& other) noexcept { swap(other); }
     buffer& operator=(buffer&& other) noexcept {
         swap(other);
@@ -95,8 +95,8 @@ class matrix {
     using space = typename Memory::space;
 
     matrix() = default;
-    explicit matrix(const Memory& memory) : numbers_(0, memory) {}
-    matrix(index_t rows, index_t columns, const Memory& memory = {}) : numbers_(0, memory) { resize(rows, columns); }
+    explicit matrix(const Memory& from) : numbers_(0, from) {}
+    matrix(index_t rows, index_t columns, const Memory& from = {}) : numbers_(0, from) { resize(rows, columns); }
 
     void resize(index_t rows, index_t columns) {
         require(rows >= 0 && columns >= 0, "a matrix cannot have ", rows, " x ", columns, " elements");

@@ -24,9 +24,9 @@ template <class Memory>
 class basic_workspace {
   public:
     basic_workspace() = default;
-    explicit basic_workspace(const Memory& memory) {
+    explicit basic_workspace(const Memory& from) {
         for (auto& chunk : chunks_) {
-            chunk = buffer<std::byte, Memory>(0, memory);
+            chunk = buffer<std::byte, Memory>(0, from);
         }
     }
     basic_workspace(const basic_workspace&) = delete;

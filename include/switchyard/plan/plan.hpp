@@ -107,15 +107,15 @@ class basic_plan {
     using space = typename Memory::space;
 
     basic_plan() = default;
-    explicit basic_plan(const Memory& memory)
-        : expert_(0, memory),
-          slot_(0, memory),
-          gate_(0, memory),
-          counts_(0, memory),
-          order_(0, memory),
-          row_statistics_(0, memory),
-          totals_(0, memory),
-          scores_(memory) {}
+    explicit basic_plan(const Memory& from)
+        : expert_(0, from),
+          slot_(0, from),
+          gate_(0, from),
+          counts_(0, from),
+          order_(0, from),
+          row_statistics_(0, from),
+          totals_(0, from),
+          scores_(from) {}
 
     /// Shapes the arrays; allocates only what no earlier shape needed. Contents are then undefined.
     void resize(index_t tokens, index_t experts, index_t choices, index_t capacity) {

@@ -1,0 +1,8 @@
+// Routing by kernels: device.hpp, and what kernel policies do better than one thread an index. Includes, nothing else.
+#pragma once
+
+#include <switchyard/backend/kernel.hpp>
+#include <switchyard/backend/kernel_primitives.hpp>
+#include <switchyard/device.hpp>
+
+#include <switchyard/dispatch/kernel_rows.hpp>
