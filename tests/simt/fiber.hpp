@@ -1,6 +1,6 @@
 // Fibers: flows of control with stacks of their own, which hand over to each other by name.
 //
-// On x86-64 a switch is fourteen instructions that keep the registers a call must keep; elsewhere, and where
+// On x86-64 a switch is fifteen instructions that keep the registers a call must keep; elsewhere, and where
 // SWITCHYARD_SIMT_UCONTEXT is defined, it is swapcontext, which also asks the kernel for the signal mask. Stacks come
 // from mmap with a page below that may not be touched, so that a stack that overflows ends the program at once.
 #pragma once
@@ -89,7 +89,9 @@ class fiber : public context {
   public:
     using body_of = void (*)(fiber&);
 
-    explicit fiber(body_of runs) : body_(runs) {
+    /// Stacks begin on pages: `shift` bytes, another number for each fiber, keep their tops from sharing cache lines'
+    /// sets.
+    fiber(body_of runs, std::size_t shift) : body_(runs) {
         const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
         mapped_bytes_ = stack_bytes + page;
         mapped_ = mmap(nullptr, mapped_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -101,13 +103,13 @@ class fiber : public context {
 #if defined(SWITCHYARD_SIMT_SWAPCONTEXT)
         getcontext(&registers);
         registers.uc_stack.ss_sp = lowest;
-        registers.uc_stack.ss_size = stack_bytes;
+        registers.uc_stack.ss_size = stack_bytes - shift;
         makecontext(&registers, &begin, 0);
 #else
         // As swap_stacks leaves a stack: six registers, then where to return to. 0 is begin's caller.
         void* const frame[] = {nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, reinterpret_cast<void*>(&begin),
                                nullptr};
-        stack_pointer = lowest + stack_bytes - sizeof frame;
+        stack_pointer = lowest + stack_bytes - shift - sizeof frame;
         std::memcpy(stack_pointer, frame, sizeof frame);
 #endif
     }
@@ -158,7 +160,7 @@ class fiber_pool {
     /// At least `count` fibers, all of which run `body`.
     void grow(int count, fiber::body_of body) {
         while (owned_.size() < static_cast<std::size_t>(count)) {
-            owned_.push_back(std::make_unique<fiber>(body));
+            owned_.push_back(std::make_unique<fiber>(body, owned_.size() % 64 * 64));
             fibers_.push_back(owned_.back().get());
         }
         first_ = fibers_.data();
