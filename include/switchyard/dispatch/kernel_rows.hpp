@@ -21,8 +21,8 @@
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/matrix_view.hpp>
 #include <switchyard/dispatch/detail/kernel_dots.hpp>
+#include <switchyard/dispatch/detail/kernel_lanes.hpp>
 #include <switchyard/dispatch/detail/kernel_moves.hpp>
-#include <switchyard/dispatch/detail/kernel_pieces.hpp>
 #include <switchyard/dispatch/device_rows.hpp>
 #include <switchyard/dispatch/dispatch.hpp>
 #include <switchyard/plan/plan.hpp>

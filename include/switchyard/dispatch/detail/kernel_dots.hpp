@@ -8,8 +8,8 @@
 #pragma once
 
 #include <switchyard/core/scalar_traits.hpp>
+#include <switchyard/dispatch/detail/kernel_lanes.hpp>
 #include <switchyard/dispatch/detail/kernel_moves.hpp>
-#include <switchyard/dispatch/detail/kernel_pieces.hpp>
 
 #include <cstdint>
 #include <type_traits>
@@ -27,7 +27,7 @@ enum class beside_dots {
 
 /// A lane's part of a . b.
 template <class A, class B, int V>
-SWITCHYARD_DEVICE compute_t<A> dot_pieces(const row_pieces<A, V>& a, const row_pieces<B, V>& b) {
+SWITCHYARD_DEVICE compute_t<A> dot_pieces(const lane_numbers<A, V>& a, const lane_numbers<B, V>& b) {
     using C = compute_t<A>;
     C sum = 0;
     for (int p = 0; p < a.most; ++p) {
@@ -74,7 +74,7 @@ struct dot_kernel {
     SWITCHYARD_DEVICE compute_t<A> one_round(Here& here, const token_lanes::place& at, index_t column, index_t step,
                                              const typename choice_rows<S>::found& mine, bool has_row,
                                              int choices) const {
-        row_pieces<B, V> token{};
+        lane_numbers<B, V> token{};
         if (has_row) {
             token.load(here, tokens.row(at.token), tokens.column_stride, column, step, share.columns);
         }
@@ -84,11 +84,11 @@ struct dot_kernel {
             const auto choice = plan.shared(here, mine, at.first_lane + i);
             compute_t<A> part = 0;
             if (choice.row >= 0) {
-                row_pieces<A, V> row;
+                lane_numbers<A, V> row;
                 row.load(here, rows.row(choice.row), rows.column_stride, column, step, share.columns);
                 part = dot_pieces(row, token);
                 if constexpr (beside == beside_dots::weighed_tokens) {
-                    row_pieces<Out, V> weighed;
+                    lane_numbers<Out, V> weighed;
                     weigh_pieces(token, true, choice.weight, weighed);
                     weighed.store(here, out.row(choice.row), out.column_stride, column, step, share.columns);
                 } else if constexpr (beside == beside_dots::summed_rows) {

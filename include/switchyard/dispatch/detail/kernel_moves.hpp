@@ -4,7 +4,7 @@
 #pragma once
 
 #include <switchyard/core/scalar_traits.hpp>
-#include <switchyard/dispatch/detail/kernel_pieces.hpp>
+#include <switchyard/dispatch/detail/kernel_lanes.hpp>
 
 #include <type_traits>
 
@@ -14,7 +14,7 @@ namespace detail {
 
 /// to = weight * from. Rows of one type that are not weighed keep their bits.
 template <class In, class Out, int V, class S>
-SWITCHYARD_DEVICE void weigh_pieces(const row_pieces<In, V>& from, bool weigh, S weight, row_pieces<Out, V>& to) {
+SWITCHYARD_DEVICE void weigh_pieces(const lane_numbers<In, V>& from, bool weigh, S weight, lane_numbers<Out, V>& to) {
     const auto by = static_cast<compute_t<In>>(weight);
     for (int p = 0; p < from.most; ++p) {
         for (int j = 0; j < V; ++j) {
@@ -44,7 +44,7 @@ struct gather_kernel {
         const index_t step = index_t{share.lanes} * V;
         const index_t column = at.part * step * most_pieces<V> + at.lane * V;
         const bool weigh = plan.gate != nullptr;
-        row_pieces<In, V> numbers{};
+        lane_numbers<In, V> numbers{};
         bool is_read = false;
         for (index_t first = 0; first < plan.choices; first += share.lanes) {
             const auto mine = plan.look_up(here, at.token, first + at.lane);
@@ -56,7 +56,7 @@ struct gather_kernel {
             for (int i = 0; i < plan.in_batch(first, share.lanes); ++i) {
                 const auto choice = plan.shared(here, mine, at.first_lane + i);
                 if (choice.row >= 0) {
-                    row_pieces<Out, V> weighed;
+                    lane_numbers<Out, V> weighed;
                     weigh_pieces(numbers, weigh, choice.weight, weighed);
                     weighed.store(here, out.row(choice.row), out.column_stride, column, step, share.columns);
                 }
@@ -73,7 +73,7 @@ struct piece_sums {
     compute at[most][V];
 
     template <class In>
-    SWITCHYARD_DEVICE void add(const row_pieces<In, V>& from, compute weight) {
+    SWITCHYARD_DEVICE void add(const lane_numbers<In, V>& from, compute weight) {
         for (int p = 0; p < most; ++p) {
             for (int j = 0; j < V; ++j) {
                 at[p][j] += weight * static_cast<compute>(load_scalar(from.piece[p].at[j]));
@@ -81,8 +81,8 @@ struct piece_sums {
         }
     }
 
-    SWITCHYARD_DEVICE row_pieces<Out, V> rounded() const {
-        row_pieces<Out, V> to;
+    SWITCHYARD_DEVICE lane_numbers<Out, V> rounded() const {
+        lane_numbers<Out, V> to;
         for (int p = 0; p < most; ++p) {
             for (int j = 0; j < V; ++j) {
                 to.piece[p].at[j] = store_scalar<Out>(at[p][j]);
@@ -114,7 +114,7 @@ struct sum_kernel {
             const auto mine = plan.look_up(here, at.token, first + at.lane);
             const bool has_row = (here.ballot(mine.row >= 0) & at.group) != 0;
             if (accumulate && has_row && !has_rows) {
-                row_pieces<Out, V> before;
+                lane_numbers<Out, V> before;
                 before.load(here, out.row(at.token), out.column_stride, column, step, share.columns);
                 sum.add(before, C(1));
             }
@@ -122,7 +122,7 @@ struct sum_kernel {
             for (int i = 0; i < plan.in_batch(first, share.lanes); ++i) {
                 const auto choice = plan.shared(here, mine, at.first_lane + i);
                 if (choice.row >= 0) {
-                    row_pieces<In, V> row;
+                    lane_numbers<In, V> row;
                     row.load(here, in.row(choice.row), in.column_stride, column, step, share.columns);
                     sum.add(row, static_cast<C>(choice.weight));
                 }

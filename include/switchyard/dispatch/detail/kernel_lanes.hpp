@@ -141,7 +141,7 @@ choice_rows<S> choice_rows_of(const plan_view<S, Space>& plan, bool weigh) {
 
 /// A lane's numbers of a row, `most` pieces of V. Beyond the row's end they are 0.
 template <class T, int V>
-struct row_pieces {
+struct lane_numbers {
     static constexpr int most = most_pieces<V>;
     number_vector<T, V> piece[most];
 
