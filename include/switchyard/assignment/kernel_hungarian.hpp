@@ -1,0 +1,467 @@
+// `hungarian` on a device that runs kernels: exact, with one look at the device from the host.
+//
+//   device_workspace<Policy> scratch;
+//   const device_assignment_problem<float, Policy::memory::space> problem{
+//       .scores = scores.view(), .bounds = balanced_quotas(T, E)};
+//   const auto found = solve(policy, hungarian{}, problem, {.expert_of_token = experts.data()}, scratch);
+//
+// The problem, its certificate and what counts as exact: assignment.hpp; the method: hungarian.hpp, shared out so:
+//
+//   device   prices: Newton steps, on one of eight tokens first where none are given, then on all
+//                                                                                       detail/kernel_price_steps.hpp
+//   device   a look at all tokens fixes those that small changes of prices cannot move; the few others, the
+//            candidates, are lined up with their scores                                 detail/kernel_narrowing.hpp
+//   copy     candidates, and what the fixed tokens leave of the quotas: the one wait
+//   host     the exact solver for the candidates (hungarian.hpp, one thread), and the certificate: with prices that
+//            have not moved apart by more than the band, the fixed tokens have no regret
+//   device   the candidates' experts, and the prices
+//
+// Synchronisations. In the common case exactly one, with prices to begin with and without: the copy of the parcel of
+// candidates. What goes back travels as arguments of kernels (detail/kernel_numbers.hpp), so the call returns with the
+// last of its kernels enqueued: as after every other verb, what reads the experts comes behind them on the stream.
+// Further ones, each counted in `device_looks`:
+//
+//   another parcel     prices were still too far off when the first came, or moved further than the band; the prices
+//                      found, more Newton steps, and four times the room for the next one: two more parcels at most
+//   all scores         where that does not do, or rounding left more tokens tied than there is room for; with k > 1,
+//                      above 4,096 experts, and for scores that are bad (for the sentence of the error). One copy each
+//                      for scores, mask and prices, and what is found is copied back
+//   a certificate      where a limit of the settings stopped the solver: the device looks at all tokens once more
+//   bounds, experts    arrays of bounds are copied to the device, and so are more than 28,672 experts found
+//
+// Memory: about 16 bytes a token, the parcel (32 E + 1024 rows of scores, or all), and 4 bytes a pair of experts from
+// the device workspace; on the host, the parcel's copy and what hungarian.hpp needs for the candidates, from a
+// workspace of the caller's, or allocated in every call. Launches: about 90 without prices, 40 with; most of them do
+// nothing once prices are good. docs/assignment/device.md counts bytes.
+//
+// Ties and errors: as on the host. The result is the same at every call, on every machine of equal arithmetic; among
+// equal optima it may be another one than the host's.
+#pragma once
+
+#include <switchyard/assignment/detail/kernel_certificate.hpp>
+#include <switchyard/assignment/detail/kernel_narrowing.hpp>
+#include <switchyard/assignment/detail/kernel_numbers.hpp>
+#include <switchyard/assignment/detail/kernel_price_steps.hpp>
+#include <switchyard/assignment/device_auction.hpp>
+#include <switchyard/assignment/hungarian.hpp>
+#include <switchyard/backend/device.hpp>
+#include <switchyard/backend/kernel.hpp>
+#include <switchyard/core/config.hpp>
+#include <switchyard/core/workspace.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+
+namespace switchyard {
+inline namespace SWITCHYARD_TARGET {
+namespace detail {
+
+/// Where the host's part writes.
+struct host_outcome {
+    enum class kind {
+        solved,     ///< and the certificate holds for all tokens
+        stopped,    ///< a limit of the settings was met: complete, and to be certified
+        too_narrow  ///< the prices moved too far, or the fixed tokens are in the way
+    };
+    kind made = kind::too_narrow;
+    assignment_result result;
+};
+
+/// The candidates on the host: solved with what the fixed tokens leave of the quotas.
+template <class S>
+class candidates_on_host {
+  public:
+    candidates_on_host(const hungarian& solver, const quotas& bounds, objective goal, const parcel<S>& given,
+                       workspace& scratch)
+        : solver_(solver),
+          bounds_(bounds),
+          given_(given),
+          header_(*given.header),
+          count_(header_.candidates),
+          experts_(given.experts),
+          scores_{{given.score, count_, experts_}, goal == objective::minimise},
+          scratch_(scratch),
+          lower_(scratch.take<index_t>(experts_)),
+          upper_(scratch.take<index_t>(experts_)),
+          load_(scratch.take<index_t>(experts_)),
+          price_(scratch.take<double>(experts_)),
+          row_(scratch.take<double>(2 * experts_)),
+          expert_(scratch.take<std::int32_t>(count_)) {
+        std::copy_n(given_.price, experts_, price_);
+    }
+
+    host_outcome run() {
+        host_outcome outcome;
+        if (!reduce_bounds()) return outcome;
+        assignment_result reduced;
+        if (count_ > 0) {
+            const assignment_problem<S> problem{
+                .scores = scores_.scores,
+                .bounds = {.experts = experts_, .lower_bounds = lower_, .upper_bounds = upper_},
+                .goal = scores_.are_costs ? objective::minimise : objective::maximise,
+                .initial_prices = given_.price};
+            if (!is_feasible()) return outcome;
+            reduced = solve(seq, solver_, problem, {.expert_of_token = expert_, .prices = price_}, scratch_);
+            if (scores_.are_costs) reduced.primal = -reduced.primal;
+            price_full_experts();
+        } else {
+            count_from_market();
+        }
+        outcome.result = certify();
+        outcome.result.iterations = reduced.iterations;
+        outcome.result.repairs = reduced.repairs;
+        const bool holds = moved_apart() <= header_.band;
+        if (holds && outcome.result.converged) {
+            outcome.made = host_outcome::kind::solved;
+        } else if (count_ > 0 && !reduced.converged && (solver_.most_iterations > 0 || solver_.time_limit > 0)) {
+            outcome.made = host_outcome::kind::stopped;
+        }
+        return outcome;
+    }
+
+    /// [candidates]
+    const std::int32_t* experts() const { return expert_; }
+    /// [E]
+    const double* prices() const { return price_; }
+
+  private:
+    /// The candidates' own bounds. False: the fixed tokens alone are too many somewhere, or too few can follow.
+    bool reduce_bounds() {
+        index_t least = 0;
+        index_t most = 0;
+        for (index_t e = 0; e < experts_; ++e) {
+            const index_t fixed = given_.load[e];
+            const index_t upper = std::min<index_t>(bounds_.upper(e), header_.tokens);
+            if (fixed > upper) return false;
+            lower_[e] = std::max<index_t>(0, bounds_.lower(e) - fixed);
+            upper_[e] = upper - fixed;
+            least += lower_[e];
+            most += upper_[e];
+        }
+        return least <= count_ && count_ <= most;
+    }
+
+    /// Whether forbidden pairs leave an assignment of the candidates: if not, others may have to move.
+    bool is_feasible() {
+        bool forbidden = false;
+        for (index_t i = 0; i < count_ && !forbidden; ++i) {
+            scores_.read_row(i, row_);
+            for (index_t e = 0; e < experts_; ++e) {
+                forbidden = forbidden || row_[e] == -std::numeric_limits<double>::infinity();
+            }
+        }
+        if (!forbidden) return true;
+        const auto scope = scratch_.open();
+        auto* const concerned = scratch_.take<std::uint8_t>(experts_);
+        std::fill_n(expert_, count_, -1);
+        const quotas reduced{.experts = experts_, .lower_bounds = lower_, .upper_bounds = upper_};
+        return complete_assignment(scores_, reduced, token_mask{}, 1, true, expert_, concerned, scratch_).complete;
+    }
+
+    /// Experts that the fixed tokens fill have a price from nobody: as near as can be to what they had, and so high
+    /// that no candidate prefers them.
+    void price_full_experts() {
+        double least = std::numeric_limits<double>::infinity();
+        double most = -least;
+        for (index_t e = 0; e < experts_; ++e) {
+            if (upper_[e] == 0 || !std::isfinite(given_.price[e])) continue;
+            least = std::min(least, price_[e] - given_.price[e]);
+            most = std::max(most, price_[e] - given_.price[e]);
+        }
+        const double shift = least <= most ? least + (most - least) / 2 : 0.0;
+        for (index_t e = 0; e < experts_; ++e) {
+            if (upper_[e] > 0) continue;
+            const bool is_closed = std::min<index_t>(bounds_.upper(e), header_.tokens) == 0;
+            if (is_closed) continue;  // nobody is there: the price found does
+            double price = given_.price[e] + shift;
+            if (bounds_.lower(e) < given_.load[e]) price = std::max(price, 0.0);
+            for (index_t i = 0; i < count_; ++i) {
+                const double margin = scores_(i, expert_[i]) - price_[expert_[i]];
+                price =
+                    std::max(price, std::nextafter(scores_(i, e) - margin, std::numeric_limits<double>::infinity()));
+            }
+            price_[e] = price;
+        }
+    }
+
+    /// Without candidates, prices are those given, counted from one at which bounds leave freedom.
+    void count_from_market() {
+        double highest_open = -std::numeric_limits<double>::infinity();
+        double lowest_free = std::numeric_limits<double>::infinity();
+        for (index_t e = 0; e < experts_; ++e) {
+            if (given_.load[e] < std::min<index_t>(bounds_.upper(e), header_.tokens)) {
+                highest_open = std::max(highest_open, given_.price[e]);
+            }
+            if (given_.load[e] > bounds_.lower(e)) lowest_free = std::min(lowest_free, given_.price[e]);
+        }
+        const double market = std::isfinite(highest_open) ? highest_open : std::isfinite(lowest_free) ? lowest_free : 0;
+        for (index_t e = 0; e < experts_; ++e)
+            price_[e] = std::isfinite(given_.price[e]) ? given_.price[e] - market : 0;
+    }
+
+    /// By how much the difference of two prices has changed at most, closed experts left out.
+    double moved_apart() const {
+        double least = std::numeric_limits<double>::infinity();
+        double most = -least;
+        for (index_t e = 0; e < experts_; ++e) {
+            if (!std::isfinite(given_.price[e])) continue;
+            least = std::min(least, price_[e] - given_.price[e]);
+            most = std::max(most, price_[e] - given_.price[e]);
+        }
+        return most > least ? most - least : 0.0;
+    }
+
+    assignment_result certify() {
+        accurate_sum primal, magnitude, gap;
+        primal.add(header_.primal);
+        magnitude.add(header_.magnitude);
+        for (index_t e = 0; e < experts_; ++e) load_[e] = given_.load[e];
+        for (index_t i = 0; i < count_; ++i) {
+            scores_.read_row(i, row_);
+            primal.add(row_[expert_[i]]);
+            magnitude.add(std::abs(row_[expert_[i]]));
+            gap.add(regret(row_, experts_, expert_[i], price_, row_ + experts_));
+            load_[expert_[i]] += 1;
+        }
+        return finish_certificate(bounds_, header_.tokens, load_, price_, primal.value(), magnitude.value(), gap);
+    }
+
+    const hungarian& solver_;
+    const quotas& bounds_;
+    parcel<S> given_;
+    parcel_header header_;
+    index_t count_;
+    index_t experts_;
+    score_source<S> scores_;  // [candidates, E]
+    workspace& scratch_;
+    index_t* lower_;        // [E]: of the candidates
+    index_t* upper_;        // [E]
+    index_t* load_;         // [E]: of all tokens
+    double* price_;         // [E]
+    double* row_;           // [2, E] scratch
+    std::int32_t* expert_;  // [candidates]
+};
+
+/// What a caller of the device's exact solver may know of it.
+struct device_effort {
+    index_t looks = 0;  ///< times that the host waited for the device
+};
+
+/// One call of the solver.
+template <kernel_policy Policy, class S>
+class exact_on_device {
+  public:
+    using space = policy_space<Policy>;
+    using C = compute_t<S>;
+
+    /// `is_balanced`: the bounds are those of balanced_quotas for as many tokens as the mask leaves.
+    exact_on_device(const Policy& policy, const hungarian& solver, const device_assignment_problem<S, space>& problem,
+                    bool is_balanced, const assignment_arrays& out, device_workspace<Policy>& scratch,
+                    workspace& host_scratch, device_effort& effort)
+        : policy_(policy),
+          solver_(solver),
+          problem_(problem),
+          is_balanced_(is_balanced),
+          out_(out),
+          scratch_(scratch),
+          host_scratch_(host_scratch),
+          effort_(effort),
+          rows_(problem.scores.rows),
+          experts_(problem.scores.columns),
+          source_{problem.scores, problem.goal == objective::minimise} {}
+
+    /// `host_prices` [E]: where prices go on the host, too; or null.
+    assignment_result run(double* host_prices) {
+        host_prices_ = host_prices;
+        const bool fits = rows_ > 0 && experts_ >= 1 && experts_ <= most_kernel_experts && problem_.choices == 1 &&
+                          solver_.sampling != 0;
+        return fits ? run_narrowed() : run_on_host();
+    }
+
+  private:
+    static constexpr int most_parcels = 3;
+
+    assignment_result run_narrowed() {
+        const auto scope = scratch_.open();
+        const auto on = price_search_on_device<C>::take(rows_, experts_, pass_blocks<S>(rows_, experts_), scratch_);
+        begin_price_steps(policy_, on, device_bounds(), problem_.mask, problem_.initial_prices);
+        index_t room = std::min(rows_, 32 * experts_ + 1024);
+        for (int attempt = 0; attempt < most_parcels; ++attempt, room = std::min(rows_, 4 * room)) {
+            const auto parcel_scope = scratch_.open();
+            const auto host_scope = host_scratch_.open();
+            const bool takes_all = room == rows_;
+            if (!takes_all) find_prices(on, attempt);
+            const index_t bytes = parcel<S>::bytes(experts_, room);
+            const auto there = parcel<S>::at(scratch_.template take<std::byte>(bytes), experts_, room);
+            look(on);
+            fill_parcel<Policy, S, C>(policy_, on, source_, there, attempt == 0 ? 24 : 32 * (attempt + 1), takes_all,
+                                      out_.expert_of_token, scratch_);
+            const auto here = parcel<S>::at(host_scratch_.template take<std::byte>(bytes), experts_, room);
+            policy_.copy_to_host(here.header, there.header, static_cast<std::size_t>(bytes));
+            effort_.looks += 1;
+
+            const parcel_header& header = *here.header;
+            const quotas bounds = is_balanced_ ? balanced_quotas(header.tokens, experts_) : problem_.bounds;
+            require_quotas(bounds, header.tokens);
+            if (header.bad_row != none_bad) break;
+            if (header.candidates > room) continue;
+            candidates_on_host<S> candidates(solver_, bounds, problem_.goal, here, host_scratch_);
+            host_outcome outcome = candidates.run();
+            if (outcome.made != host_outcome::kind::too_narrow) {
+                hand_out(there, candidates, header.candidates);
+                if (outcome.made == host_outcome::kind::stopped) {
+                    const index_t iterations = outcome.result.iterations;
+                    outcome.result = certify(bounds, header.tokens, candidates.prices(), on);
+                    outcome.result.iterations = iterations;
+                }
+                outcome.result.passes = passes_;
+                return as_asked(outcome.result);
+            }
+            if (takes_all) break;
+            send_to_device(policy_, on.price, candidates.prices(), experts_);
+            policy_.launch(set_given_prices<C>{on}, 1,
+                           shared_bytes_of<double>(price_search_on_device<C>::threads / warp_lanes));
+        }
+        return run_on_host();
+    }
+
+    kernel_bounds device_bounds() {
+        const quotas& bounds = problem_.bounds;
+        if (is_balanced_ || bounds.lower_bounds == nullptr) {
+            return {nullptr, nullptr, bounds.lower_of_all, bounds.upper_of_all, is_balanced_};
+        }
+        auto* const both = scratch_.template take<index_t>(2 * experts_);
+        send_to_device(policy_, both, bounds.lower_bounds, experts_);
+        send_to_device(policy_, both + experts_, bounds.upper_bounds, experts_);
+        return {both, both + experts_, 0, 0, false};
+    }
+
+    /// Prices at which few tokens are beyond the quotas.
+    void find_prices(const price_search_on_device<C>& on, int attempt) {
+        const index_t stride = std::clamp<index_t>(rows_ / (8 * experts_), 1, 8);
+        if (attempt == 0 && problem_.initial_prices == nullptr && stride > 1) {
+            const auto sampled = static_cast<double>(sampled_rows(rows_, stride));
+            steps(on, stride, 12, 0.2 * std::sqrt(sampled * static_cast<double>(experts_)));
+        }
+        steps(on, 1, attempt == 0 ? 6 : 16, static_cast<double>(experts_) / 2);
+    }
+    void steps(const price_search_on_device<C>& on, index_t stride, index_t most, double enough) {
+        run_price_steps<Policy, S, C>(policy_, on, source_, problem_.mask, stride, most, enough);
+        passes_ += stride == 1 ? most + 1 : 0;
+    }
+    void look(const price_search_on_device<C>& on) {
+        policy_.launch(clear_counts<C>{on}, 1);
+        run_price_pass<Policy, S>(policy_, source_, problem_.mask, 1, on.passed, on.looked);
+        passes_ += 1;
+    }
+
+    void hand_out(const parcel<S>& there, const candidates_on_host<S>& candidates, index_t count) {
+        send_experts_of(policy_, there.row, candidates.experts(), count, out_.expert_of_token, scratch_);
+        if (out_.prices != nullptr) send_to_device(policy_, out_.prices, candidates.prices(), experts_);
+        if (host_prices_ != nullptr) std::copy_n(candidates.prices(), experts_, host_prices_);
+    }
+
+    /// The certificate of what is written, by a look at all scores.
+    assignment_result certify(const quotas& bounds, index_t tokens, const double* prices,
+                              const price_search_on_device<C>& on) {
+        const auto scope = scratch_.open();
+        send_to_device(policy_, on.best, prices, experts_);
+        auto* const sums = scratch_.template take<certified_sums>(1);
+        certify_rows<Policy, S>(policy_, source_, out_.expert_of_token, on.best, sums, on.looked.load, scratch_);
+        certified_sums found;
+        policy_.copy_to_host(&found, sums, sizeof found);
+        const auto host_scope = host_scratch_.open();
+        auto* const counted = host_scratch_.template take<std::int32_t>(experts_);
+        policy_.copy_to_host(counted, on.looked.load, bytes_of<std::int32_t>(experts_));
+        effort_.looks += 2;
+        passes_ += 1;
+        auto* const load = host_scratch_.template take<index_t>(experts_);
+        std::copy_n(counted, experts_, load);
+        accurate_sum gap;
+        gap.add(found.regretted);
+        return finish_certificate(bounds, tokens, load, prices, found.primal, found.magnitude, gap);
+    }
+
+    /// All scores on the host.
+    assignment_result run_on_host() {
+        device_assignment_problem<S, space> whole = problem_;
+        if (rows_ == 0) whole.mask = {};
+        const problem_on_host<S> copy(policy_, whole, problem_.initial_prices);
+        effort_.looks += 1 + (whole.mask.data != nullptr ? 1 : 0) + (problem_.initial_prices != nullptr ? 1 : 0);
+        assignment_problem<S> posed = copy.problem;
+        if (is_balanced_) posed.bounds = balanced_quotas(count_tokens(posed.mask, rows_), experts_);
+        assignment_result result = solve(
+            seq, solver_, posed, {.expert_of_token = copy.experts.data(), .prices = copy.prices.data()}, host_scratch_);
+        if (copy.experts.size() > 0) {
+            policy_.copy_to_device(out_.expert_of_token, copy.experts.data(),
+                                   bytes_of<std::int32_t>(copy.experts.size()));
+        }
+        if (out_.prices != nullptr && experts_ > 0) {
+            policy_.copy_to_device(out_.prices, copy.prices.data(), bytes_of<double>(experts_));
+        }
+        if (host_prices_ != nullptr) std::copy_n(copy.prices.data(), experts_, host_prices_);
+        result.passes += passes_;
+        return result;
+    }
+
+    assignment_result as_asked(assignment_result result) const {
+        if (source_.are_costs) {
+            result.primal = -result.primal;
+            result.dual = -result.dual;
+        }
+        return result;
+    }
+
+    const Policy& policy_;
+    const hungarian& solver_;
+    const device_assignment_problem<S, space>& problem_;
+    bool is_balanced_;
+    assignment_arrays out_;
+    device_workspace<Policy>& scratch_;
+    workspace& host_scratch_;
+    device_effort& effort_;
+    index_t rows_;
+    index_t experts_;
+    device_scores<S, space> source_;
+    double* host_prices_ = nullptr;
+    index_t passes_ = 0;
+};
+
+inline void require_settings(const hungarian& solver) {
+    require(solver.candidates >= 1, "hungarian::candidates = ", solver.candidates, " must be at least 1");
+    require(solver.sampling == 0 || (solver.sampling >= 2 && solver.sampling <= 1'000'000),
+            "hungarian::sampling = ", solver.sampling, " must be 0, or 2 to a million");
+    require(solver.most_iterations >= 0, "hungarian::most_iterations = ", solver.most_iterations,
+            " must not be negative");
+    require(solver.time_limit >= 0, "hungarian::time_limit = ", solver.time_limit, " s must not be negative");
+}
+
+}  // namespace detail
+
+/// The best assignment of tokens to experts within the quotas. `host_scratch` keeps the host's part from allocating.
+template <kernel_policy Policy, class S>
+assignment_result solve(const Policy& policy, const hungarian& solver,
+                        const device_assignment_problem<S, policy_space<Policy>>& problem, const assignment_arrays& out,
+                        device_workspace<Policy>& scratch, workspace& host_scratch) {
+    detail::require_settings(solver);
+    detail::require_device_problem(problem, out);
+    if (problem.mask.data == nullptr) require_quotas(problem.bounds, problem.scores.rows, problem.choices);
+    detail::device_effort effort;
+    return detail::exact_on_device<Policy, S>(policy, solver, problem, false, out, scratch, host_scratch, effort)
+        .run(nullptr);
+}
+
+/// The same, with memory of its own on the host.
+template <kernel_policy Policy, class S>
+assignment_result solve(const Policy& policy, const hungarian& solver,
+                        const device_assignment_problem<S, policy_space<Policy>>& problem, const assignment_arrays& out,
+                        device_workspace<Policy>& scratch) {
+    workspace host_scratch;
+    return solve(policy, solver, problem, out, scratch, host_scratch);
+}
+
+}  // namespace SWITCHYARD_TARGET
+}  // namespace switchyard
