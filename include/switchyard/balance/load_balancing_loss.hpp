@@ -17,6 +17,15 @@
 namespace switchyard {
 inline namespace SWITCHYARD_TARGET {
 
+/// d loss / d p_te = balance_scale(...) * load[e], for every token t.
+SWITCHYARD_HD inline double balance_scale(double weight, index_t experts, index_t counted_choices,
+                                          index_t counted_tokens) {
+    const auto tokens = static_cast<double>(counted_tokens);
+    return tokens == 0
+               ? 0.0
+               : weight * static_cast<double>(experts) / (tokens * tokens * static_cast<double>(counted_choices));
+}
+
 /// What the loss is made of: any memory, read by whoever runs there.
 struct balance_terms {
     double weight = 0;
@@ -25,13 +34,7 @@ struct balance_terms {
     const std::int64_t* counted_tokens = nullptr;  ///< N
     const std::int64_t* load = nullptr;            ///< [E] counted choices, before capacity
 
-    /// d loss / d p_te = scale() * load[e], for every token t.
-    SWITCHYARD_HD double scale() const {
-        const auto tokens = static_cast<double>(*counted_tokens);
-        return tokens == 0
-                   ? 0.0
-                   : weight * static_cast<double>(experts) / (tokens * tokens * static_cast<double>(counted_choices));
-    }
+    SWITCHYARD_HD double scale() const { return balance_scale(weight, experts, counted_choices, *counted_tokens); }
     SWITCHYARD_HD double gradient(index_t expert) const { return scale() * static_cast<double>(load[expert]); }
 
     /// The loss, from the column sums of the probabilities.

@@ -216,7 +216,7 @@ struct select_sampled {
         index_t chosen = -1;
         S highest_score = 0;
         for_each_uniform(for_purpose(noise, noise_purpose::sampling), token, experts, [&](index_t e, float u) {
-            const S score = row[e] + static_cast<S>(temperature) * gumbel<S>(u);
+            const S score = perturbed(row[e], u);
             if (row[e] > -std::numeric_limits<S>::infinity() && (chosen < 0 || score > highest_score)) {
                 highest_score = score;
                 chosen = e;
@@ -228,6 +228,8 @@ struct select_sampled {
     }
     SWITCHYARD_HD void padding(index_t token) const { best.padding(token); }
     SWITCHYARD_HD void forbid_all(index_t token) const { best.forbid_all(token); }
+
+    SWITCHYARD_HD S perturbed(S score, float u) const { return score + static_cast<S>(temperature) * gumbel<S>(u); }
 };
 
 /// Chooses the k best. Gates are probabilities, or normalised over the k (which is softmax after selection).

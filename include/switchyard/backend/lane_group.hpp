@@ -1,0 +1,243 @@
+// Lane groups: the threads of a kernel that work on one row together.
+//
+//   lane_group      a power of two of neighbouring lanes of a warp, 1 .. 32: several rows a warp where rows are short
+//   block_group     all threads of a block: long rows
+//
+// Both have the same members, so that a row program is written once:
+//
+//   group.size()                       threads of the group
+//   group.count(threads)               groups of a block
+//   group.rank(here), number(here)     place in the group, place of the group in the block
+//   group.sum(here, x)                 of all, in a fixed order: the same bits in every thread
+//   group.best(here, score, column)    the highest score, equal ones by the lower column, to every thread
+//   group.any(here, condition)         whether it holds in a thread of the group
+//   group.any_nearby(here, condition)  the same for all groups that must run in step with this one
+//
+// Every thread of the block takes part in every one of them, threads without a row included.
+#pragma once
+
+#include <switchyard/backend/kernel.hpp>
+#include <switchyard/core/config.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+
+namespace switchyard {
+inline namespace SWITCHYARD_TARGET {
+
+/// f(0), f(1), ... f(N - 1), each with a constant: arrays indexed by it stay in registers.
+template <int N, class F>
+SWITCHYARD_DEVICE SWITCHYARD_ALWAYS_INLINE void unrolled(F&& f) {
+    [&]<int... I>(std::integer_sequence<int, I...>) { (f(std::integral_constant<int, I>{}), ...); }
+    (std::make_integer_sequence<int, N>{});
+}
+
+/// Bytes of shared memory that `count` numbers take, with what aligns those after them.
+template <class T>
+constexpr std::size_t shared_room(index_t count) {
+    return (static_cast<std::size_t>(count) * sizeof(T) + 15) / 16 * 16;
+}
+
+/// The first of equally high scores; columns are above 0 and below `no_column`.
+inline constexpr std::int32_t no_column = 0x7FFFFFFF;
+
+/// A score and its column.
+template <class S>
+struct scored_column {
+    S score;
+    std::int32_t column;
+};
+
+template <class S>
+SWITCHYARD_HD constexpr scored_column<S> better(const scored_column<S>& a, const scored_column<S>& b) {
+    return b.score > a.score || (b.score == a.score && b.column < a.column) ? b : a;
+}
+
+namespace detail {
+
+/// x of all `lanes` neighbours, combined in pairs: the halves of the group first.
+template <class Here, class T, class Combine>
+SWITCHYARD_DEVICE T fold_lanes(Here& here, int lanes, T x, const Combine& combine) {
+    unrolled<5>([&](int i) {
+        const int distance = 16 >> i;
+        if (distance < lanes) {
+            x = combine(x, here.shuffle_xor(x, distance));
+        }
+    });
+    return x;
+}
+
+template <class Here, class S>
+SWITCHYARD_DEVICE scored_column<S> best_of_lanes(Here& here, int lanes, scored_column<S> mine) {
+    unrolled<5>([&](int i) {
+        const int distance = 16 >> i;
+        if (distance < lanes) {
+            const S score = here.shuffle_xor(mine.score, distance);
+            const std::int32_t column = here.shuffle_xor(mine.column, distance);
+            mine = better(mine, scored_column<S>{score, column});
+        }
+    });
+    return mine;
+}
+
+struct add {
+    template <class T>
+    SWITCHYARD_HD T operator()(T a, T b) const {
+        return a + b;
+    }
+};
+
+struct lower_of {
+    template <class T>
+    SWITCHYARD_HD T operator()(T a, T b) const {
+        return b < a ? b : a;
+    }
+};
+
+/// x of all threads of the block, combined in a fixed order; every thread has the result. `room` holds a number for
+/// each warp and is free again after the next sync.
+template <int Threads, class Here, class T, class Combine>
+SWITCHYARD_DEVICE T fold_block(Here& here, T x, T* room, const Combine& combine) {
+    x = fold_lanes(here, warp_lanes, x, combine);
+    if (here.thread() % warp_lanes == 0) {
+        room[here.thread() / warp_lanes] = x;
+    }
+    here.sync();
+    T all = room[0];
+    for (int warp = 1; warp < Threads / warp_lanes; ++warp) {
+        all = combine(all, room[warp]);
+    }
+    return all;
+}
+
+}  // namespace detail
+
+/// `lanes` neighbouring lanes, a power of two.
+struct lane_group {
+    static constexpr bool is_block = false;
+    int lanes;
+
+    static constexpr std::size_t room(int) { return 0; }
+    template <class Here>
+    SWITCHYARD_DEVICE void begin(Here&, int) {}
+
+    SWITCHYARD_HD int size() const { return lanes; }
+    SWITCHYARD_HD int count(int threads) const { return threads / lanes; }
+    template <class Here>
+    SWITCHYARD_DEVICE int rank(Here& here) const {
+        return here.thread() & (lanes - 1);
+    }
+    template <class Here>
+    SWITCHYARD_DEVICE int number(Here& here) const {
+        return here.thread() / lanes;
+    }
+    template <class Here, class S>
+    SWITCHYARD_DEVICE S sum(Here& here, S x) const {
+        return detail::fold_lanes(here, lanes, x, detail::add{});
+    }
+    template <class Here, class S>
+    SWITCHYARD_DEVICE scored_column<S> best(Here& here, scored_column<S> mine) const {
+        return detail::best_of_lanes(here, lanes, mine);
+    }
+    template <class Here>
+    SWITCHYARD_DEVICE bool any(Here& here, bool condition) const {
+        const std::uint32_t lane = static_cast<std::uint32_t>(here.thread()) % warp_lanes;
+        const std::uint32_t first = lane & ~static_cast<std::uint32_t>(lanes - 1);
+        const std::uint32_t mine = (lanes == warp_lanes ? ~0u : (1u << lanes) - 1u) << first;
+        return (here.ballot(condition) & mine) != 0;
+    }
+    template <class Here>
+    SWITCHYARD_DEVICE bool any_nearby(Here& here, bool condition) const {
+        return here.any(condition);
+    }
+};
+
+/// All threads of a block. Results pass through shared memory, in two places in turn, so that one sync a result will
+/// do.
+template <class S>
+struct block_group {
+    static constexpr bool is_block = true;
+    S* number_of_warp = nullptr;
+    std::int32_t* word_of_warp = nullptr;
+    int threads = 0;
+    int turn = 0;
+
+    static constexpr std::size_t room(int threads) {
+        return shared_room<S>(2 * threads / warp_lanes) + shared_room<std::int32_t>(2 * threads / warp_lanes);
+    }
+    template <class Here>
+    SWITCHYARD_DEVICE void begin(Here& here, int block_threads) {
+        threads = block_threads;
+        number_of_warp = here.template shared<S>(2 * threads / warp_lanes);
+        word_of_warp = here.template shared<std::int32_t>(2 * threads / warp_lanes);
+        turn = 0;
+    }
+
+    SWITCHYARD_HD int size() const { return threads; }
+    SWITCHYARD_HD int count(int) const { return 1; }
+    template <class Here>
+    SWITCHYARD_DEVICE int rank(Here& here) const {
+        return here.thread();
+    }
+    template <class Here>
+    SWITCHYARD_DEVICE int number(Here&) const {
+        return 0;
+    }
+    template <class Here>
+    SWITCHYARD_DEVICE S sum(Here& here, S x) {
+        const int place = next_place();
+        x = detail::fold_lanes(here, warp_lanes, x, detail::add{});
+        if (here.thread() % warp_lanes == 0) {
+            number_of_warp[place + here.thread() / warp_lanes] = x;
+        }
+        here.sync();
+        S all = number_of_warp[place];
+        for (int warp = 1; warp < warps(); ++warp) {
+            all += number_of_warp[place + warp];
+        }
+        return all;
+    }
+    template <class Here>
+    SWITCHYARD_DEVICE scored_column<S> best(Here& here, scored_column<S> mine) {
+        const int place = next_place();
+        mine = detail::best_of_lanes(here, warp_lanes, mine);
+        if (here.thread() % warp_lanes == 0) {
+            number_of_warp[place + here.thread() / warp_lanes] = mine.score;
+            word_of_warp[place + here.thread() / warp_lanes] = mine.column;
+        }
+        here.sync();
+        for (int warp = 0; warp < warps(); ++warp) {
+            mine = better(mine, scored_column<S>{number_of_warp[place + warp], word_of_warp[place + warp]});
+        }
+        return mine;
+    }
+    template <class Here>
+    SWITCHYARD_DEVICE bool any(Here& here, bool condition) {
+        const int place = next_place();
+        const bool mine = here.any(condition);
+        if (here.thread() % warp_lanes == 0) {
+            word_of_warp[place + here.thread() / warp_lanes] = mine ? 1 : 0;
+        }
+        here.sync();
+        std::int32_t all = 0;
+        for (int warp = 0; warp < warps(); ++warp) {
+            all |= word_of_warp[place + warp];
+        }
+        return all != 0;
+    }
+    template <class Here>
+    SWITCHYARD_DEVICE bool any_nearby(Here& here, bool condition) {
+        return any(here, condition);
+    }
+
+  private:
+    SWITCHYARD_HD int warps() const { return threads / warp_lanes; }
+    SWITCHYARD_HD int next_place() {
+        turn ^= 1;
+        return turn * warps();
+    }
+};
+
+}  // namespace SWITCHYARD_TARGET
+}  // namespace switchyard

@@ -1,0 +1,327 @@
+// Counts of choices by block of tokens, on a device, and what becomes of them: the first slots of each block.
+//
+// A block of tokens counts its choices of each expert and level (first choices, second choices, ...) in shared memory.
+// `finish_counts_kernel` sums them up over the blocks before, in place, and its last thread block to arrive makes loads
+// and offsets of the totals. Integers throughout: which block comes last changes nothing.
+#pragma once
+
+#include <switchyard/backend/kernel.hpp>
+#include <switchyard/backend/lane_group.hpp>
+#include <switchyard/core/config.hpp>
+#include <switchyard/core/workspace.hpp>
+#include <switchyard/plan/plan.hpp>
+#include <switchyard/plan/slots.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+namespace switchyard {
+inline namespace SWITCHYARD_TARGET {
+namespace detail {
+
+/// The counts of a plan, all in device memory.
+struct block_counts {
+    std::int32_t* count = nullptr;    ///< [blocks, k E]: choices, later those of the same kind in earlier blocks
+    std::int32_t* total = nullptr;    ///< [k E]: choices of all blocks
+    std::int32_t* earlier = nullptr;  ///< [k E]: choices of earlier levels; null for k = 1
+    std::int32_t* counted = nullptr;  ///< [blocks]: tokens that are not padding
+    std::int32_t* arrived = nullptr;  ///< thread blocks that are done; whoever counts sets it to 0
+    index_t blocks = 0;
+    index_t block_rows = 0;
+    index_t columns = 0;  ///< k E
+};
+
+/// Most tokens of a block: their counts fit 16 bits.
+inline constexpr index_t most_block_rows = 1024;
+
+/// Tokens a block takes: a function of the shape alone. Counts and column sums move `counter_bytes` a block; they stay
+/// below a sixteenth of what the rows move, as far as `most` allows, and no more than about 1,024 blocks are summed up.
+inline index_t kernel_block_rows(index_t tokens, index_t row_bytes, index_t counter_bytes, index_t least,
+                                 index_t most) {
+    index_t rows = std::max<index_t>(least, 64);
+    while (rows < most && (rows * row_bytes < 16 * counter_bytes || rows * 1024 < tokens)) {
+        rows *= 2;
+    }
+    return rows;
+}
+
+template <class S, class Space, class Memory>
+block_counts take_block_counts(const plan_view<S, Space>& plan, index_t block_rows, basic_workspace<Memory>& scratch) {
+    block_counts counts;
+    counts.block_rows = block_rows;
+    counts.blocks = std::max<index_t>(1, (plan.tokens + block_rows - 1) / block_rows);
+    counts.columns = plan.choices * plan.experts;
+    counts.count = scratch.template take<std::int32_t>(counts.blocks * counts.columns);
+    counts.total = scratch.template take<std::int32_t>(counts.columns);
+    counts.earlier = plan.choices > 1 ? scratch.template take<std::int32_t>(counts.columns) : nullptr;
+    counts.counted = scratch.template take<std::int32_t>(counts.blocks);
+    counts.arrived = scratch.template take<std::int32_t>(1);
+    return counts;
+}
+
+/// Counters in shared memory, two a word.
+struct choice_histogram {
+    static constexpr index_t most_counters = 12288;
+    std::uint32_t* words;
+
+    static constexpr index_t words_for(index_t counters) { return (counters + 1) / 2; }
+
+    template <int Threads, class Here>
+    SWITCHYARD_DEVICE void clear(Here& here, int counters) const {
+        for (int i = here.thread(); i < (counters + 1) / 2; i += Threads) {
+            words[i] = 0;
+        }
+    }
+    template <class Here>
+    SWITCHYARD_DEVICE void add(Here& here, int counter) const {
+        here.atomic_add(words + counter / 2, counter % 2 != 0 ? 0x10000u : 1u);
+    }
+    template <int Threads, class Here>
+    SWITCHYARD_DEVICE void store(Here& here, int counters, std::int32_t* to) const {
+        for (int i = here.thread(); i < counters; i += Threads) {
+            const std::uint32_t word = words[i / 2];
+            here.store(to + i, static_cast<std::int32_t>(i % 2 != 0 ? word >> 16 : word & 0xFFFFu));
+        }
+    }
+};
+
+/// Levels whose counters fit shared memory together.
+constexpr index_t histogram_levels(index_t experts, index_t choices) {
+    return std::min(choices, choice_histogram::most_counters / experts);
+}
+
+/// Counts the choices of one block from device memory, `levels` at a time.
+template <int Threads, class Here>
+SWITCHYARD_DEVICE void count_block(Here& here, const choice_histogram& histogram, const std::int32_t* expert,
+                                   int experts, int choices, int levels, index_t first, int rows, std::int32_t* count) {
+    for (int level = 0; level < choices; level += levels) {
+        const int these = levels < choices - level ? levels : choices - level;
+        here.sync();
+        histogram.clear<Threads>(here, these * experts);
+        here.sync();
+        for (int i = here.thread(); i < rows * these; i += Threads) {
+            const int c = i % these;
+            const std::int32_t code = here.load(expert + (first + i / these) * choices + level + c);
+            if (code >= 0) {
+                histogram.add(here, c * experts + code);
+            }
+        }
+        here.sync();
+        histogram.store<Threads>(here, these * experts, count + level * experts);
+    }
+}
+
+/// Counts the choices that a plan holds.
+struct count_choices_kernel {
+    static constexpr int threads = 256;
+    const std::int32_t* expert;
+    index_t tokens;
+    int experts;
+    int choices;
+    int levels;
+    block_counts counts;
+
+    static std::size_t room(int experts, int levels) {
+        return shared_room<std::uint32_t>(choice_histogram::words_for(static_cast<index_t>(experts) * levels)) +
+               shared_room<std::int32_t>(threads / warp_lanes);
+    }
+
+    template <kernel_thread Here>
+    SWITCHYARD_DEVICE void operator()(Here& here) const {
+        const choice_histogram histogram{here.template shared<std::uint32_t>((experts * levels + 1) / 2)};
+        auto* const warp_counts = here.template shared<std::int32_t>(threads / warp_lanes);
+        const index_t first = here.block() * counts.block_rows;
+        const int rows = static_cast<int>(tokens - first < counts.block_rows ? tokens - first : counts.block_rows);
+        count_block<threads>(here, histogram, expert, experts, choices, levels, first, rows,
+                             counts.count + here.block() * counts.columns);
+        std::int32_t counted = 0;
+        for (int row = here.thread(); row < rows; row += threads) {
+            counted += here.load(expert + (first + row) * choices) != padding_choice ? 1 : 0;
+        }
+        counted = fold_block<threads>(here, counted, warp_counts, add{});
+        if (here.thread() == 0) {
+            here.store(counts.counted + here.block(), counted);
+            if (here.block() == 0) {
+                here.store(counts.arrived, 0);
+            }
+        }
+    }
+};
+
+/// 32 counters of all blocks of tokens, each made the sum over the blocks before; each warp has some of the blocks.
+template <int Threads, class Here>
+SWITCHYARD_DEVICE void sum_counts(Here& here, const block_counts& counts, index_t first_column, std::int32_t* room) {
+    constexpr int warps = Threads / warp_lanes;
+    constexpr int each = 8;
+    const int warp = here.thread() / warp_lanes;
+    const int lane = here.thread() % warp_lanes;
+    const index_t column = first_column + lane;
+    const bool is_column = column < counts.columns;
+    std::int32_t before = 0;  // in the blocks that earlier rounds saw
+    for (index_t start = 0; start < counts.blocks; start += warps * each) {
+        const index_t first = start + warp * each;
+        std::int32_t count[each];
+        std::int32_t sum = 0;
+        unrolled<each>([&](int i) {
+            const bool is_mine = is_column && first + i < counts.blocks;
+            count[i] = is_mine ? here.load(counts.count + (first + i) * counts.columns + column) : 0;
+            sum += count[i];
+        });
+        room[here.thread()] = sum;
+        here.sync();
+        std::int32_t running = before;
+        for (int w = 0; w < warps; ++w) {
+            const std::int32_t other = room[w * warp_lanes + lane];
+            running += w < warp ? other : 0;
+            before += other;
+        }
+        unrolled<each>([&](int i) {
+            if (is_column && first + i < counts.blocks) {
+                here.store(counts.count + (first + i) * counts.columns + column, running);
+                running += count[i];
+            }
+        });
+        here.sync();
+    }
+    if (warp == 0 && is_column) {
+        here.store(counts.total + column, before);
+    }
+}
+
+/// Sums up the counts; the last thread block to arrive makes loads, offsets and totals of them. `Extra` adds what else
+/// can only be known at the end:
+///   extra.blocks()                           thread blocks of its own
+///   extra.run(here, i, room)                 what the i-th of them does; room: a double for each thread
+///   extra.term(here, expert, counted)        a summand for each expert, a double; counted: what the balance loss
+///   counts extra.end(here, counted_tokens, sum, room)  by all threads of the last block
+template <class S, class Space, class Extra>
+struct finish_counts_kernel {
+    static constexpr int threads = 512;
+    static constexpr int warps = threads / warp_lanes;
+    plan_view<S, Space> plan;
+    block_counts counts;
+    balance_count balance;
+    Extra extra;
+
+    static index_t blocks_of_counts(index_t columns) { return (columns + warp_lanes - 1) / warp_lanes; }
+    static constexpr std::size_t room() {
+        return shared_room<double>(threads) + shared_room<std::int64_t>(warps) + shared_room<std::int32_t>(1);
+    }
+
+    template <kernel_thread Here>
+    SWITCHYARD_DEVICE void operator()(Here& here) const {
+        double* const numbers = here.template shared<double>(threads);
+        auto* const warp_sums = here.template shared<std::int64_t>(warps);
+        auto* const is_last = here.template shared<std::int32_t>(1);
+        const index_t count_blocks = (counts.columns + warp_lanes - 1) / warp_lanes;
+        if (here.block() < count_blocks) {
+            sum_counts<threads>(here, counts, here.block() * warp_lanes, reinterpret_cast<std::int32_t*>(numbers));
+        } else {
+            extra.run(here, here.block() - count_blocks, numbers);
+        }
+        here.sync();
+        if (here.thread() == 0) {
+            here.fence();
+            is_last[0] = here.atomic_add(counts.arrived, 1) == here.blocks() - 1 ? 1 : 0;
+            here.fence();
+        }
+        here.sync();
+        if (is_last[0] != 0) {
+            finish(here, numbers, warp_sums);
+        }
+    }
+
+  private:
+    template <class Here>
+    SWITCHYARD_DEVICE void finish(Here& here, double* numbers, std::int64_t* warp_sums) const {
+        double sum = 0;
+        std::int64_t kept = 0;
+        for (index_t first = 0; first < plan.experts; first += threads) {
+            const index_t expert = first + here.thread();
+            std::int64_t after = 0;
+            if (expert < plan.experts) {
+                const std::int64_t counted = finish_loads(here, expert, after);
+                sum += extra.term(here, expert, counted);
+            }
+            std::int64_t before = kept;
+            kept += sum_before(here, after, warp_sums, before);
+            if (expert < plan.experts) {
+                here.store(plan.offsets + expert, before);
+            }
+            here.sync();
+        }
+        std::int64_t counted = 0;
+        for (index_t block = here.thread(); block < counts.blocks; block += threads) {
+            counted += here.load(counts.counted + block);
+        }
+        counted = fold_block<threads>(here, counted, warp_sums, add{});
+        if (here.thread() == 0) {
+            here.store(plan.offsets + plan.experts, kept);
+            here.store(&plan.totals->kept, kept);
+            here.store(&plan.totals->counted_tokens, counted);
+        }
+        extra.end(here, counted, sum, numbers);
+    }
+
+    /// Loads of an expert; returns what the balance loss counts.
+    template <class Here>
+    SWITCHYARD_DEVICE std::int64_t finish_loads(Here& here, index_t expert, std::int64_t& after) const {
+        std::int32_t load = 0;
+        std::int32_t counted = 0;
+        for (index_t c = 0; c < plan.choices; ++c) {
+            if (counts.earlier != nullptr) {
+                here.store(counts.earlier + c * plan.experts + expert, load);
+            }
+            load += here.load(counts.total + c * plan.experts + expert);
+            counted = c == 0 || balance == balance_count::all ? load : counted;
+        }
+        after = load < plan.capacity ? load : plan.capacity;
+        here.store(plan.load_before + expert, load);
+        here.store(plan.load_after + expert, after);
+        if (plan.origin.training) {
+            here.store(plan.balance_load + expert, counted);
+        }
+        return counted;
+    }
+
+    /// before += x of all lower threads; returns x of all.
+    template <class Here>
+    SWITCHYARD_DEVICE std::int64_t sum_before(Here& here, std::int64_t x, std::int64_t* warp_sums,
+                                              std::int64_t& before) const {
+        const int lane = here.thread() % warp_lanes;
+        std::int64_t up_to = x;
+        unrolled<5>([&](int i) {
+            const std::int64_t other = here.shuffle_up(up_to, 1 << i);
+            up_to += lane >= 1 << i ? other : 0;
+        });
+        if (lane == warp_lanes - 1) {
+            warp_sums[here.thread() / warp_lanes] = up_to;
+        }
+        here.sync();
+        std::int64_t all = 0;
+        for (int warp = 0; warp < warps; ++warp) {
+            before += warp < here.thread() / warp_lanes ? warp_sums[warp] : 0;
+            all += warp_sums[warp];
+        }
+        before += up_to - x;
+        return all;
+    }
+};
+
+/// Nothing more to find out.
+struct no_more_totals {
+    static constexpr index_t blocks() { return 0; }
+    template <class Here>
+    SWITCHYARD_DEVICE void run(Here&, index_t, double*) const {}
+    template <class Here>
+    SWITCHYARD_DEVICE double term(Here&, index_t, std::int64_t) const {
+        return 0;
+    }
+    template <class Here>
+    SWITCHYARD_DEVICE void end(Here&, std::int64_t, double, double*) const {}
+};
+
+}  // namespace detail
+}  // namespace SWITCHYARD_TARGET
+}  // namespace switchyard

@@ -1,0 +1,266 @@
+// Backward of routing through a softmax: d_scores from d_gates and the losses, every number read or written once.
+//
+// A row lies in the registers of a lane group, as in the forward kernel. The formulas are those of
+// router/softmax_routing.hpp, element by element: with g_e the gradient of the gate of the choice of expert e,
+//
+//   gate = p           d s_e = p_e (a_e + z - dot) + [e chosen] p_e g_e,        dot = sum_e p_e (a_e + [e chosen] g_e)
+//   gate = p / sum p   d s_e = p_e (a_e + z - dot) + [e chosen] q_e (g_e - sum q g),           dot = sum_e p_e a_e
+#pragma once
+
+#include <switchyard/backend/kernel.hpp>
+#include <switchyard/backend/lane_group.hpp>
+#include <switchyard/balance/load_balancing_loss.hpp>
+#include <switchyard/balance/z_loss.hpp>
+#include <switchyard/core/config.hpp>
+#include <switchyard/core/simd.hpp>
+#include <switchyard/plan/plan.hpp>
+#include <switchyard/router/detail/kernel_pieces.hpp>
+#include <switchyard/router/routing.hpp>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace switchyard {
+inline namespace SWITCHYARD_TARGET {
+namespace detail {
+
+/// The choices of a row, one a thread, read by all threads of its group: through shuffles, or through shared memory.
+template <class S, class Group>
+struct shown_choices {
+    std::int32_t expert;
+    S gradient;
+
+    static constexpr std::size_t room(index_t) { return 0; }
+    template <class Here>
+    SWITCHYARD_DEVICE void take(Here&, int) {}
+    template <class Here>
+    SWITCHYARD_DEVICE void show(Here&, int, int, std::int32_t chosen, S its_gradient) {
+        expert = chosen;
+        gradient = its_gradient;
+    }
+    template <class Here>
+    SWITCHYARD_DEVICE void see(Here& here, const Group& group, int c, std::int32_t& chosen, S& its_gradient) const {
+        const int lane = (here.thread() % warp_lanes & ~(group.size() - 1)) + c;
+        chosen = here.shuffle(expert, lane);
+        its_gradient = here.shuffle(gradient, lane);
+    }
+};
+
+template <class S>
+struct shown_choices<S, block_group<S>> {
+    std::int32_t* expert;
+    S* gradient;
+    int place = 0;  ///< two rows' in turn
+
+    static constexpr std::size_t room(index_t choices) {
+        return shared_room<std::int32_t>(2 * choices) + shared_room<S>(2 * choices);
+    }
+    template <class Here>
+    SWITCHYARD_DEVICE void take(Here& here, int choices) {
+        expert = here.template shared<std::int32_t>(2 * choices);
+        gradient = here.template shared<S>(2 * choices);
+    }
+    template <class Here>
+    SWITCHYARD_DEVICE void show(Here& here, int choices, int rank, std::int32_t chosen, S its_gradient) {
+        place = place == 0 ? choices : 0;
+        if (rank < choices) {
+            expert[place + rank] = chosen;
+            gradient[place + rank] = its_gradient;
+        }
+        here.sync();
+    }
+    template <class Here>
+    SWITCHYARD_DEVICE void see(Here&, const block_group<S>&, int c, std::int32_t& chosen, S& its_gradient) const {
+        chosen = expert[place + c];
+        its_gradient = gradient[place + c];
+    }
+};
+
+template <class Storage, class Space, class GateStorage, class Out, int V, class Group>
+struct backward_kernel {
+    static constexpr int threads = Group::is_block ? 512 : 256;
+    using S = compute_t<Storage>;
+    using pieces = row_pieces<Storage, V>;
+
+    score_rows<Storage, Space> source;
+    plan_view<S, Space> plan;
+    matrix_view<const GateStorage, Space> d_gates;
+    matrix_view<Out, Space> d_scores;
+    bool normalize;
+    double balance_weight;  ///< 0: no such loss
+    index_t counted_choices;
+    double loss_scale;
+    double z_weight;  ///< loss scale included
+    index_t block_rows;
+    bool in_vectors;
+    bool out_vectors;
+    Group group;
+
+    static constexpr std::size_t room(index_t experts, index_t choices, index_t rows) {
+        return Group::room(threads) + shown_choices<S, Group>::room(choices) + 3 * shared_room<S>(rows) +
+               shared_room<S>(experts);
+    }
+
+    template <kernel_thread Here>
+    SWITCHYARD_DEVICE void operator()(Here& here) const {
+        block_state in;
+        in.group = group;
+        in.group.begin(here, threads);
+        in.choices.take(here, choices());
+        in.maximum = here.template shared<S>(block_rows);
+        in.scale = here.template shared<S>(block_rows);
+        in.shift = here.template shared<S>(block_rows);
+        in.balance = here.template shared<S>(plan.experts);
+        in.first = here.block() * block_rows;
+        in.rows = static_cast<int>(plan.tokens - in.first < block_rows ? plan.tokens - in.first : block_rows);
+        begin(here, in);
+        here.sync();
+        const pieces mine{in.group.rank(here), bits_of_size(in.group.size()), static_cast<int>(plan.experts)};
+        const int groups = in.group.count(threads);
+        const int number = in.group.number(here);
+        incoming coming = call_in(here, in, number, mine);
+        for (int start = 0; start < in.rows; start += groups) {
+            const int row = start + number;
+            const incoming now = coming;
+            coming = call_in(here, in, row + groups, mine);
+            run_row(here, in, row, mine, now);
+        }
+    }
+
+  private:
+    struct block_state {
+        Group group;
+        shown_choices<S, Group> choices;
+        S* maximum;
+        S* scale;    ///< 1 / sum, 0 where a row counts nowhere
+        S* shift;    ///< d z-loss / d score / p
+        S* balance;  ///< a_e
+        index_t first;
+        int rows;
+    };
+
+    /// What a thread has of a row.
+    struct incoming {
+        bool is_live;
+        std::int32_t expert;  ///< of its choice, -1 where it has none
+        S gradient;           ///< of its gate
+        Storage numbers[V];
+    };
+
+    SWITCHYARD_HD int choices() const { return static_cast<int>(plan.choices); }
+
+    template <class Here>
+    SWITCHYARD_DEVICE void begin(Here& here, block_state& in) const {
+        const bool is_first = here.thread() % warp_lanes == 0;
+        const std::int64_t counted = here.shuffle(is_first ? here.load(&plan.totals->counted_tokens) : 0, 0);
+        if (balance_weight != 0) {
+            const double scale = balance_scale(balance_weight, plan.experts, counted_choices, counted);
+            for (index_t expert = here.thread(); expert < plan.experts; expert += threads) {
+                const auto load = static_cast<double>(here.load(plan.balance_load + expert));
+                in.balance[expert] = static_cast<S>(loss_scale * (scale * load));
+            }
+        }
+        for (int row = here.thread(); row < in.rows; row += threads) {
+            const S maximum = here.load(plan.row_maximum + in.first + row);
+            const S sum = here.load(plan.row_sum + in.first + row);
+            in.maximum[row] = maximum;
+            in.scale[row] = sum > S(0) ? S(1) / sum : S(0);
+            in.shift[row] =
+                z_weight != 0 ? static_cast<S>(z_loss_gradient(z_weight, row_logsumexp(maximum, sum), counted)) : S(0);
+        }
+    }
+
+    template <class Here>
+    SWITCHYARD_DEVICE incoming call_in(Here& here, const block_state& in, int row, const pieces& mine) const {
+        incoming coming;
+        coming.is_live = row < in.rows && in.scale[row] != S(0);
+        coming.expert = -1;
+        coming.gradient = S(0);
+        unrolled<V>([&](int j) { coming.numbers[j] = Storage{}; });
+        if (coming.is_live) {
+            const index_t token = in.first + row;
+            load_pieces(here, source.scores, in_vectors, token, mine, coming.numbers);
+            if (mine.rank < choices()) {
+                const index_t position = token * plan.choices + mine.rank;
+                coming.expert = here.load(plan.expert + position);
+                // A dropped choice's gate is a constant.
+                if (here.load(plan.slot + position) >= 0) {
+                    coming.gradient = static_cast<S>(load_scalar(here.load(&d_gates(token, mine.rank))));
+                }
+            }
+        }
+        return coming;
+    }
+
+    template <class Here>
+    SWITCHYARD_DEVICE void run_row(Here& here, block_state& in, int row, const pieces& mine,
+                                   const incoming& now) const {
+        const index_t token = in.first + row;
+        const S maximum = now.is_live ? in.maximum[row] : S(0);
+        const S scale = now.is_live ? in.scale[row] : S(0);
+        const bool balances = balance_weight != 0;
+        const auto weight = [&](int j) { return balances && mine.holds(j) ? in.balance[mine.column(j)] : S(0); };
+        S exponential[V];
+        S gradient[V];
+        if (now.is_live) {
+            scores_of_pieces(source, token, mine, now.numbers, exponential);
+            // NaN, where forward took it for -infinity, is that here, too.
+            unrolled<V>([&](int j) { exponential[j] = exp_nonpositive(usable(exponential[j]) - maximum); });
+        } else {
+            unrolled<V>([&](int j) { exponential[j] = S(0); });
+        }
+        const std::uint32_t chosen = gather_gradients(here, in, mine, now, gradient);
+
+        S weighted = S(0);
+        unrolled<V>([&](int j) {
+            const S gate = normalize ? S(0) : gradient[j];
+            weighted += exponential[j] * scale * (weight(j) + gate);
+        });
+        weighted = in.group.sum(here, weighted);
+        S chosen_scale = scale;
+        S mean = S(0);
+        if (normalize) {
+            S sum = S(0);
+            unrolled<V>([&](int j) {
+                sum += (chosen >> j & 1u) != 0 ? exponential[j] : S(0);
+                mean += exponential[j] * gradient[j];
+            });
+            sum = in.group.sum(here, sum);
+            mean = in.group.sum(here, mean) / sum;
+            chosen_scale = S(1) / sum;
+        }
+        const S shift = (now.is_live ? in.shift[row] : S(0)) - weighted;
+        unrolled<V>([&](int j) {
+            const S own = (chosen >> j & 1u) != 0 ? exponential[j] * chosen_scale * (gradient[j] - mean) : S(0);
+            gradient[j] = now.is_live ? exponential[j] * scale * (weight(j) + shift) + own : S(0);
+        });
+        if (now.is_live) {
+            jitter_pieces(source, token, mine, gradient);
+        }
+        if (row < in.rows) {
+            store_pieces(here, d_scores, out_vectors, token, mine, gradient);
+        }
+    }
+
+    /// gradient[j] = that of the gate of the choice of this column, 0 for others; which columns are chosen, as bits.
+    template <class Here>
+    SWITCHYARD_DEVICE std::uint32_t gather_gradients(Here& here, block_state& in, const pieces& mine,
+                                                     const incoming& now, S (&gradient)[V]) const {
+        unrolled<V>([&](int j) { gradient[j] = S(0); });
+        in.choices.show(here, choices(), mine.rank, now.expert, now.gradient);
+        std::uint32_t chosen = 0;
+        for (int c = 0; c < choices(); ++c) {
+            std::int32_t expert;
+            S its_gradient;
+            in.choices.see(here, in.group, c, expert, its_gradient);
+            const std::uint32_t bit = expert >= 0 ? mine.bit_of(expert) : 0u;
+            unrolled<V>([&](int j) { gradient[j] = (bit >> j & 1u) != 0 ? its_gradient : gradient[j]; });
+            chosen |= bit;
+        }
+        return chosen;
+    }
+};
+
+}  // namespace detail
+}  // namespace SWITCHYARD_TARGET
+}  // namespace switchyard

@@ -1,0 +1,89 @@
+// What a row chooses, in the registers of a lane group: the selections of router/softmax_pass.hpp.
+//
+//   pick(here, group, select, token, scores, mine, maximum)   takes the choices; `maximum` receives the row's
+//   gate_of(here, group, select, picked, maximum, sum)        the gate of this thread's choice
+//
+// The thread of rank c has choice number c; ranks of k and above have nothing of use. Decisions are the CPU's: on raw
+// scores, equal ones by the lower expert.
+#pragma once
+
+#include <switchyard/backend/lane_group.hpp>
+#include <switchyard/core/config.hpp>
+#include <switchyard/core/simd.hpp>
+#include <switchyard/router/detail/kernel_pieces.hpp>
+#include <switchyard/router/softmax_pass.hpp>
+#include <switchyard/score/noise.hpp>
+#include <switchyard/score/softmax.hpp>
+
+#include <cstdint>
+
+namespace switchyard {
+inline namespace SWITCHYARD_TARGET {
+namespace detail {
+
+/// A column of the row where nothing was found: only in rows that nobody checked.
+template <class S>
+SWITCHYARD_HD scored_column<S> in_range(const scored_column<S>& picked) {
+    return {picked.score, picked.column == no_column ? 0 : picked.column};
+}
+
+template <class Here, class Group, class S, class Storage, int V>
+SWITCHYARD_DEVICE scored_column<S> pick(Here& here, Group& group, const select_best<S>&, index_t, const S (&scores)[V],
+                                        const row_pieces<Storage, V>& mine, S& maximum) {
+    const auto best = group.best(here, best_of_pieces(scores, mine.held(), mine));
+    maximum = best.score;
+    return in_range(best);
+}
+template <class Here, class Group, class S>
+SWITCHYARD_DEVICE S gate_of(Here&, Group&, const select_best<S>&, const scored_column<S>&, S, S sum) {
+    return S(1) / sum;
+}
+
+template <class Here, class Group, class S, class Storage, int V>
+SWITCHYARD_DEVICE scored_column<S> pick(Here& here, Group& group, const select_sampled<S>& select, index_t token,
+                                        const S (&scores)[V], const row_pieces<Storage, V>& mine, S& maximum) {
+    maximum = group.best(here, best_of_pieces(scores, mine.held(), mine)).score;
+    scored_column<S> best{lowest<S>(), no_column};
+    for_each_held_uniform(for_purpose(select.noise, noise_purpose::sampling), token, mine, [&](int j, float u) {
+        const S score = select.perturbed(scores[j], u);
+        if (scores[j] > lowest<S>() && (score > best.score || best.column == no_column)) {
+            best = {score, mine.column(j)};
+        }
+    });
+    best = in_range(group.best(here, best));
+    // The unperturbed score, from the thread that has it: a sum with zeros is exact.
+    const std::uint32_t bit = mine.bit_of(best.column);
+    S score = S(0);
+    unrolled<V>([&](int j) { score = (bit >> j & 1u) != 0 ? scores[j] : score; });
+    return {group.sum(here, score), best.column};
+}
+template <class Here, class Group, class S>
+SWITCHYARD_DEVICE S gate_of(Here&, Group&, const select_sampled<S>&, const scored_column<S>& picked, S maximum, S sum) {
+    return softmax_value(picked.score, maximum, sum);
+}
+
+template <class Here, class Group, class S, class Storage, int V>
+SWITCHYARD_DEVICE scored_column<S> pick(Here& here, Group& group, const select_list<S>& select, index_t,
+                                        const S (&scores)[V], const row_pieces<Storage, V>& mine, S& maximum) {
+    std::uint32_t open = mine.held();
+    scored_column<S> picked{lowest<S>(), 0};
+    const int k = static_cast<int>(select.k);
+    for (int c = 0; c < k; ++c) {
+        const auto best = in_range(group.best(here, best_of_pieces(scores, open, mine)));
+        maximum = c == 0 ? best.score : maximum;
+        picked = c == mine.rank ? best : picked;
+        open &= ~mine.bit_of(best.column);
+    }
+    return picked;
+}
+template <class Here, class Group, class S>
+SWITCHYARD_DEVICE S gate_of(Here& here, Group& group, const select_list<S>& select, const scored_column<S>& picked,
+                            S maximum, S sum) {
+    const S exponential = exp_nonpositive(picked.score - maximum);
+    const S chosen = group.rank(here) < select.k ? exponential : S(0);
+    return exponential * (S(1) / (select.normalize ? group.sum(here, chosen) : sum));
+}
+
+}  // namespace detail
+}  // namespace SWITCHYARD_TARGET
+}  // namespace switchyard

@@ -1,0 +1,424 @@
+// Routing's first kernel: rows. Each score is read once and stays in registers while its row is chosen from; what is
+// summed over rows is summed in a fixed order, by thread, by block, and later over the blocks.
+//
+// A thread block takes consecutive tokens; a lane group (backend/lane_group.hpp) takes every `groups`-th of them and
+// has the next row's scores on their way while it works on one. The row program is softmax_pass::run
+// (router/softmax_pass.hpp), to the letter: a row whose sum is not finite is read again and looked at closely.
+#pragma once
+
+#include <switchyard/backend/kernel.hpp>
+#include <switchyard/backend/lane_group.hpp>
+#include <switchyard/balance/z_loss.hpp>
+#include <switchyard/core/config.hpp>
+#include <switchyard/core/simd.hpp>
+#include <switchyard/plan/detail/kernel_counts.hpp>
+#include <switchyard/plan/plan.hpp>
+#include <switchyard/plan/slots.hpp>
+#include <switchyard/router/detail/kernel_choices.hpp>
+#include <switchyard/router/detail/kernel_pieces.hpp>
+#include <switchyard/router/routing.hpp>
+#include <switchyard/router/softmax_pass.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+
+namespace switchyard {
+inline namespace SWITCHYARD_TARGET {
+namespace detail {
+
+/// What each block of rows leaves for the totals, in device memory.
+template <class S>
+struct block_facts {
+    std::int32_t* bad = nullptr;         ///< [blocks] the first token with a bad score, or no_column
+    std::int32_t* unroutable = nullptr;  ///< [blocks] the first token with every expert forbidden, or no_column
+    double* squares = nullptr;           ///< [blocks] sum of squared logsumexp; null where nobody asks
+    S* probabilities = nullptr;          ///< [blocks, E] column sums of the probabilities; null where nobody asks
+};
+
+/// What a block keeps of its rows in shared memory.
+template <class S>
+struct row_records {
+    S* maximum;
+    S* sum;
+    S* gate;             ///< of the first choice
+    std::int32_t* code;  ///< of the first choice
+    std::uint8_t* live;  ///< 0: padding
+
+    static constexpr std::size_t room(index_t rows) {
+        return 3 * shared_room<S>(rows) + shared_room<std::int32_t>(rows) + shared_room<std::uint8_t>(rows);
+    }
+    template <class Here>
+    SWITCHYARD_DEVICE void take(Here& here, index_t rows) {
+        maximum = here.template shared<S>(rows);
+        sum = here.template shared<S>(rows);
+        gate = here.template shared<S>(rows);
+        code = here.template shared<std::int32_t>(rows);
+        live = here.template shared<std::uint8_t>(rows);
+    }
+};
+
+template <class Storage, class Space, class Select, int V, class Group>
+struct forward_kernel {
+    static constexpr int threads = V > 16 ? 256 : 512;
+    static constexpr int warps = threads / warp_lanes;
+    using S = compute_t<Storage>;
+    using pieces = row_pieces<Storage, V>;
+
+    score_rows<Storage, Space> source;
+    token_mask mask;
+    bad_scores bad;
+    Select select;
+    plan_view<S, Space> plan;
+    block_counts counts;
+    block_facts<S> facts;
+    int levels;  ///< of choices that are counted at once
+    bool in_vectors;
+    Group group;
+
+    static constexpr std::size_t room(index_t experts, index_t levels, index_t rows) {
+        return Group::room(threads) + row_records<S>::room(rows) + shared_room<double>(warps) +
+               shared_room<std::int32_t>(warps) + shared_room<std::int32_t>(2) +
+               shared_room<double>(Group::is_block ? 0 : experts) +
+               shared_room<std::uint32_t>(choice_histogram::words_for(experts * levels));
+    }
+
+    template <kernel_thread Here>
+    SWITCHYARD_DEVICE void operator()(Here& here) const {
+        block_state in;
+        in.group = group;
+        in.group.begin(here, threads);
+        in.records.take(here, counts.block_rows);
+        in.warp_sums = here.template shared<double>(warps);
+        in.warp_counts = here.template shared<std::int32_t>(warps);
+        in.events = here.template shared<std::int32_t>(2);
+        in.column_sums = here.template shared<double>(Group::is_block ? 0 : plan.experts);
+        in.histogram.words = here.template shared<std::uint32_t>(choice_histogram::words_for(plan.experts * levels));
+        in.first = here.block() * counts.block_rows;
+        in.rows =
+            static_cast<int>(plan.tokens - in.first < counts.block_rows ? plan.tokens - in.first : counts.block_rows);
+        begin(here, in);
+        here.sync();
+        const pieces mine{in.group.rank(here), bits_of_size(in.group.size()), static_cast<int>(plan.experts)};
+        S probabilities[V];
+        unrolled<V>([&](int j) { probabilities[j] = S(0); });
+        run_rows(here, in, mine, probabilities);
+        here.sync();
+        finish_rows(here, in);
+        finish_counts(here, in);
+        finish_probabilities(here, in, mine, probabilities);
+    }
+
+  private:
+    struct block_state {
+        Group group;
+        row_records<S> records;
+        double* warp_sums;
+        std::int32_t* warp_counts;
+        std::int32_t* events;  ///< the first bad and the first unroutable token
+        double* column_sums;
+        choice_histogram histogram;
+        index_t first;
+        int rows;
+    };
+
+    SWITCHYARD_HD bool counts_at_once() const { return levels >= plan.choices; }
+    SWITCHYARD_HD int choices() const { return static_cast<int>(plan.choices); }
+    SWITCHYARD_HD int experts() const { return static_cast<int>(plan.experts); }
+
+    template <class Here>
+    SWITCHYARD_DEVICE void begin(Here& here, block_state& in) const {
+        for (int row = here.thread(); row < in.rows; row += threads) {
+            in.records.live[row] = mask.data == nullptr ? std::uint8_t{1} : here.load(mask.data + in.first + row);
+        }
+        if (counts_at_once()) {
+            in.histogram.template clear<threads>(here, experts() * choices());
+        }
+        if (here.thread() < 2) {
+            in.events[here.thread()] = no_column;
+        }
+        if (here.thread() == 0 && here.block() == 0) {
+            here.store(counts.arrived, 0);
+        }
+    }
+
+    template <class Here>
+    SWITCHYARD_DEVICE void run_rows(Here& here, block_state& in, const pieces& mine, S (&probabilities)[V]) const {
+        const int groups = in.group.count(threads);
+        const int number = in.group.number(here);
+        Storage coming[V];
+        unrolled<V>([&](int j) { coming[j] = Storage{}; });
+        const auto call_in = [&](int row) {
+            const bool is_live = row < in.rows && in.records.live[row] != 0;
+            if (is_live) {
+                load_pieces(here, source.scores, in_vectors, in.first + row, mine, coming);
+            }
+            return is_live;
+        };
+        bool is_live = call_in(number);
+        for (int start = 0; start < in.rows; start += groups) {
+            const int row = start + number;
+            S scores[V];
+            scores_of(in.first + row, is_live, mine, coming, scores);
+            const bool is_next_live = call_in(row + groups);
+            run_row(here, in, row, is_live, mine, scores, probabilities);
+            is_live = is_next_live;
+        }
+    }
+
+    /// Scores, and zeros for groups without a token.
+    SWITCHYARD_DEVICE void scores_of(index_t token, bool is_live, const pieces& mine, const Storage (&numbers)[V],
+                                     S (&scores)[V]) const {
+        if (is_live) {
+            scores_of_pieces(source, token, mine, numbers, scores);
+        } else {
+            unrolled<V>([&](int j) { scores[j] = S(0); });
+        }
+    }
+
+    /// One row of each group. `is_live` says which groups have a token.
+    template <class Here>
+    SWITCHYARD_DEVICE void run_row(Here& here, block_state& in, int row, bool is_live, const pieces& mine,
+                                   S (&scores)[V], S (&probabilities)[V]) const {
+        const index_t token = in.first + row;
+        bool is_used = is_live;
+        scored_column<S> picked;
+        S maximum;
+        S sum;
+        for (bool is_clean = false;; is_clean = true) {
+            picked = pick(here, in.group, select, token, scores, mine, maximum);
+            sum = S(0);
+            unrolled<V>([&](int j) {
+                scores[j] = exp_nonpositive(scores[j] - maximum);
+                sum += scores[j];
+            });
+            sum = in.group.sum(here, sum);
+            const bool is_odd = is_live && !(sum < std::numeric_limits<S>::infinity());
+            if (is_clean || !in.group.any_nearby(here, is_odd)) {
+                break;
+            }
+            is_used = clean(here, in, token, is_live, mine, scores);
+        }
+        const S scale = is_used ? S(1) / sum : S(0);
+        unrolled<V>([&](int j) { probabilities[j] += scores[j] * scale; });
+        const S gate = gate_of(here, in.group, select, picked, maximum, sum);
+        if (row < in.rows) {
+            keep(here, in, row, is_live, is_used, mine.rank, picked, is_used ? gate : S(0), is_used ? maximum : S(0),
+                 is_used ? sum : S(0));
+        }
+    }
+
+    /// The scores once more, in all groups that run together: NaN may be forgiven; a row with other bad scores, or
+    /// without an expert, is noted and not used. Its scores become zeros. softmax_pass::run_bad_row.
+    template <class Here>
+    SWITCHYARD_DEVICE bool clean(Here& here, block_state& in, index_t token, bool is_live, const pieces& mine,
+                                 S (&scores)[V]) const {
+        constexpr S infinity = std::numeric_limits<S>::infinity();
+        Storage numbers[V];
+        unrolled<V>([&](int j) { numbers[j] = Storage{}; });
+        if (is_live) {
+            load_pieces(here, source.scores, in_vectors, token, mine, numbers);
+        }
+        scores_of(token, is_live, mine, numbers, scores);
+        bool is_bad = false;
+        bool is_open = false;
+        unrolled<V>([&](int j) {
+            scores[j] = scores[j] == scores[j] || bad != bad_scores::forbid_nan ? scores[j] : -infinity;
+            is_bad = is_bad || !(scores[j] < infinity);
+            is_open = is_open || scores[j] > -infinity;
+        });
+        is_bad = in.group.any(here, is_bad) && bad != bad_scores::unchecked;
+        is_open = in.group.any(here, is_open);
+        const bool is_used = is_live && is_open && !is_bad;
+        if (!is_used) {
+            unrolled<V>([&](int j) { scores[j] = S(0); });
+        }
+        if (is_live && !is_used && mine.rank == 0) {
+            here.atomic_min(in.events + (is_bad ? 0 : 1), static_cast<std::int32_t>(token));
+        }
+        return is_used;
+    }
+
+    /// What is kept of a row: first choices and statistics in shared memory, lists of choices where they belong.
+    template <class Here>
+    SWITCHYARD_DEVICE void keep(Here& here, block_state& in, int row, bool is_live, bool is_used, int rank,
+                                const scored_column<S>& picked, S gate, S maximum, S sum) const {
+        const bool is_forbidden = !is_used || picked.score == lowest<S>();
+        const std::int32_t expert = is_used ? picked.column : rank;
+        const std::int32_t code = !is_live ? padding_choice : is_forbidden ? forbidden_choice(expert) : expert;
+        if (choices() > 1 && rank < choices()) {
+            const index_t position = (in.first + row) * plan.choices + rank;
+            here.store(plan.expert + position, code);
+            here.store(plan.gate + position, gate);
+            if (code >= 0 && counts_at_once()) {
+                in.histogram.add(here, rank * experts() + code);
+            }
+        }
+        if (rank == 0) {
+            in.records.maximum[row] = maximum;
+            in.records.sum[row] = sum;
+            in.records.gate[row] = gate;
+            in.records.code[row] = code;
+        }
+    }
+
+    /// What was kept in shared memory, a thread a row; and what is summed over the rows.
+    template <class Here>
+    SWITCHYARD_DEVICE void finish_rows(Here& here, block_state& in) const {
+        double squares = 0;
+        std::int32_t counted = 0;
+        for (int row = here.thread(); row < in.rows; row += threads) {
+            const index_t token = in.first + row;
+            const std::int32_t code = in.records.code[row];
+            counted += code != padding_choice ? 1 : 0;
+            if (choices() == 1) {
+                here.store(plan.expert + token, code);
+                here.store(plan.gate + token, in.records.gate[row]);
+                if (code >= 0) {
+                    in.histogram.add(here, code);
+                }
+            }
+            if (plan.origin.training) {
+                here.store(plan.row_maximum + token, in.records.maximum[row]);
+                here.store(plan.row_sum + token, in.records.sum[row]);
+            }
+            if (facts.squares != nullptr) {
+                const double logsumexp = row_logsumexp(in.records.maximum[row], in.records.sum[row]);
+                squares += logsumexp * logsumexp;
+            }
+        }
+        counted = fold_block<threads>(here, counted, in.warp_counts, add{});
+        if (facts.squares != nullptr) {
+            squares = fold_block<threads>(here, squares, in.warp_sums, add{});
+        }
+        if (here.thread() == 0) {
+            here.store(counts.counted + here.block(), counted);
+            here.store(facts.bad + here.block(), in.events[0]);
+            here.store(facts.unroutable + here.block(), in.events[1]);
+            if (facts.squares != nullptr) {
+                here.store(facts.squares + here.block(), squares);
+            }
+        }
+    }
+
+    template <class Here>
+    SWITCHYARD_DEVICE void finish_counts(Here& here, block_state& in) const {
+        std::int32_t* const count = counts.count + here.block() * counts.columns;
+        if (counts_at_once()) {
+            in.histogram.template store<threads>(here, experts() * choices(), count);
+        } else {
+            count_block<threads>(here, in.histogram, plan.expert, experts(), choices(), levels, in.first, in.rows,
+                                 count);
+        }
+    }
+
+    /// Column sums of the block: over the groups of a warp in pairs, then warp after warp.
+    template <class Here>
+    SWITCHYARD_DEVICE void finish_probabilities(Here& here, block_state& in, const pieces& mine,
+                                                S (&probabilities)[V]) const {
+        if (facts.probabilities == nullptr) {
+            return;
+        }
+        S* const to = facts.probabilities + here.block() * plan.experts;
+        if constexpr (Group::is_block) {
+            unrolled<V>([&](int j) {
+                if (mine.holds(j)) {
+                    here.store(to + mine.column(j), probabilities[j]);
+                }
+            });
+        } else {
+            for (int distance = in.group.size(); distance < warp_lanes; distance *= 2) {
+                unrolled<V>([&](int j) { probabilities[j] += here.shuffle_xor(probabilities[j], distance); });
+            }
+            for (int warp = 0; warp < warps; ++warp) {
+                if (here.thread() / warp_lanes == warp && here.thread() % warp_lanes < in.group.size()) {
+                    unrolled<V>([&](int j) {
+                        if (mine.holds(j)) {
+                            double& sum = in.column_sums[mine.column(j)];
+                            sum = (warp == 0 ? 0.0 : sum) + static_cast<double>(probabilities[j]);
+                        }
+                    });
+                }
+                here.sync();
+            }
+            for (int expert = here.thread(); expert < experts(); expert += threads) {
+                here.store(to + expert, static_cast<S>(in.column_sums[expert]));
+            }
+        }
+    }
+};
+
+/// The losses and the status, from what the blocks of rows left: what `finish_counts_kernel` is given to add.
+template <class S>
+struct softmax_totals {
+    block_facts<S> facts;
+    index_t row_blocks;
+    index_t experts;
+    double* column_sums;  ///< [E]
+    plan_totals* totals;
+    double balance_weight;
+    index_t counted_choices;
+    double z_weight;
+    bool may_drop;
+
+    static constexpr int threads = 512;
+    static constexpr int warps = threads / warp_lanes;
+
+    /// A thread block for 32 columns of the probabilities.
+    index_t blocks() const { return facts.probabilities != nullptr ? (experts + warp_lanes - 1) / warp_lanes : 0; }
+
+    template <class Here>
+    SWITCHYARD_DEVICE void run(Here& here, index_t i, double* room) const {
+        const index_t expert = i * warp_lanes + here.thread() % warp_lanes;
+        double sum = 0;
+        for (index_t block = here.thread() / warp_lanes; block < row_blocks; block += warps) {
+            sum +=
+                expert < experts ? static_cast<double>(here.load(facts.probabilities + block * experts + expert)) : 0;
+        }
+        room[here.thread()] = sum;
+        here.sync();
+        if (here.thread() < warp_lanes && expert < experts) {
+            for (int warp = 1; warp < warps; ++warp) {
+                sum += room[warp * warp_lanes + here.thread()];
+            }
+            here.store(column_sums + expert, sum);
+        }
+    }
+
+    template <class Here>
+    SWITCHYARD_DEVICE double term(Here& here, index_t expert, std::int64_t counted) const {
+        return facts.probabilities != nullptr ? static_cast<double>(counted) * here.load(column_sums + expert) : 0.0;
+    }
+
+    template <class Here>
+    SWITCHYARD_DEVICE void end(Here& here, std::int64_t counted_tokens, double sum, double* room) const {
+        std::int32_t bad = no_column;
+        std::int32_t unroutable = no_column;
+        double squares = 0;
+        for (index_t block = here.thread(); block < row_blocks; block += threads) {
+            bad = lower_of{}(bad, here.load(facts.bad + block));
+            unroutable = lower_of{}(unroutable, here.load(facts.unroutable + block));
+            squares += facts.squares != nullptr ? here.load(facts.squares + block) : 0.0;
+        }
+        sum = fold_block<threads>(here, sum, room, add{});
+        squares = fold_block<threads>(here, squares, room + warps, add{});
+        auto* const words = reinterpret_cast<std::int32_t*>(room + 2 * warps);
+        bad = fold_block<threads>(here, bad, words, lower_of{});
+        unroutable = fold_block<threads>(here, unroutable, words + warps, lower_of{});
+        if (here.thread() == 0) {
+            const double scale = balance_scale(balance_weight, experts, counted_choices, counted_tokens);
+            here.store(&totals->load_balancing_loss, facts.probabilities != nullptr ? scale * sum : 0.0);
+            here.store(&totals->z_loss, facts.squares != nullptr && counted_tokens > 0
+                                            ? z_weight * squares / static_cast<double>(counted_tokens)
+                                            : 0.0);
+            const row_events events{bad == no_column ? -1 : bad, unroutable == no_column ? -1 : unroutable};
+            const row_outcome outcome = outcome_of(events, may_drop);
+            here.store(&totals->status, outcome.status);
+            here.store(&totals->status_token, outcome.token);
+        }
+    }
+};
+
+}  // namespace detail
+}  // namespace SWITCHYARD_TARGET
+}  // namespace switchyard

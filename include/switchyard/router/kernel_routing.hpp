@@ -1,0 +1,191 @@
+// Routing by kernels: the verbs of router/softmax_routing.hpp for a policy that runs them (backend/kernel.hpp).
+//
+//   route_softmax            3 launches: rows, totals, slots. Reads each score once and writes the plan once; beside
+//                            that it reads each choice back once, and moves 32 bytes an expert (16 more for each
+//                            further choice) for every block of tokens
+//   route_softmax_backward   1 launch: reads scores, statistics, choices and d_gates once, writes d_scores once
+//
+// Scores in float, half, bfloat16 or double, with any strides: rows of whole, aligned vectors are read 16 bytes at a
+// time. Up to 1,024 experts a row lies in the registers of at most a warp, beyond in those of a thread block, up to
+// 4,096 experts and 512 choices. What is beyond, drop order by gate, no token left behind and selections of one's own
+// are the generic device code's (router/device_routing.hpp).
+//
+// Decisions and counts are the CPU backend's. Sums have a fixed order that depends on the shape alone. Scratch from the
+// workspace; nothing is read on the host.
+#pragma once
+
+#include <switchyard/backend/kernel.hpp>
+#include <switchyard/backend/lane_group.hpp>
+#include <switchyard/core/config.hpp>
+#include <switchyard/core/workspace.hpp>
+#include <switchyard/plan/kernel_slots.hpp>
+#include <switchyard/plan/plan.hpp>
+#include <switchyard/router/detail/kernel_backward.hpp>
+#include <switchyard/router/detail/kernel_choices.hpp>
+#include <switchyard/router/detail/kernel_forward.hpp>
+#include <switchyard/router/device_routing.hpp>
+#include <switchyard/router/routing.hpp>
+#include <switchyard/router/softmax_pass.hpp>
+#include <switchyard/router/softmax_routing.hpp>
+
+#include <algorithm>
+#include <cstdint>
+#include <type_traits>
+
+namespace switchyard {
+inline namespace SWITCHYARD_TARGET {
+
+namespace detail {
+
+/// Sources and selections that the kernels know.
+template <class Source>
+inline constexpr bool is_score_rows = false;
+template <class Storage, class Space>
+inline constexpr bool is_score_rows<score_rows<Storage, Space>> = true;
+
+template <class Select>
+inline constexpr bool is_kernel_selection = false;
+template <class S>
+inline constexpr bool is_kernel_selection<select_best<S>> = true;
+template <class S>
+inline constexpr bool is_kernel_selection<select_sampled<S>> = true;
+template <class S>
+inline constexpr bool is_kernel_selection<select_list<S>> = true;
+
+inline constexpr index_t most_group_experts = 1024;
+inline constexpr index_t most_group_choices = 32;
+inline constexpr index_t most_kernel_choices = 512;
+/// What every device gives a block without being asked.
+inline constexpr std::size_t shared_memory_of_block = 48 * 1024;
+
+template <class S, class Space>
+bool kernels_route(const plan_view<S, Space>& plan) {
+    return kernels_place(plan, slot_settings{}) && plan.choices <= most_kernel_choices;
+}
+
+/// Calls f(group, V): who shares a row, and how many of its numbers each thread holds.
+template <class S, class F>
+void with_row_group(index_t experts, index_t choices, const F& f) {
+    const auto lanes = [&]<int V>(std::integral_constant<int, V> numbers) {
+        f(lane_group{group_size(experts, choices, V)}, numbers);
+    };
+    if (experts > most_group_experts || choices > most_group_choices) {
+        f(block_group<S>{}, std::integral_constant<int, 8>{});
+    } else if (experts <= 32) {
+        lanes(std::integral_constant<int, 4>{});
+    } else if (experts <= 256) {
+        lanes(std::integral_constant<int, 8>{});
+    } else if (experts <= 512) {
+        lanes(std::integral_constant<int, 16>{});
+    } else {
+        lanes(std::integral_constant<int, 32>{});
+    }
+}
+
+/// Tokens of a block of the forward kernel: see kernel_block_rows. Bytes a row: its scores, and the plan's share.
+template <class Kernel, class Group>
+index_t forward_block_rows(const Group& group, index_t tokens, index_t experts, index_t choices, index_t score_bytes,
+                           index_t levels) {
+    index_t most = most_block_rows;
+    while (Kernel::room(experts, levels, most) > shared_memory_of_block) {
+        most /= 2;
+    }
+    const index_t row_bytes = experts * score_bytes + 20 * choices + 8;
+    const index_t counter_bytes = experts * (16 * choices + (choices > 1 ? 4 * choices : 0) + 16);
+    return kernel_block_rows(tokens, row_bytes, counter_bytes, std::min<index_t>(most, group.count(Kernel::threads)),
+                             most);
+}
+
+/// Rows, totals, slots.
+template <class Policy, class Storage, class Space, class S, class Workspace, class Select, class Group, int V>
+void launch_forward(const Policy& policy, const score_rows<Storage, Space>& source, const run_mode& mode,
+                    const plan_view<S, Space>& plan, const softmax_settings& settings, Workspace& scratch,
+                    const Select& select, const Group& group, std::integral_constant<int, V>) {
+    using kernel = forward_kernel<Storage, Space, Select, V, Group>;
+    const auto scope = scratch.open();
+    const index_t levels = histogram_levels(plan.experts, plan.choices);
+    const index_t rows = forward_block_rows<kernel>(group, plan.tokens, plan.experts, plan.choices,
+                                                    static_cast<index_t>(sizeof(Storage)), levels);
+    const block_counts counts = take_block_counts(plan, rows, scratch);
+    const bool balances = mode.is_training && settings.balance_weight != 0;
+    const bool squares = mode.is_training && settings.z_weight != 0;
+    const block_facts<S> facts{
+        .bad = scratch.template take<std::int32_t>(counts.blocks),
+        .unroutable = scratch.template take<std::int32_t>(counts.blocks),
+        .squares = squares ? scratch.template take<double>(counts.blocks) : nullptr,
+        .probabilities = balances ? scratch.template take<S>(counts.blocks * plan.experts) : nullptr};
+    policy.launch(kernel{source, mode.mask, settings.bad, select, plan, counts, facts, static_cast<int>(levels),
+                         has_vectors<kernel::pieces::vector>(source.scores), group},
+                  counts.blocks, kernel::room(plan.experts, levels, rows));
+    finish_counts_by_block(policy, plan, counts, settings.slots.balance,
+                           softmax_totals<S>{.facts = facts,
+                                             .row_blocks = counts.blocks,
+                                             .experts = plan.experts,
+                                             .column_sums = scratch.template take<double>(plan.experts),
+                                             .totals = plan.totals,
+                                             .balance_weight = settings.balance_weight,
+                                             .counted_choices = balance_of(plan, settings).counted_choices,
+                                             .z_weight = settings.z_weight,
+                                             .may_drop = settings.may_drop});
+    hand_out_slots_by_block(policy, plan, counts);
+}
+
+/// The gradient of every score.
+template <class Policy, class Storage, class Space, class S, class GateStorage, class Out, class Group, int V>
+void launch_backward(const Policy& policy, const score_rows<Storage, Space>& source, const plan_view<S, Space>& plan,
+                     const matrix_view<const GateStorage, Space>& d_gates, const matrix_view<Out, Space>& d_scores,
+                     const softmax_settings& settings, const backward_settings& backward, const Group& group,
+                     std::integral_constant<int, V>) {
+    using kernel = backward_kernel<Storage, Space, GateStorage, Out, V, Group>;
+    const index_t rows = std::max<index_t>(64, group.count(kernel::threads));
+    policy.launch(kernel{.source = source,
+                         .plan = plan,
+                         .d_gates = d_gates,
+                         .d_scores = d_scores,
+                         .normalize = settings.normalize,
+                         .balance_weight = settings.balance_weight,
+                         .counted_choices = balance_of(plan, settings).counted_choices,
+                         .loss_scale = backward.loss_scale,
+                         .z_weight = settings.z_weight * backward.loss_scale,
+                         .block_rows = rows,
+                         .in_vectors = has_vectors<kernel::pieces::vector>(source.scores),
+                         .out_vectors = has_vectors<out_vector<Out, Storage, V>>(d_scores),
+                         .group = group},
+                  (plan.tokens + rows - 1) / rows, kernel::room(plan.experts, plan.choices, rows));
+}
+
+}  // namespace detail
+
+/// Forward: see router/softmax_routing.hpp.
+template <kernel_policy Policy, class Source, class S, class Space, class Workspace, class Select>
+void route_softmax(const Policy& policy, const Source& source, const run_mode& mode, const plan_view<S, Space>& plan,
+                   const softmax_settings& settings, Workspace& scratch, const Select& select) {
+    if constexpr (detail::is_score_rows<Source> && detail::is_kernel_selection<Select>) {
+        if (detail::kernels_route(plan) && settings.slots.order == drop_order::position) {
+            detail::with_row_group<S>(plan.experts, plan.choices, [&](const auto& group, auto numbers) {
+                detail::launch_forward(policy, source, mode, plan, settings, scratch, select, group, numbers);
+            });
+            return;
+        }
+    }
+    route_softmax(without_kernels(policy), source, mode, plan, settings, scratch, select);
+}
+
+/// Backward: see router/softmax_routing.hpp.
+template <kernel_policy Policy, class Source, class S, class Space, class Gates, class Scores, class Workspace>
+void route_softmax_backward(const Policy& policy, const Source& source, const plan_view<S, Space>& plan,
+                            const Gates& d_gates, const Scores& d_scores, const softmax_settings& settings,
+                            const backward_settings& backward, Workspace& scratch) {
+    if constexpr (detail::is_score_rows<Source>) {
+        if (detail::kernels_route(plan)) {
+            detail::with_row_group<S>(plan.experts, plan.choices, [&](const auto& group, auto numbers) {
+                detail::launch_backward(policy, source, plan, d_gates, d_scores, settings, backward, group, numbers);
+            });
+            return;
+        }
+    }
+    route_softmax_backward(without_kernels(policy), source, plan, d_gates, d_scores, settings, backward, scratch);
+}
+
+}  // namespace SWITCHYARD_TARGET
+}  // namespace switchyard
