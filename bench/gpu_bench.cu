@@ -1,0 +1,216 @@
+// What each operation takes on a GPU: microseconds by CUDA's events, the bytes that it cannot avoid to move, and what
+// share of the device's peak bandwidth that is.
+//
+//   gpu_bench [--quick]        a table of Markdown on stdout; --quick times every row once
+//
+// Medians of 31 runs, after 5 that do not count; before each run a buffer of twice the L2 cache is overwritten, so that
+// nothing is found there. Launches are included, on one stream: the event before the first and that after the last.
+// Compulsory bytes: each input read once, each output written once (docs/gpu.md). `memcpy` is a copy on the device of
+// as many bytes as dispatch moves, the measure of what bandwidth can be had.
+//
+// Without a GPU it says so and exits with 77.
+#include <switchyard/cuda.hpp>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <exception>
+#include <vector>
+
+namespace sy = switchyard;
+using sy::index_t;
+
+namespace {
+
+using device_floats = sy::matrix<float, sy::cuda_memory>;
+
+/// Times what is enqueued on a stream.
+class stopwatch {
+  public:
+    explicit stopwatch(cudaStream_t stream, int runs) : stream_(stream), runs_(runs) {
+        sy::require_cuda(cudaEventCreate(&begin_), "cudaEventCreate");
+        sy::require_cuda(cudaEventCreate(&end_), "cudaEventCreate");
+        int device = 0;
+        int cache = 0;
+        sy::require_cuda(cudaGetDevice(&device), "cudaGetDevice");
+        sy::require_cuda(cudaDeviceGetAttribute(&cache, cudaDevAttrL2CacheSize, device), "cudaDeviceGetAttribute");
+        flush_bytes_ = 2 * static_cast<std::size_t>(std::max(cache, 1 << 20));
+        sy::require_cuda(cudaMalloc(&flush_, flush_bytes_), "cudaMalloc");
+    }
+    stopwatch(const stopwatch&) = delete;
+    stopwatch& operator=(const stopwatch&) = delete;
+    ~stopwatch() {
+        cudaFree(flush_);
+        cudaEventDestroy(begin_);
+        cudaEventDestroy(end_);
+    }
+
+    /// The median of the runs, in microseconds.
+    template <class F>
+    double operator()(const F& enqueue) const {
+        const int warming = runs_ > 1 ? 5 : 1;
+        std::vector<float> times;
+        for (int run = 0; run < warming + runs_; ++run) {
+            sy::require_cuda(cudaMemsetAsync(flush_, run, flush_bytes_, stream_), "cudaMemsetAsync");
+            sy::require_cuda(cudaEventRecord(begin_, stream_), "cudaEventRecord");
+            enqueue();
+            sy::require_cuda(cudaEventRecord(end_, stream_), "cudaEventRecord");
+            sy::require_cuda(cudaEventSynchronize(end_), "cudaEventSynchronize");
+            float milliseconds = 0;
+            sy::require_cuda(cudaEventElapsedTime(&milliseconds, begin_, end_), "cudaEventElapsedTime");
+            if (run >= warming) times.push_back(1000 * milliseconds);
+        }
+        std::nth_element(times.begin(), times.begin() + times.size() / 2, times.end());
+        return times[times.size() / 2];
+    }
+
+  private:
+    cudaStream_t stream_;
+    int runs_;
+    cudaEvent_t begin_ = nullptr;
+    cudaEvent_t end_ = nullptr;
+    void* flush_ = nullptr;
+    std::size_t flush_bytes_ = 0;
+};
+
+/// Bytes a second that the memory could move, by its clock and width; 0 where the driver does not say.
+double peak_bandwidth() {
+    int device = 0;
+    int kilohertz = 0;
+    int bits = 0;
+    sy::require_cuda(cudaGetDevice(&device), "cudaGetDevice");
+    if (cudaDeviceGetAttribute(&kilohertz, cudaDevAttrMemoryClockRate, device) != cudaSuccess ||
+        cudaDeviceGetAttribute(&bits, cudaDevAttrGlobalMemoryBusWidth, device) != cudaSuccess) {
+        return 0;
+    }
+    return 2.0 * 1000.0 * kilohertz * bits / 8;
+}
+
+/// Gaussian-like scores: a sum of uniform numbers.
+device_floats random_floats(const sy::cuda& on, index_t rows, index_t columns, std::uint64_t seed) {
+    sy::matrix<float> host(rows, columns);
+    for (index_t i = 0; i < rows; ++i) {
+        for (index_t j = 0; j < columns; ++j) {
+            const sy::philox_words words = sy::noise_words({.seed = seed}, i, j);
+            host(i, j) = sy::uniform(words.word[0]) + sy::uniform(words.word[1]) + sy::uniform(words.word[2]) - 1.5f;
+        }
+    }
+    return copy_to_device(on, host);
+}
+
+struct shape {
+    index_t tokens, experts, choices, width;
+};
+
+class table {
+  public:
+    table(const stopwatch& watch, double peak) : watch_(watch), peak_(peak) {
+        std::printf("| operation | tokens x experts, k, width | microseconds | MB | GB/s | of peak |\n");
+        std::printf("|---|---|---:|---:|---:|---:|\n");
+    }
+
+    template <class F>
+    void row(const char* operation, const shape& s, double bytes, const F& enqueue) const {
+        const double time = watch_(enqueue);
+        std::printf("| %s | %lld x %lld, %lld, %lld | %.1f | %.2f | %.0f | %.0f %% |\n", operation,
+                    static_cast<long long>(s.tokens), static_cast<long long>(s.experts),
+                    static_cast<long long>(s.choices), static_cast<long long>(s.width), time, bytes / 1e6,
+                    bytes / time / 1e3, peak_ > 0 ? 100 * bytes / (1e-6 * time) / peak_ : 0.0);
+        std::fflush(stdout);
+    }
+
+  private:
+    const stopwatch& watch_;
+    double peak_;
+};
+
+template <class Router>
+void time_routing(const sy::cuda& on, const table& rows, const shape& s, const char* name, const Router& router) {
+    const auto scores = random_floats(on, s.tokens, s.experts, 1);
+    const auto d_gates = random_floats(on, s.tokens, s.choices, 2);
+    device_floats d_scores(s.tokens, s.experts, memory_of(on));
+    sy::basic_plan<float, sy::cuda_memory> plan(memory_of(on));
+    sy::basic_workspace<sy::cuda_memory> scratch(memory_of(on));
+    const double t = static_cast<double>(s.tokens);
+    const double score_bytes = 4.0 * t * static_cast<double>(s.experts);
+    const double choice_bytes = t * static_cast<double>(s.choices);
+    char label[64];
+    std::snprintf(label, sizeof label, "%s_route", name);
+    // A choice's expert, slot, gate and place in the order; a row's maximum and sum.
+    rows.row(label, s, score_bytes + 20 * choice_bytes + 8 * t,
+             [&] { route_scores(on, router, scores, sy::training{.seed = 1}, plan, scratch); });
+    std::snprintf(label, sizeof label, "%s_route_backward", name);
+    rows.row(label, s, 2 * score_bytes + 12 * choice_bytes + 8 * t,
+             [&] { route_scores_backward(on, router, plan, scores, d_gates, d_scores, scratch); });
+    check(on, plan);
+}
+
+void time_rows(const sy::cuda& on, const table& rows, const shape& s) {
+    const auto scores = random_floats(on, s.tokens, s.experts, 1);
+    const auto x = random_floats(on, s.tokens, s.width, 2);
+    const auto plan = route_scores(on, sy::top_k_router{.k = s.choices}, scores);
+    const index_t kept = s.tokens * s.choices;
+    device_floats moved(kept, s.width, memory_of(on));
+    device_floats d_moved(kept, s.width, memory_of(on));
+    device_floats y(s.tokens, s.width, memory_of(on));
+    device_floats d_gates(s.tokens, s.choices, memory_of(on));
+    const double token_bytes = 4.0 * static_cast<double>(s.tokens * s.width);
+    const double row_bytes = 4.0 * static_cast<double>(kept * s.width);
+    const double one = static_cast<double>(kept);
+    rows.row("dispatch", s, 2 * row_bytes + 8 * one, [&] { dispatch(on, plan, x, moved); });
+    rows.row("memcpy", s, 2 * row_bytes, [&] {
+        sy::require_cuda(cudaMemcpyAsync(d_moved.data(), moved.data(), static_cast<std::size_t>(row_bytes),
+                                         cudaMemcpyDeviceToDevice, on.stream),
+                         "cudaMemcpyAsync");
+    });
+    rows.row("combine", s, row_bytes + token_bytes + 12 * one, [&] { combine(on, plan, moved, y); });
+    rows.row("combine_backward", s, token_bytes + 2 * row_bytes + 16 * one,
+             [&] { combine_backward(on, plan, moved, x, d_moved, d_gates); });
+    rows.row("dispatch_backward", s, row_bytes + token_bytes + 8 * one,
+             [&] { dispatch_backward(on, plan, d_moved, y); });
+}
+
+int run(bool quick) {
+    cudaStream_t stream = nullptr;
+    sy::require_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
+    const sy::cuda on{.stream = stream};
+    cudaDeviceProp device{};
+    sy::require_cuda(cudaGetDeviceProperties(&device, 0), "cudaGetDeviceProperties");
+    const double peak = peak_bandwidth();
+    std::printf("%s, sm_%d%d, %.0f GB/s at most\n\n", device.name, device.major, device.minor, peak / 1e9);
+    const stopwatch watch(stream, quick ? 1 : 31);
+    const table rows(watch, peak);
+    for (const shape& s : {shape{65536, 8, 1, 0}, {65536, 64, 1, 0}, {65536, 256, 1, 0}, {4096, 64, 1, 0}}) {
+        time_routing(on, rows, s, "switch", sy::switch_router{});
+    }
+    for (const shape& s : {shape{65536, 8, 2, 0}, {65536, 256, 8, 0}, {4096, 256, 8, 0}, {32, 256, 8, 0}}) {
+        time_routing(on, rows, s, "top_k", sy::top_k_router{.k = s.choices});
+    }
+    for (const shape& s : {shape{16384, 64, 1, 2048}, {16384, 256, 8, 2048}, {4096, 64, 2, 4096}}) {
+        time_rows(on, rows, s);
+    }
+    return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    const bool quick = argc == 2 && std::strcmp(argv[1], "--quick") == 0;
+    if (argc > 1 && !quick) {
+        std::fprintf(stderr, "gpu_bench: %s is no option; there is --quick\n", argv[1]);
+        return 2;
+    }
+    int devices = 0;
+    const cudaError_t status = cudaGetDeviceCount(&devices);
+    if (status != cudaSuccess || devices == 0) {
+        std::printf("gpu_bench needs a GPU: %s\n",
+                    status != cudaSuccess ? cudaGetErrorString(status) : "there is no CUDA device");
+        return 77;
+    }
+    try {
+        return run(quick);
+    } catch (const std::exception& problem) {
+        std::fprintf(stderr, "gpu_bench: %s\n", problem.what());
+        return 1;
+    }
+}
