@@ -59,6 +59,15 @@ SWITCHYARD_HD constexpr philox_words noise_words(const noise_key& key, index_t t
                       key.seed);
 }
 
+/// One of the words. On a device by comparisons: an index would put all four into memory.
+SWITCHYARD_HD constexpr std::uint32_t word_at(const philox_words& words, index_t lane) {
+#if defined(__CUDA_ARCH__)
+    return lane < 2 ? (lane == 0 ? words.word[0] : words.word[1]) : (lane == 2 ? words.word[2] : words.word[3]);
+#else
+    return words.word[lane];
+#endif
+}
+
 /// Uniform in (0, 1), 24 bits: never 0 and never 1.
 SWITCHYARD_HD constexpr float uniform(std::uint32_t word) {
     // The upper half has no room for the half and rounds to even, which the last number would do up to 1.
@@ -68,7 +77,7 @@ SWITCHYARD_HD constexpr float uniform(std::uint32_t word) {
 
 /// The uniform number of (token, column).
 SWITCHYARD_HD constexpr float uniform_at(const noise_key& key, index_t token, index_t column) {
-    return uniform(noise_words(key, token, column / 4).word[column % 4]);
+    return uniform(word_at(noise_words(key, token, column / 4), column % 4));
 }
 
 }  // namespace SWITCHYARD_TARGET

@@ -168,8 +168,11 @@ struct softmax_pass {
             return compute(1) / again.sum[0];
         }
         select.forbid_all(token);
-        index_t& event = is_bad && bad != bad_scores::unchecked ? events.bad : events.unroutable;
-        event = event < 0 ? token : event;
+        if (is_bad && bad != bad_scores::unchecked) {
+            events.bad = events.bad < 0 ? token : events.bad;
+        } else {
+            events.unroutable = events.unroutable < 0 ? token : events.unroutable;
+        }
         found.maximum[r] = 0;
         found.sum[r] = 0;
         if (exponentials != nullptr) {
