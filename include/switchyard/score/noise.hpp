@@ -57,7 +57,7 @@ SWITCHYARD_HD void for_each_uniform(const noise_key& key, index_t token, index_t
     for (index_t start = 0; start < count; start += 4) {
         const philox_words words = noise_words(key, token, (first + start) / 4);
         for (index_t lane = 0; lane < 4 && start + lane < count; ++lane) {
-            f(start + lane, uniform(words.word[lane]));
+            f(start + lane, uniform(word_at(words, lane)));
         }
     }
 }
