@@ -76,15 +76,13 @@ void gather_rows(const Policy& policy, const plan_view<S, policy_space<Policy>>&
     if (plan.tokens == 0 || in.columns == 0) {
         return;
     }
-    detail::with_piece(
-        [&]<int V>(std::integral_constant<int, V>) {
-            const auto share =
-                detail::share_lanes<V>(plan.tokens, in.columns, std::max(sizeof(In), sizeof(Out)), 1, true);
-            policy.launch(
-                detail::gather_kernel<S, space, In, Out, V>{share, detail::choice_rows_of(plan, weigh), in, out},
-                share.blocks());
-        },
-        in, out);
+    const auto launch = [&]<int V, bool Weighed>(std::integral_constant<int, V>, std::bool_constant<Weighed>) {
+        const auto share = detail::share_lanes<V>(plan.tokens, in.columns, std::max(sizeof(In), sizeof(Out)), 1, true);
+        const auto choices = detail::choice_rows_of(plan, Weighed);
+        policy.launch(detail::gather_kernel<S, space, In, Out, V, Weighed>{share, choices, in, out}, share.blocks());
+    };
+    detail::with_piece([&](auto piece) { weigh ? launch(piece, std::true_type{}) : launch(piece, std::false_type{}); },
+                       in, out);
 }
 
 /// out[t] (+)= sum_c w_tc * in[row of (t, c)].

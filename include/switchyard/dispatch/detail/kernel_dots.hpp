@@ -89,7 +89,7 @@ struct dot_kernel {
                 part = dot_pieces(row, token);
                 if constexpr (beside == beside_dots::weighed_tokens) {
                     lane_numbers<Out, V> weighed;
-                    weigh_pieces(token, true, choice.weight, weighed);
+                    weigh_numbers<true>(token, choice.weight, weighed);
                     weighed.store(here, out.row(choice.row), out.column_stride, column, step, share.columns);
                 } else if constexpr (beside == beside_dots::summed_rows) {
                     sum.add(row, static_cast<compute_t<Out>>(choice.weight));

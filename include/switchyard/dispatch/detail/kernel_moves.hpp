@@ -12,25 +12,27 @@ namespace switchyard {
 inline namespace SWITCHYARD_TARGET {
 namespace detail {
 
-/// to = weight * from. Rows of one type that are not weighed keep their bits.
-template <class In, class Out, int V, class S>
-SWITCHYARD_DEVICE void weigh_pieces(const lane_numbers<In, V>& from, bool weigh, S weight, lane_numbers<Out, V>& to) {
+/// to = weight * from. Rows of one type that are not weighed keep their bits, which a product by 1 may not: whether
+/// they are weighed is known to the compiler.
+template <bool Weighed, class In, class Out, int V, class S>
+SWITCHYARD_DEVICE void weigh_numbers(const lane_numbers<In, V>& from, S weight, lane_numbers<Out, V>& to) {
     const auto by = static_cast<compute_t<In>>(weight);
     for (int p = 0; p < from.most; ++p) {
         for (int j = 0; j < V; ++j) {
-            if constexpr (std::is_same_v<In, Out>) {
-                to.piece[p].at[j] =
-                    weigh ? store_scalar<Out>(by * load_scalar(from.piece[p].at[j])) : from.piece[p].at[j];
+            const In number = from.piece[p].at[j];
+            if constexpr (Weighed) {
+                to.piece[p].at[j] = store_scalar<Out>(static_cast<compute_t<Out>>(by * load_scalar(number)));
+            } else if constexpr (std::is_same_v<In, Out>) {
+                to.piece[p].at[j] = number;
             } else {
-                to.piece[p].at[j] =
-                    store_scalar<Out>(static_cast<compute_t<Out>>(by * load_scalar(from.piece[p].at[j])));
+                to.piece[p].at[j] = store_scalar<Out>(static_cast<compute_t<Out>>(load_scalar(number)));
             }
         }
     }
 }
 
 /// out[row of (t, c)] = w_tc * in[t]. A token without rows is not read.
-template <class S, class Space, class In, class Out, int V>
+template <class S, class Space, class In, class Out, int V, bool Weighed>
 struct gather_kernel {
     static constexpr int threads = row_threads;
     token_lanes share;
@@ -43,7 +45,6 @@ struct gather_kernel {
         const auto at = share.find(here);
         const index_t step = index_t{share.lanes} * V;
         const index_t column = at.part * step * most_pieces<V> + at.lane * V;
-        const bool weigh = plan.gate != nullptr;
         lane_numbers<In, V> numbers{};
         bool is_read = false;
         for (index_t first = 0; first < plan.choices; first += share.lanes) {
@@ -57,7 +58,7 @@ struct gather_kernel {
                 const auto choice = plan.shared(here, mine, at.first_lane + i);
                 if (choice.row >= 0) {
                     lane_numbers<Out, V> weighed;
-                    weigh_pieces(numbers, weigh, choice.weight, weighed);
+                    weigh_numbers<Weighed>(numbers, choice.weight, weighed);
                     weighed.store(here, out.row(choice.row), out.column_stride, column, step, share.columns);
                 }
             }
