@@ -251,6 +251,9 @@ std::optional<crossing> crossing_of(const std::vector<run_record>& runs, const r
         return std::nullopt;
     }
     const double goal = (dense != runs.end() ? dense : fallback)->final_bits();
+    if (run.evaluations.front().validation_bits <= goal) {
+        return std::nullopt;  // a dense model that learned nothing
+    }
     for (std::size_t i = 1; i < run.evaluations.size(); ++i) {
         const evaluation& before = run.evaluations[i - 1];
         const evaluation& at = run.evaluations[i];

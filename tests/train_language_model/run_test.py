@@ -146,6 +146,12 @@ class Run(Case):
         self.assertEqual(run["late_load"], [])
         self.assertRegex(printed, r"(?m)^\| switch \(interrupted\) +\|.*\| +- \| +- \| +- \| +[\d.]+ \|$")
 
+    def test_dense_model_that_learned_nothing(self):
+        results, _ = self.study("--router", "dense,switch", "--rate", 10, "--steps", 100)
+        for run in results["runs"]:
+            self.check_crossing(run, results["runs"][0]["validation_bits"])
+            self.assertGreater(results["runs"][0]["validation_bits"], run["evaluations"][0]["validation_bits"])
+
     def test_one_step(self):
         results, _ = self.study("--router", "switch", "--steps", 1)
         self.assertEqual(len(results["runs"][0]["late_load"]), 1)
