@@ -7,8 +7,8 @@
 //
 // Scores in float, half, bfloat16 or double, with any strides: rows of whole, aligned vectors are read 16 bytes at a
 // time. Up to 1,024 experts a row lies in the registers of at most a warp, beyond in those of a thread block, up to
-// 4,096 experts and 512 choices. What is beyond, drop order by gate, no token left behind and selections of one's own
-// are the generic device code's (router/device_routing.hpp).
+// 4,096 experts and 512 choices; with noise to draw, 256 experts are the border. What is beyond, drop order by gate, no
+// token left behind and selections of one's own are the generic device code's (router/device_routing.hpp).
 //
 // Decisions and counts are the CPU backend's. Sums have a fixed order that depends on the shape alone. Scratch from the
 // workspace; nothing is read on the host.
@@ -63,22 +63,32 @@ bool kernels_route(const plan_view<S, Space>& plan) {
     return kernels_place(plan, slot_settings{}) && plan.choices <= most_kernel_choices;
 }
 
-/// Calls f(group, V): who shares a row, and how many of its numbers each thread holds.
+/// Calls f(group, V, is_noisy): who shares a row, how many of its numbers each thread holds, and whether there is noise
+/// to draw. Noise is what costs then, and fewer kernels do.
 template <class S, class F>
-void with_row_group(index_t experts, index_t choices, const F& f) {
-    const auto lanes = [&]<int V>(std::integral_constant<int, V> numbers) {
-        f(lane_group{group_size(experts, choices, V)}, numbers);
+void with_row_group(index_t experts, index_t choices, bool is_noisy, const F& f) {
+    const auto lanes = [&]<int V>(std::integral_constant<int, V> numbers, auto noisy) {
+        f(lane_group{group_size(experts, choices, V)}, numbers, noisy);
     };
-    if (experts > most_group_experts || choices > most_group_choices) {
-        f(block_group<S>{}, std::integral_constant<int, 8>{});
+    constexpr std::true_type noisy;
+    constexpr std::false_type quiet;
+    constexpr std::integral_constant<int, 8> eight;
+    if (is_noisy) {
+        if (experts <= 256 && choices <= most_group_choices) {
+            lanes(eight, noisy);
+        } else {
+            f(block_group<S>{}, eight, noisy);
+        }
+    } else if (experts > most_group_experts || choices > most_group_choices) {
+        f(block_group<S>{}, eight, quiet);
     } else if (experts <= 32) {
-        lanes(std::integral_constant<int, 4>{});
+        lanes(std::integral_constant<int, 4>{}, quiet);
     } else if (experts <= 256) {
-        lanes(std::integral_constant<int, 8>{});
+        lanes(eight, quiet);
     } else if (experts <= 512) {
-        lanes(std::integral_constant<int, 16>{});
+        lanes(std::integral_constant<int, 16>{}, quiet);
     } else {
-        lanes(std::integral_constant<int, 32>{});
+        lanes(std::integral_constant<int, 32>{}, quiet);
     }
 }
 
@@ -97,11 +107,13 @@ index_t forward_block_rows(const Group& group, index_t tokens, index_t experts, 
 }
 
 /// Rows, totals, slots.
-template <class Policy, class Storage, class Space, class S, class Workspace, class Select, class Group, int V>
+template <class Policy, class Storage, class Space, class S, class Workspace, class Select, class Group, int V,
+          bool IsNoisy>
 void launch_forward(const Policy& policy, const score_rows<Storage, Space>& source, const run_mode& mode,
                     const plan_view<S, Space>& plan, const softmax_settings& settings, Workspace& scratch,
-                    const Select& select, const Group& group, std::integral_constant<int, V>) {
-    using kernel = forward_kernel<Storage, Space, Select, V, Group>;
+                    const Select& select, const Group& group, std::integral_constant<int, V>,
+                    std::bool_constant<IsNoisy>) {
+    using kernel = forward_kernel<Storage, Space, Select, V, Group, IsNoisy>;
     const auto scope = scratch.open();
     const index_t levels = histogram_levels(plan.experts, plan.choices);
     const index_t rows = forward_block_rows<kernel>(group, plan.tokens, plan.experts, plan.choices,
@@ -131,12 +143,13 @@ void launch_forward(const Policy& policy, const score_rows<Storage, Space>& sour
 }
 
 /// The gradient of every score.
-template <class Policy, class Storage, class Space, class S, class GateStorage, class Out, class Group, int V>
+template <class Policy, class Storage, class Space, class S, class GateStorage, class Out, class Group, int V,
+          bool IsNoisy>
 void launch_backward(const Policy& policy, const score_rows<Storage, Space>& source, const plan_view<S, Space>& plan,
                      const matrix_view<const GateStorage, Space>& d_gates, const matrix_view<Out, Space>& d_scores,
                      const softmax_settings& settings, const backward_settings& backward, const Group& group,
-                     std::integral_constant<int, V>) {
-    using kernel = backward_kernel<Storage, Space, GateStorage, Out, V, Group>;
+                     std::integral_constant<int, V>, std::bool_constant<IsNoisy>) {
+    using kernel = backward_kernel<Storage, Space, GateStorage, Out, V, Group, IsNoisy>;
     const index_t rows = std::max<index_t>(64, group.count(kernel::threads));
     policy.launch(kernel{.source = source,
                          .plan = plan,
@@ -162,9 +175,14 @@ void route_softmax(const Policy& policy, const Source& source, const run_mode& m
                    const softmax_settings& settings, Workspace& scratch, const Select& select) {
     if constexpr (detail::is_score_rows<Source> && detail::is_kernel_selection<Select>) {
         if (detail::kernels_route(plan) && settings.slots.order == drop_order::position) {
-            detail::with_row_group<S>(plan.experts, plan.choices, [&](const auto& group, auto numbers) {
-                detail::launch_forward(policy, source, mode, plan, settings, scratch, select, group, numbers);
-            });
+            constexpr bool samples = std::is_same_v<Select, select_sampled<S>>;
+            const auto launch = [&]<class Noisy>(const auto& group, auto numbers, Noisy noisy) {
+                if constexpr (Noisy::value || !samples) {
+                    detail::launch_forward(policy, source, mode, plan, settings, scratch, select, group, numbers,
+                                           noisy);
+                }
+            };
+            detail::with_row_group<S>(plan.experts, plan.choices, samples || source.logit_jitter != 0, launch);
             return;
         }
     }
@@ -178,9 +196,11 @@ void route_softmax_backward(const Policy& policy, const Source& source, const pl
                             const backward_settings& backward, Workspace& scratch) {
     if constexpr (detail::is_score_rows<Source>) {
         if (detail::kernels_route(plan)) {
-            detail::with_row_group<S>(plan.experts, plan.choices, [&](const auto& group, auto numbers) {
-                detail::launch_backward(policy, source, plan, d_gates, d_scores, settings, backward, group, numbers);
-            });
+            const auto launch = [&](const auto& group, auto numbers, auto noisy) {
+                detail::launch_backward(policy, source, plan, d_gates, d_scores, settings, backward, group, numbers,
+                                        noisy);
+            };
+            detail::with_row_group<S>(plan.experts, plan.choices, source.logit_jitter != 0, launch);
             return;
         }
     }

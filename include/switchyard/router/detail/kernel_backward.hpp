@@ -76,7 +76,7 @@ struct shown_choices<S, block_group<S>> {
     }
 };
 
-template <class Storage, class Space, class GateStorage, class Out, int V, class Group>
+template <class Storage, class Space, class GateStorage, class Out, int V, class Group, bool IsNoisy>
 struct backward_kernel {
     static constexpr int threads = Group::is_block ? 512 : 256;
     using S = compute_t<Storage>;
@@ -203,7 +203,7 @@ struct backward_kernel {
         S exponential[V];
         S gradient[V];
         if (now.is_live) {
-            scores_of_pieces(source, token, mine, now.numbers, exponential);
+            scores_of_pieces<IsNoisy>(source, token, mine, now.numbers, exponential);
             // NaN, where forward took it for -infinity, is that here, too.
             unrolled<V>([&](int j) { exponential[j] = exp_nonpositive(usable(exponential[j]) - maximum); });
         } else {
@@ -234,7 +234,7 @@ struct backward_kernel {
             const S own = (chosen >> j & 1u) != 0 ? exponential[j] * chosen_scale * (gradient[j] - mean) : S(0);
             gradient[j] = now.is_live ? exponential[j] * scale * (weight(j) + shift) + own : S(0);
         });
-        if (now.is_live) {
+        if constexpr (IsNoisy) {
             jitter_pieces(source, token, mine, gradient);
         }
         if (row < in.rows) {

@@ -36,31 +36,27 @@ struct block_facts {
     S* probabilities = nullptr;          ///< [blocks, E] column sums of the probabilities; null where nobody asks
 };
 
-/// What a block keeps of its rows in shared memory.
+/// One choice a token, taken from the maximum.
+template <class Select>
+inline constexpr bool is_single = false;
 template <class S>
-struct row_records {
-    S* maximum;
-    S* sum;
-    S* gate;             ///< of the first choice
-    std::int32_t* code;  ///< of the first choice
-    std::uint8_t* live;  ///< 0: padding
+inline constexpr bool is_single<select_best<S>> = true;
 
-    static constexpr std::size_t room(index_t rows) {
-        return 3 * shared_room<S>(rows) + shared_room<std::int32_t>(rows) + shared_room<std::uint8_t>(rows);
-    }
-    template <class Here>
-    SWITCHYARD_DEVICE void take(Here& here, index_t rows) {
-        maximum = here.template shared<S>(rows);
-        sum = here.template shared<S>(rows);
-        gate = here.template shared<S>(rows);
-        code = here.template shared<std::int32_t>(rows);
-        live = here.template shared<std::uint8_t>(rows);
-    }
+/// What a block keeps of a row in shared memory.
+template <class S>
+struct row_record {
+    S maximum;
+    S sum;
+    S gate;             ///< of the first choice
+    std::int32_t code;  ///< of the first choice; padding_choice from the start where there is no token
 };
 
-template <class Storage, class Space, class Select, int V, class Group>
+template <class Storage, class Space, class Select, int V, class Group, bool IsNoisy>
 struct forward_kernel {
-    static constexpr int threads = V > 16 ? 256 : 512;
+    // Blocks of lists take more rows (forward_block_rows), so they have more threads; long rows need the registers.
+    static constexpr bool is_small = V <= 8 && is_single<Select> && !IsNoisy && !Group::is_block;
+    static constexpr int threads = is_small || V > 8 ? 256 : 512;
+    static constexpr int least_blocks = is_small ? 3 : 1;  ///< that a multiprocessor shall have registers for
     static constexpr int warps = threads / warp_lanes;
     using S = compute_t<Storage>;
     using pieces = row_pieces<Storage, V>;
@@ -77,7 +73,7 @@ struct forward_kernel {
     Group group;
 
     static constexpr std::size_t room(index_t experts, index_t levels, index_t rows) {
-        return Group::room(threads) + row_records<S>::room(rows) + shared_room<double>(warps) +
+        return Group::room(threads) + shared_room<row_record<S>>(rows) + shared_room<double>(warps) +
                shared_room<std::int32_t>(warps) + shared_room<std::int32_t>(2) +
                shared_room<double>(Group::is_block ? 0 : experts) +
                shared_room<std::uint32_t>(choice_histogram::words_for(experts * levels));
@@ -88,10 +84,10 @@ struct forward_kernel {
         block_state in;
         in.group = group;
         in.group.begin(here, threads);
-        in.records.take(here, counts.block_rows);
         in.warp_sums = here.template shared<double>(warps);
         in.warp_counts = here.template shared<std::int32_t>(warps);
         in.events = here.template shared<std::int32_t>(2);
+        in.records = here.template shared<row_record<S>>(counts.block_rows);
         in.column_sums = here.template shared<double>(Group::is_block ? 0 : plan.experts);
         in.histogram.words = here.template shared<std::uint32_t>(choice_histogram::words_for(plan.experts * levels));
         in.first = here.block() * counts.block_rows;
@@ -112,7 +108,7 @@ struct forward_kernel {
   private:
     struct block_state {
         Group group;
-        row_records<S> records;
+        row_record<S>* records;
         double* warp_sums;
         std::int32_t* warp_counts;
         std::int32_t* events;  ///< the first bad and the first unroutable token
@@ -129,7 +125,8 @@ struct forward_kernel {
     template <class Here>
     SWITCHYARD_DEVICE void begin(Here& here, block_state& in) const {
         for (int row = here.thread(); row < in.rows; row += threads) {
-            in.records.live[row] = mask.data == nullptr ? std::uint8_t{1} : here.load(mask.data + in.first + row);
+            const bool is_live = mask.data == nullptr || here.load(mask.data + in.first + row) != 0;
+            in.records[row].code = is_live ? 0 : padding_choice;
         }
         if (counts_at_once()) {
             in.histogram.template clear<threads>(here, experts() * choices());
@@ -149,7 +146,7 @@ struct forward_kernel {
         Storage coming[V];
         unrolled<V>([&](int j) { coming[j] = Storage{}; });
         const auto call_in = [&](int row) {
-            const bool is_live = row < in.rows && in.records.live[row] != 0;
+            const bool is_live = row < in.rows && in.records[row].code != padding_choice;
             if (is_live) {
                 load_pieces(here, source.scores, in_vectors, in.first + row, mine, coming);
             }
@@ -161,6 +158,7 @@ struct forward_kernel {
             S scores[V];
             scores_of(in.first + row, is_live, mine, coming, scores);
             const bool is_next_live = call_in(row + groups);
+            here.sync_warp();  // its record, which this row's first lane writes later, has been read
             run_row(here, in, row, is_live, mine, scores, probabilities);
             is_live = is_next_live;
         }
@@ -170,7 +168,7 @@ struct forward_kernel {
     SWITCHYARD_DEVICE void scores_of(index_t token, bool is_live, const pieces& mine, const Storage (&numbers)[V],
                                      S (&scores)[V]) const {
         if (is_live) {
-            scores_of_pieces(source, token, mine, numbers, scores);
+            scores_of_pieces<IsNoisy>(source, token, mine, numbers, scores);
         } else {
             unrolled<V>([&](int j) { scores[j] = S(0); });
         }
@@ -255,10 +253,7 @@ struct forward_kernel {
             }
         }
         if (rank == 0) {
-            in.records.maximum[row] = maximum;
-            in.records.sum[row] = sum;
-            in.records.gate[row] = gate;
-            in.records.code[row] = code;
+            in.records[row] = {maximum, sum, gate, code};
         }
     }
 
@@ -269,21 +264,22 @@ struct forward_kernel {
         std::int32_t counted = 0;
         for (int row = here.thread(); row < in.rows; row += threads) {
             const index_t token = in.first + row;
-            const std::int32_t code = in.records.code[row];
+            const row_record<S> kept = in.records[row];
+            const std::int32_t code = kept.code;
             counted += code != padding_choice ? 1 : 0;
             if (choices() == 1) {
                 here.store(plan.expert + token, code);
-                here.store(plan.gate + token, in.records.gate[row]);
+                here.store(plan.gate + token, kept.gate);
                 if (code >= 0) {
                     in.histogram.add(here, code);
                 }
             }
             if (plan.origin.training) {
-                here.store(plan.row_maximum + token, in.records.maximum[row]);
-                here.store(plan.row_sum + token, in.records.sum[row]);
+                here.store(plan.row_maximum + token, kept.maximum);
+                here.store(plan.row_sum + token, kept.sum);
             }
             if (facts.squares != nullptr) {
-                const double logsumexp = row_logsumexp(in.records.maximum[row], in.records.sum[row]);
+                const double logsumexp = row_logsumexp(kept.maximum, kept.sum);
                 squares += logsumexp * logsumexp;
             }
         }

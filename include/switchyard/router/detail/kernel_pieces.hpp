@@ -3,6 +3,8 @@
 // A thread holds V numbers of the row: V / piece pieces of neighbouring columns, each piece `size` pieces after the one
 // before, so that a group reads neighbouring pieces together. Its numbers rise in column. Columns beyond the row count
 // as -infinity. Rows are read 16 bytes at a time where they lie so, number by number elsewhere; each number once.
+//
+// Noise takes registers even where it is off, so kernels with and without it (`IsNoisy`) are two.
 #pragma once
 
 #include <switchyard/backend/kernel.hpp>
@@ -69,10 +71,12 @@ SWITCHYARD_DEVICE void load_pieces(Here& here, const matrix_view<const Storage, 
                 unrolled<N>([&](int m) { numbers[i * N + m] = together.at[m]; });
             }
         } else {
+            const Storage* number = start + first * from.column_stride;
             unrolled<N>([&](int m) {
                 if (first + m < mine.columns) {
-                    numbers[i * N + m] = here.load(start + (first + m) * from.column_stride);
+                    numbers[i * N + m] = here.load(number);
                 }
+                number += from.column_stride;
             });
         }
     });
@@ -98,10 +102,12 @@ SWITCHYARD_DEVICE void store_pieces(Here& here, const matrix_view<Out, Space>& t
                 here.store_vector(start + first, together);
             }
         } else {
+            Out* number = start + first * to.column_stride;
             unrolled<N>([&](int m) {
                 if (first + m < mine.columns) {
-                    here.store(start + (first + m) * to.column_stride, stored(i * N + m));
+                    here.store(number, stored(i * N + m));
                 }
+                number += to.column_stride;
             });
         }
     });
@@ -130,12 +136,14 @@ SWITCHYARD_DEVICE void jitter_pieces(const Source& source, index_t token, const 
     }
 }
 
-/// Stored numbers as scores: computed, jittered, -infinity beyond the row.
-template <class Storage, int V, class Source>
+/// Stored numbers as scores: computed, jittered where there may be jitter, -infinity beyond the row.
+template <bool IsNoisy, class Storage, int V, class Source>
 SWITCHYARD_DEVICE void scores_of_pieces(const Source& source, index_t token, const row_pieces<Storage, V>& mine,
                                         const Storage (&numbers)[V], compute_t<Storage> (&scores)[V]) {
     unrolled<V>([&](int j) { scores[j] = mine.holds(j) ? load_scalar(numbers[j]) : lowest<compute_t<Storage>>(); });
-    jitter_pieces(source, token, mine, scores);
+    if constexpr (IsNoisy) {
+        jitter_pieces(source, token, mine, scores);
+    }
 }
 
 /// The best of a thread's scores that are still open, the first of equal ones; NaN counts as -infinity.
