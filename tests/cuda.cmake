@@ -24,11 +24,12 @@ foreach(test IN LISTS tests_in_orders)
             continue()
         endif()
         add_test(NAME "simt_device/${order}/${test}" COMMAND test_simt_device "--source-file=*/${test}_test.cpp")
+        switchyard_environment_of(environment "simt_device/${order}/${test}")
         set_tests_properties("simt_device/${order}/${test}" PROPERTIES
             LABELS simt
             TIMEOUT 600
             FAIL_REGULAR_EXPRESSION "test cases: +0 "
-            ENVIRONMENT "${switchyard_test_environment};SWITCHYARD_SIMT_ORDER=${order}")
+            ENVIRONMENT "${environment};SWITCHYARD_SIMT_ORDER=${order}")
     endforeach()
 endforeach()
 
@@ -63,10 +64,23 @@ foreach(file IN LISTS device_files cuda_files)
         continue()
     endif()
     add_test(NAME "gpu/${stem}" COMMAND test_gpu "--source-file=*/${name}")
+    switchyard_environment_of(environment "gpu/${stem}")
     set_tests_properties("gpu/${stem}" PROPERTIES
         LABELS gpu
         TIMEOUT 600
         SKIP_RETURN_CODE 77
         FIXTURES_REQUIRED switchyard_nvcc
-        FAIL_REGULAR_EXPRESSION "test cases: +0 ")
+        FAIL_REGULAR_EXPRESSION "test cases: +0 "
+        ENVIRONMENT "${environment}")
 endforeach()
+
+# What ptxas allots to every kernel: no spills, no local memory, and the table of docs/gpu_resources.md up to date.
+if(Python3_EXECUTABLE)
+    set(resources "${Python3_EXECUTABLE}" "${CMAKE_CURRENT_SOURCE_DIR}/cuda/resources/resources.py"
+        --nvcc "${CMAKE_CUDA_COMPILER}" --table "${PROJECT_SOURCE_DIR}/docs/gpu_resources.md"
+        "${CMAKE_CURRENT_SOURCE_DIR}/cuda/resources/kernels.cu")
+    set(resources_flags -std=c++20 --extended-lambda --expt-relaxed-constexpr "-I${PROJECT_SOURCE_DIR}/include")
+    add_test(NAME nvcc/resources COMMAND ${resources} -- ${resources_flags})
+    set_tests_properties(nvcc/resources PROPERTIES LABELS nvcc TIMEOUT 1200)
+    add_custom_target(gpu_resources COMMAND ${resources} --write -- ${resources_flags} VERBATIM)
+endif()

@@ -20,7 +20,9 @@
 //   here.load(p), store(p, x)         one number of device memory
 //   here.template load_vector<N>(p), store_vector(p, v)      N of them in one access of at most 16 bytes, aligned to it
 //   here.atomic_add(p, n), atomic_min(p, n)                  integers alone, in shared or device memory
-//   here.fence()                      what this thread stored to device memory comes before what it stores next
+//   here.fence()                      what this thread stored to device memory comes before its atomics that follow;
+//   the
+//                                     reader's fence stands between its atomic and its loads (__threadfence)
 //
 // Rules, which keep results the same on every machine and order of threads:
 // - All 32 lanes of a warp take part in every warp operation, and all threads in every sync. No thread returns early.

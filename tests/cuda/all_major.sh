@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Compiles all device code for every major architecture that this nvcc knows, warnings as errors, and runs nothing. Some
+# minutes; .ci/run compiles for sm_80, sm_90 and sm_120 only.
+#
+#   bash tests/cuda/all_major.sh [NVCC]
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+nvcc="${1:-nvcc}"
+for source in tests/cuda/resources/kernels.cu tests/thrust/*.cu bench/gpu_bench.cu examples/cuda_*.cu; do
+    echo "$source"
+    "$nvcc" -std=c++20 -arch=all-major --extended-lambda --expt-relaxed-constexpr -Werror all-warnings \
+        -Xcompiler -Wall,-Wextra,-Werror -Iinclude -c "$source" -o /dev/null
+done
