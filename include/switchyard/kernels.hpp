@@ -5,4 +5,7 @@
 #include <switchyard/backend/kernel_primitives.hpp>
 #include <switchyard/device.hpp>
 
+#include <switchyard/plan/kernel_slots.hpp>
+#include <switchyard/router/kernel_routing.hpp>
+
 #include <switchyard/dispatch/kernel_rows.hpp>
