@@ -1,9 +1,8 @@
 # The Thrust backend. Each thrust/*.cpp is built by the plain host compiler once a system that Thrust has for CPUs and becomes
-# one CTest test each, thrust_<system>/<stem>; thrust/tbb_*.cpp is for TBB alone.
+# one CTest test each, thrust_<system>/<stem>. On TBB's, the operations alone.
 file(GLOB thrust_files CONFIGURE_DEPENDS "thrust/*.cpp")
 set(thrust_tbb_files ${thrust_files})
-list(FILTER thrust_tbb_files INCLUDE REGEX "/tbb_[^/]*[.]cpp$")
-list(FILTER thrust_files EXCLUDE REGEX "/tbb_[^/]*[.]cpp$")
+list(FILTER thrust_tbb_files INCLUDE REGEX "/(routing|slots|rows|auction)_test[.]cpp$")
 
 add_custom_target(thrust_tests)
 

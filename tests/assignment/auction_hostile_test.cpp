@@ -4,6 +4,7 @@
 #include <switchyard/backend/eigen.hpp>
 
 #include "assignment/instances.hpp"
+#include "support/covers.hpp"
 #include "support/thread_pool.hpp"
 
 #include <algorithm>
@@ -232,6 +233,7 @@ TEST_CASE("auction: the same bits for every policy and any number of threads") {
             }
         }
     }
+    switchyard_test::covers<switchyard_test::operation("auction")>(sy::par);
 }
 
 TEST_CASE("auction: cut short, it gives a complete assignment and says how good it is") {

@@ -2,6 +2,7 @@
 #include <switchyard/assignment/auction.hpp>
 
 #include "assignment/instances.hpp"
+#include "support/covers.hpp"
 
 #include <bit>
 #include <cmath>
@@ -153,6 +154,7 @@ TEST_CASE_TEMPLATE("auction: within its bound of the best on tiny instances of e
             require_within_bound(problem, solver, found, best.total_score);
         }
     }));
+    switchyard_test::covers<switchyard_test::operation("auction")>(sy::seq);
 }
 
 TEST_CASE("auction: whatever prices it begins with, its bound holds") {

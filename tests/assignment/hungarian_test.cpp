@@ -1,4 +1,5 @@
 #include "assignment/instances.hpp"
+#include "support/covers.hpp"
 #include "support/thread_pool.hpp"
 
 #include <iostream>
@@ -58,6 +59,7 @@ TEST_CASE_TEMPLATE("hungarian: equals the textbook on instances of some size", S
         RC_LOG() << problem;
         for (const auto& solver : all_settings) require_optimal<Scalar>(problem, solver, best);
     }));
+    switchyard_test::covers<switchyard_test::operation("exact assignment")>(sy::seq);
 }
 
 TEST_CASE("hungarian: certified and complementary at some thousand tokens, whatever the settings") {
@@ -142,6 +144,7 @@ TEST_CASE("hungarian: the same bits for every number of threads") {
         for (const int threads : {1, 2, 3, 8}) check(sy::par_on(sy::openmp{.threads = threads}));
         check(sy::par_on(pool));
     }
+    switchyard_test::covers<switchyard_test::operation("exact assignment")>(sy::par);
 }
 
 TEST_CASE("hungarian: a limit leaves an assignment within the quotas, and says how far from the best it may be") {

@@ -81,6 +81,7 @@ TEST_CASE("a whole step can be captured and replayed") {
     }
     sy::check(device, captured.plan);
     CHECK(captured.results() == want);
+    covers<operation("a step in a CUDA graph")>(device);
     cudaGraphExecDestroy(runnable);
     cudaGraphDestroy(graph);
 }

@@ -56,6 +56,7 @@ TEST_CASE_TEMPLATE("combine: every width and k, forward and backward, against th
             }
         }
     }
+    covers<operation("combine"), operation("combine, backward")>(sy::seq);
 }
 
 TEST_CASE("combine: without gates there is no gate gradient to write") {

@@ -50,6 +50,7 @@ TEST_CASE_TEMPLATE("dispatch: every width, with and without gates, against the r
             CHECK(table_mismatch(table_of(d_gates), gradients.d_gates, tolerance<S>::gradient, 10) == "");
         }
     }
+    covers<operation("dispatch"), operation("dispatch, backward")>(sy::seq);
 }
 
 TEST_CASE("dispatch: rows beyond the kept ones are not touched; the bound always suffices") {

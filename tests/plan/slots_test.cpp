@@ -149,6 +149,7 @@ TEST_CASE("slots: random choices against the reference, every order, capacity an
                         sy::place_choices(policy, plan.view(), {.order = order}, scratch);
                         plan.view().totals->load_balancing_loss = plan.view().totals->z_loss = 0;
                         CHECK(mismatch(plan, want) == "");
+                        covers<operation("capacity and slots, drops by position"), operation("drops by gate")>(policy);
                     });
                 }
             }

@@ -1,4 +1,5 @@
 #include "support/compare.hpp"
+#include "support/covers.hpp"
 
 #include <switchyard/plan/statistics.hpp>
 #include <switchyard/reference/statistics.hpp>
@@ -74,4 +75,5 @@ TEST_CASE("statistics: the same as the reference on random plans, from a plan or
         CHECK(s.entropy == doctest::Approx(want.before.entropy).epsilon(1e-13));
         CHECK(sy::statistics(plan).kept == s.kept);
     }
+    covers<operation("statistics")>(sy::seq);
 }

@@ -84,6 +84,7 @@ TEST_CASE_TEMPLATE("base: training is balanced and optimal, any T and E", S, flo
             }
         }
     }
+    covers<operation("BASE, training by the exact solver")>(sy::seq);
 }
 
 TEST_CASE("base: padding is assigned to nobody and counts in no quota") {
@@ -121,6 +122,7 @@ TEST_CASE_TEMPLATE("base: inference is greedy, ties to the lower expert, nothing
             CHECK(plan.kept() == 300);
         }
     }
+    covers<operation("BASE, inference")>(sy::seq);
 }
 
 TEST_CASE("base: gradient of the gates, by central differences and against the reference") {
@@ -134,6 +136,7 @@ TEST_CASE("base: gradient of the gates, by central differences and against the r
         [&](const ref::matrix& at) { return inner(gates_of(routed<double>(sy::base_router<>{}, at).view()), weights); },
         scores, 1e-6);
     CHECK(difference(found, numeric) < 1e-8);
+    covers<operation("BASE, backward")>(sy::seq);
 }
 
 TEST_CASE("base: gradient of a saturated gate keeps its digits in float") {
@@ -186,6 +189,7 @@ TEST_CASE("base: the same plan for every policy") {
         const auto greedy = sy::route_scores(policy, sy::base_router<>{}, scores, sy::inference{});
         CHECK(list_of(greedy.view().order, 1200) ==
               list_of(sy::route_scores(sy::seq, sy::base_router<>{}, scores, sy::inference{}).view().order, 1200));
+        covers<operation("BASE, inference")>(policy);
     });
 }
 
@@ -219,6 +223,9 @@ TEST_CASE_TEMPLATE("base: prices kept between steps leave each step as good as o
     prices.of_expert.assign(20, std::numeric_limits<double>::quiet_NaN());  // of no use, and no harm
     sy::route_scores(sy::seq, warm, stored<float>(scores), training_with(), plan, scratch);
     for (const double price : prices.of_expert) CHECK(std::isfinite(price));
+    if constexpr (std::is_same_v<Solver, sy::auction>) {
+        covers<operation("BASE, training by the auction")>(sy::seq);
+    }
 }
 
 TEST_CASE("base: bad scores and every rule broken") {

@@ -2,6 +2,7 @@
 #include "support/backends.hpp"
 #include "support/routed.hpp"
 
+#include <switchyard/assignment/auction.hpp>
 #include <switchyard/dispatch/combine.hpp>
 #include <switchyard/dispatch/dispatch.hpp>
 #include <switchyard/router/base.hpp>
@@ -118,10 +119,20 @@ TEST_CASE("determinism: thread counts 1, 2, 3, 8 and a pool give the bits of the
     check_policies<double>(switch_with_everything, 1, {}, 1100, 8, 16);
     check_policies<float>(top_k_with_everything, 3, draw_mask(2000, 6), 2000, 100, 40);
     check_policies<double>(top_k_with_everything, 3, {}, 1100, 7, 5);
+    check_policies<float>(sy::switch_router{.capacity = {.factor = 0.9}, .no_token_left_behind = 3}, 1, {}, 1100, 9, 5);
     check_policies<float>(sy::base_router<>{}, 1, draw_mask(3001, 7), 3001, 24, 33);
     check_policies<double>(sy::base_router<>{}, 1, {}, 1100, 7, 5);
+    check_policies<float>(sy::base_router<sy::auction>{}, 1, {}, 1100, 7, 5);
     // Large enough to be written past the cache.
     check_policies<float>(sy::top_k_router{}, 2, {}, 4200, 16, 520);
+    covers<operation("Switch, forward"), operation("Switch, backward"), operation("top-k, forward"),
+           operation("top-k, backward"), operation("BASE, training by the exact solver"),
+           operation("BASE, training by the auction"), operation("BASE, backward")>(sy::par);
+    covers<operation("logit jitter"), operation("sampling"), operation("load-balancing loss and its gradient"),
+           operation("z-loss and its gradient"), operation("capacity and slots, drops by position"),
+           operation("drops by gate"), operation("no token left behind")>(sy::par);
+    covers<operation("dispatch"), operation("dispatch, backward"), operation("combine"),
+           operation("combine, backward")>(sy::par);
 }
 
 TEST_CASE("determinism: buffers 1 to 15 elements beside a cache line") {
@@ -177,6 +188,7 @@ TEST_CASE("determinism: from tokens, every policy and alignment") {
     };
     const auto want = tokens(sy::seq, 0);
     for_each_policy([&](const auto& policy) { CHECK((tokens(policy, 0) == want)); });
+    covers<operation("input jitter and dropout")>(sy::par);
     for (index_t offset = 1; offset <= 15; ++offset) {
         if (tokens(sy::seq, offset) != want) FAIL_CHECK("offset " << offset);
     }

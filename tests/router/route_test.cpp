@@ -97,6 +97,7 @@ TEST_CASE_TEMPLATE("route: every shape against the reference, forward and backwa
             }
         }
     }
+    covers<operation("projection"), operation("projection, backward")>(sy::seq);
 }
 
 TEST_CASE_TEMPLATE("route: mask and input noise against the reference; NaN in padding reaches nothing", S, float,
@@ -107,6 +108,7 @@ TEST_CASE_TEMPLATE("route: mask and input noise against the reference; NaN in pa
     check_route<S>(sy::switch_router{.input_jitter = 0.2f, .z_weight = 0.01}, 1, in, mask);
     check_route<S>(sy::switch_router{.input_jitter = 0.2f, .input_dropout = 0.3f}, 1, in, mask);
     check_route<S>(sy::top_k_router{.k = 3, .capacity = {.factor = 1}, .input_dropout = 0.1f}, 3, in, mask);
+    covers<operation("input jitter and dropout")>(sy::seq);
 }
 
 TEST_CASE("route: no tokens, and padding alone") {
@@ -150,6 +152,7 @@ TEST_CASE("route: layouts, storage and policies") {
         check(policy, columns.argument(), w_columns.argument());
         check(policy, inside.argument(), w.argument());
         check(policy, strided.argument(), w_columns.argument());
+        covers<operation("projection"), operation("projection, backward")>(policy);
     });
 }
 

@@ -70,6 +70,7 @@ TEST_CASE("switch: no token left behind on random scores, by position and by gat
                            ref::route_scores(reference_of(router, true), scores, mask)) == "");
         }
     }
+    covers<operation("no token left behind")>(sy::seq);
 }
 
 TEST_CASE("switch: the z-loss of two equal logits is (ln 2)^2") {
@@ -130,6 +131,8 @@ TEST_CASE_TEMPLATE("switch: every shape against the reference, forward and backw
             }
         }
     }
+    covers<operation("Switch, forward"), operation("Switch, backward"),
+           operation("load-balancing loss and its gradient"), operation("z-loss and its gradient")>(sy::seq);
 }
 
 TEST_CASE("switch: hostile scores") {
@@ -232,6 +235,7 @@ TEST_CASE_TEMPLATE("switch: sampling chooses by the reference's noise; the gate 
     CHECK(moved > 100);
     CHECK(near_ties < 5);
     CHECK(is_close(plan.z_loss(), want.z_loss, tolerance<S>::loss));  // the noise feeds the choice only
+    covers<operation("sampling")>(sy::seq);
     // Another step, stream or seed is other noise; the same one is the same plan.
     auto mode = training_with();
     CHECK(experts_of(routed<S>(router, scores, mode).view()) == experts_of(plan.view()));
@@ -271,6 +275,7 @@ TEST_CASE("switch: logit jitter feeds choice, gates and losses, in training only
     CHECK(experts_of(plan.view()) != experts_of(routed<double>(plain, scores).view()));
     CHECK(backward_mismatch<double>(router, scores, gaussian_scores(400, 1, 3)) == "");
     CHECK(backward_mismatch<float>(router, scores, gaussian_scores(400, 1, 3)) == "");
+    covers<operation("logit jitter")>(sy::seq);
 }
 
 TEST_CASE("switch: NaN and +infinity are errors that name the first (token, expert)") {

@@ -86,6 +86,8 @@ TEST_CASE_TEMPLATE("top-k: every shape against the reference, forward and backwa
             }
         }
     }
+    covers<operation("top-k, forward"), operation("top-k, backward"), operation("load-balancing loss and its gradient"),
+           operation("z-loss and its gradient")>(sy::seq);
 }
 
 TEST_CASE("top-k: hostile scores, masks and both orders") {

@@ -1,4 +1,5 @@
 #include "support/compare.hpp"
+#include "support/covers.hpp"
 
 #include <switchyard/backend/eigen.hpp>
 #include <switchyard/score/initialisation.hpp>
@@ -35,6 +36,7 @@ TEST_CASE("truncated normal: mean 0, the deviation of a cut normal, nothing beyo
     const double variance = 0.7737413035499232 * deviation * deviation;
     CHECK(std::abs(sum / count) < 5 * std::sqrt(variance / count));
     CHECK(squares / count == doctest::Approx(variance).epsilon(0.02));
+    covers<operation("initialisation")>(sy::seq);
 }
 
 TEST_CASE("truncated normal: the numbers depend on seed, stream and place, not on layout or step") {

@@ -7,6 +7,7 @@
 // between them, the gaps hold a number of their own, and `gaps_intact()` tells whether somebody wrote there.
 #pragma once
 
+#include "support/covers.hpp"
 #include "support/scores.hpp"
 #include "support/thread_pool.hpp"
 

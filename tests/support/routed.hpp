@@ -2,6 +2,7 @@
 #pragma once
 
 #include "support/compare.hpp"
+#include "support/covers.hpp"
 
 #include <switchyard/backend/policy.hpp>
 #include <switchyard/core/workspace.hpp>

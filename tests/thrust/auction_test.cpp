@@ -15,10 +15,12 @@ using assignment_tests::is_valid;
 using assignment_tests::sentence_of;
 using assignment_tests::solution;
 using kind = assignment_tests::score_kind;
+using switchyard_test::covers;
 using switchyard_test::device;
 using switchyard_test::device_mask;
 using switchyard_test::device_memory;
 using switchyard_test::device_scratch;
+using switchyard_test::operation;
 using switchyard_test::said;
 namespace sy = switchyard;
 namespace reference = sy::reference;
@@ -144,6 +146,7 @@ TEST_CASE("auction on Thrust: small instances of every kind, bounds, mask and fo
         CAPTURE(problem);
         CHECK(fault_of(sy::auction{.gap_per_token = i % 2 == 0 ? 0.0005 : 0.05}, problem, scratch) == "");
     }
+    covers<operation("auction")>(device);
 }
 
 TEST_CASE("auction on Thrust: larger instances, balanced and with room to spare") {
@@ -322,4 +325,5 @@ TEST_CASE("auction on Thrust: BASE trains balanced, and close to the best") {
         CHECK(score <= best + 1e-6);
         CHECK(score >= best - 0.002 * static_cast<double>(tokens));  // 0.0005 std, std below 3
     }
+    covers<operation("BASE, training by the auction")>(device);
 }

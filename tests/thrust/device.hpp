@@ -7,6 +7,7 @@
 #pragma once
 
 #include "support/compare.hpp"
+#include "support/covers.hpp"
 #include "support/scores.hpp"
 
 #if defined(SWITCHYARD_TEST_DEVICE)
@@ -16,7 +17,17 @@
 
 namespace switchyard_test {
 inline const auto device = switchyard::on_thrust(thrust::device);
-}
+
+template <>
+inline constexpr column column_of<std::remove_const_t<decltype(device)>> =
+#if THRUST_DEVICE_SYSTEM == THRUST_DEVICE_SYSTEM_TBB
+    column::thrust_tbb;
+#elif THRUST_DEVICE_SYSTEM == THRUST_DEVICE_SYSTEM_OMP
+    column::thrust_omp;
+#else
+    column::thrust_cpp;
+#endif
+}  // namespace switchyard_test
 #endif
 
 #include <cmath>

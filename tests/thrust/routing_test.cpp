@@ -141,6 +141,9 @@ TEST_CASE("Switch on Thrust: the CPU backend's decisions, gates, losses and grad
         const auto sentence = difference(router, in, coin(), scratch);
         if (!sentence.empty()) RC_FAIL(sentence);
     }));
+    covers<operation("Switch, forward"), operation("Switch, backward"), operation("logit jitter"),
+           operation("load-balancing loss and its gradient"), operation("z-loss and its gradient"),
+           operation("capacity and slots, drops by position"), operation("no token left behind")>(device);
 }
 
 TEST_CASE("top-k on Thrust: the CPU backend's decisions, gates, losses and gradients") {
@@ -160,6 +163,9 @@ TEST_CASE("top-k on Thrust: the CPU backend's decisions, gates, losses and gradi
         const auto sentence = difference(router, in, training, scratch);
         if (!sentence.empty()) RC_FAIL(sentence);
     }));
+    covers<operation("top-k, forward"), operation("top-k, backward"), operation("logit jitter"),
+           operation("load-balancing loss and its gradient"), operation("z-loss and its gradient"),
+           operation("capacity and slots, drops by position")>(device);
 }
 
 TEST_CASE("BASE on Thrust: greedy at inference, the solver's assignment in training") {
@@ -172,6 +178,8 @@ TEST_CASE("BASE on Thrust: greedy at inference, the solver's assignment in train
         CHECK(difference(sy::base_router{}, in, false, scratch) == "");
         CHECK(difference(sy::base_router{}, in, true, scratch) == "");
     }
+    covers<operation("BASE, training by the exact solver"), operation("BASE, inference"), operation("BASE, backward")>(
+        device);
 }
 
 TEST_CASE("Switch on Thrust: drop order by gate, and sampling, away from near-ties") {
@@ -184,6 +192,7 @@ TEST_CASE("Switch on Thrust: drop order by gate, and sampling, away from near-ti
                      scratch) == "");
     const input random(gaussian_scores(200, 16, 8));
     CHECK(difference(sy::switch_router{.sample_temperature = 1}, random, true, scratch) == "");
+    covers<operation("drops by gate"), operation("sampling")>(device);
 }
 
 TEST_CASE("routing on Thrust: against the reference") {

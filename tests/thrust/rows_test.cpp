@@ -65,6 +65,7 @@ TEST_CASE("dispatch and combine on Thrust: the CPU backend's rows") {
             }
         }
     }
+    covers<operation("dispatch"), operation("combine")>(device);
 }
 
 TEST_CASE("dispatch and combine on Thrust: the CPU backend's gradients") {
@@ -91,6 +92,7 @@ TEST_CASE("dispatch and combine on Thrust: the CPU backend's gradients") {
     sy::dispatch_backward(device, p.made, device_x, got.d_rows, device_d_x, device_d_gates);
     CHECK(matrix_difference(sy::copy_to_host(device, device_d_x), d_x, allowed) == "");
     CHECK(matrix_difference(sy::copy_to_host(device, device_d_gates), d_gates, allowed) == "");
+    covers<operation("dispatch, backward"), operation("combine, backward")>(device);
 }
 
 TEST_CASE("dispatch on Thrust: shapes are checked by the bound, since kept is not read") {
@@ -132,5 +134,9 @@ TEST_CASE("routing from tokens on Thrust: projection with noise and padding, and
             sy::route_backward(device, router, made, device_x, device_w, sy::copy_to_device(device, d_gates));
         CHECK(matrix_difference(sy::copy_to_host(device, got.d_x), want.d_x, 2 * allowed) == "");
         CHECK(matrix_difference(sy::copy_to_host(device, got.d_w), want.d_w, 2 * allowed) == "");
+        if (tokens == 200) {
+            covers<operation("projection"), operation("projection, backward"), operation("input jitter and dropout")>(
+                device);
+        }
     }
 }

@@ -137,6 +137,7 @@ TEST_CASE("slots: the CPU backend's, for any choices, gates, orders and capaciti
         const auto sentence = place(p, any_settings(), scratch);
         if (!sentence.empty()) RC_FAIL(sentence);
     }));
+    covers<operation("capacity and slots, drops by position"), operation("drops by gate")>(device);
 }
 
 TEST_CASE("slots: no token left behind, the CPU backend's") {
@@ -148,6 +149,7 @@ TEST_CASE("slots: no token left behind, the CPU backend's") {
         const auto sentence = place_in_rounds(p, any_settings(), scratch);
         if (!sentence.empty()) RC_FAIL(sentence);
     }));
+    covers<operation("no token left behind")>(device);
 }
 
 TEST_CASE("slots: many tokens, several levels of every sum") {
