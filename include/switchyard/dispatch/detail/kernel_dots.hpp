@@ -88,9 +88,8 @@ struct dot_kernel {
                 row.load(here, rows.row(choice.row), rows.column_stride, column, step, share.columns);
                 part = dot_pieces(row, token);
                 if constexpr (beside == beside_dots::weighed_tokens) {
-                    lane_numbers<Out, V> weighed;
-                    weigh_numbers<true>(token, choice.weight, weighed);
-                    weighed.store(here, out.row(choice.row), out.column_stride, column, step, share.columns);
+                    store_weighed<true>(here, token, choice.weight, out.row(choice.row), out.column_stride, column,
+                                        step, share.columns);
                 } else if constexpr (beside == beside_dots::summed_rows) {
                     sum.add(row, static_cast<compute_t<Out>>(choice.weight));
                 }
@@ -102,7 +101,7 @@ struct dot_kernel {
         }
         if constexpr (beside == beside_dots::summed_rows) {
             if (at.token < share.tokens) {
-                sum.rounded().store(here, out.row(at.token), out.column_stride, column, step, share.columns);
+                sum.store(here, out.row(at.token), out.column_stride, column, step, share.columns);
             }
         }
         return product;

@@ -139,7 +139,33 @@ choice_rows<S> choice_rows_of(const plan_view<S, Space>& plan, bool weigh) {
     return {plan.tokens, plan.choices, plan.expert, plan.slot, plan.offsets, weigh ? plan.gate : nullptr};
 }
 
-/// A lane's numbers of a row, `most` pieces of V. Beyond the row's end they are 0.
+/// A piece of a row that begins with column `at`; beyond the row's end it is 0.
+template <int V, kernel_thread Here, class T>
+SWITCHYARD_DEVICE number_vector<T, V> load_piece(Here& here, const T* row, index_t column_stride, index_t at,
+                                                 index_t columns) {
+    number_vector<T, V> piece{};
+    if (at < columns) {
+        if constexpr (V == 1) {
+            piece.at[0] = here.load(row + at * column_stride);
+        } else {
+            piece = here.template load_vector<V>(row + at);
+        }
+    }
+    return piece;
+}
+template <kernel_thread Here, class T, int V>
+SWITCHYARD_DEVICE void store_piece(Here& here, T* row, index_t column_stride, index_t at, index_t columns,
+                                   const number_vector<T, V>& piece) {
+    if (at < columns) {
+        if constexpr (V == 1) {
+            here.store(row + at * column_stride, piece.at[0]);
+        } else {
+            here.store_vector(row + at, piece);
+        }
+    }
+}
+
+/// A lane's numbers of a row, `most` pieces of V.
 template <class T, int V>
 struct lane_numbers {
     static constexpr int most = most_pieces<V>;
@@ -150,30 +176,7 @@ struct lane_numbers {
     SWITCHYARD_DEVICE void load(Here& here, const T* row, index_t column_stride, index_t first, index_t step,
                                 index_t columns) {
         for (int p = 0; p < most; ++p) {
-            const index_t at = first + p * step;
-            piece[p] = number_vector<T, V>{};
-            if (at < columns) {
-                if constexpr (V == 1) {
-                    piece[p].at[0] = here.load(row + at * column_stride);
-                } else {
-                    piece[p] = here.template load_vector<V>(row + at);
-                }
-            }
-        }
-    }
-
-    template <kernel_thread Here>
-    SWITCHYARD_DEVICE void store(Here& here, T* row, index_t column_stride, index_t first, index_t step,
-                                 index_t columns) const {
-        for (int p = 0; p < most; ++p) {
-            const index_t at = first + p * step;
-            if (at < columns) {
-                if constexpr (V == 1) {
-                    here.store(row + at * column_stride, piece[p].at[0]);
-                } else {
-                    here.store_vector(row + at, piece[p]);
-                }
-            }
+            piece[p] = load_piece<V>(here, row, column_stride, first + p * step, columns);
         }
     }
 };

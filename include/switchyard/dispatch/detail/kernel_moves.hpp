@@ -12,22 +12,25 @@ namespace switchyard {
 inline namespace SWITCHYARD_TARGET {
 namespace detail {
 
-/// to = weight * from. Rows of one type that are not weighed keep their bits, which a product by 1 may not: whether
-/// they are weighed is known to the compiler.
-template <bool Weighed, class In, class Out, int V, class S>
-SWITCHYARD_DEVICE void weigh_numbers(const lane_numbers<In, V>& from, S weight, lane_numbers<Out, V>& to) {
+/// Stores weight * from as a lane's numbers of a row, piece by piece. Rows of one type that are not weighed keep their
+/// bits, which a product by 1 may not: whether they are weighed is known to the compiler.
+template <bool Weighed, kernel_thread Here, class In, class Out, int V, class S>
+SWITCHYARD_DEVICE void store_weighed(Here& here, const lane_numbers<In, V>& from, S weight, Out* row,
+                                     index_t column_stride, index_t first, index_t step, index_t columns) {
     const auto by = static_cast<compute_t<In>>(weight);
     for (int p = 0; p < from.most; ++p) {
+        number_vector<Out, V> piece;
         for (int j = 0; j < V; ++j) {
             const In number = from.piece[p].at[j];
             if constexpr (Weighed) {
-                to.piece[p].at[j] = store_scalar<Out>(static_cast<compute_t<Out>>(by * load_scalar(number)));
+                piece.at[j] = store_scalar<Out>(static_cast<compute_t<Out>>(by * load_scalar(number)));
             } else if constexpr (std::is_same_v<In, Out>) {
-                to.piece[p].at[j] = number;
+                piece.at[j] = number;
             } else {
-                to.piece[p].at[j] = store_scalar<Out>(static_cast<compute_t<Out>>(load_scalar(number)));
+                piece.at[j] = store_scalar<Out>(static_cast<compute_t<Out>>(load_scalar(number)));
             }
         }
+        store_piece(here, row, column_stride, first + p * step, columns, piece);
     }
 }
 
@@ -57,9 +60,8 @@ struct gather_kernel {
             for (int i = 0; i < plan.in_batch(first, share.lanes); ++i) {
                 const auto choice = plan.shared(here, mine, at.first_lane + i);
                 if (choice.row >= 0) {
-                    lane_numbers<Out, V> weighed;
-                    weigh_numbers<Weighed>(numbers, choice.weight, weighed);
-                    weighed.store(here, out.row(choice.row), out.column_stride, column, step, share.columns);
+                    store_weighed<Weighed>(here, numbers, choice.weight, out.row(choice.row), out.column_stride, column,
+                                           step, share.columns);
                 }
             }
         }
@@ -82,14 +84,16 @@ struct piece_sums {
         }
     }
 
-    SWITCHYARD_DEVICE lane_numbers<Out, V> rounded() const {
-        lane_numbers<Out, V> to;
+    template <kernel_thread Here>
+    SWITCHYARD_DEVICE void store(Here& here, Out* row, index_t column_stride, index_t first, index_t step,
+                                 index_t columns) const {
         for (int p = 0; p < most; ++p) {
+            number_vector<Out, V> piece;
             for (int j = 0; j < V; ++j) {
-                to.piece[p].at[j] = store_scalar<Out>(at[p][j]);
+                piece.at[j] = store_scalar<Out>(at[p][j]);
             }
+            store_piece(here, row, column_stride, first + p * step, columns, piece);
         }
-        return to;
     }
 };
 
@@ -130,7 +134,7 @@ struct sum_kernel {
             }
         }
         if (at.token < share.tokens && (has_rows || !accumulate)) {
-            sum.rounded().store(here, out.row(at.token), out.column_stride, column, step, share.columns);
+            sum.store(here, out.row(at.token), out.column_stride, column, step, share.columns);
         }
     }
 };
