@@ -2,6 +2,7 @@
 // with one look at the device.
 #include "assignment/instances.hpp"
 #include "simt/executor.hpp"
+#include "support/covers.hpp"
 
 #include <switchyard/assignment/kernel_hungarian.hpp>
 #include <switchyard/backend/eigen.hpp>
@@ -153,6 +154,7 @@ TEST_CASE_TEMPLATE("the optimum on every kind of scores, shape, mask and bounds"
             }
         }
     }
+    covers<operation("exact assignment")>(simt::policy{});
 }
 
 TEST_CASE_TEMPLATE("where most tokens are fixed on the device: one look, with prices to begin with and without", S,

@@ -22,7 +22,7 @@
 namespace switchyard_test {
 
 /// The matrix's rows, in its order. The script reads them here.
-inline constexpr std::string_view operations[] = {
+inline constexpr std::string_view matrix_rows[] = {
     "Switch, forward",
     "Switch, backward",
     "top-k, forward",
@@ -54,21 +54,21 @@ inline constexpr std::string_view operations[] = {
 
 /// The number of a row. A title that is no row does not compile where a constant is wanted.
 constexpr std::size_t operation(std::string_view title) {
-    for (std::size_t i = 0; i < std::size(operations); ++i) {
-        if (operations[i] == title) return i;
+    for (std::size_t i = 0; i < std::size(matrix_rows); ++i) {
+        if (matrix_rows[i] == title) return i;
     }
     throw std::invalid_argument("no such operation");
 }
 
 /// The matrix's columns: where an operation ran.
-enum class column { eigen_seq, eigen_par, thrust_cpp, thrust_omp, thrust_tbb, cuda_emulated, cuda_run };
+enum class matrix_column { eigen_seq, eigen_par, thrust_cpp, thrust_omp, thrust_tbb, cuda_emulated, cuda_run };
 
-inline constexpr std::string_view columns[] = {
+inline constexpr std::string_view matrix_columns[] = {
     "Eigen seq", "Eigen par", "Thrust CPP", "Thrust OMP", "Thrust TBB", "CUDA emulated", "CUDA run",
 };
 
 /// Column and operation. Test cases run one after the other, and their claims are made by the thread that runs them.
-using claim_set = std::set<std::pair<column, std::size_t>>;
+using claim_set = std::set<std::pair<matrix_column, std::size_t>>;
 
 /// Of the test case that runs.
 inline claim_set& claims_of_test_case() {
@@ -102,12 +102,13 @@ class claims_file {
         if (!file_) throw std::runtime_error(std::string("SWITCHYARD_COVERS: cannot write ") + path);
         if (!device_name().empty()) line("device", device_name());
         for (const auto& [where, what] : compiled_claims()) {
-            if (where == column::cuda_run) line("CUDA compiled", operations[what]);
+            if (where == matrix_column::cuda_run) line("CUDA compiled", matrix_rows[what]);
         }
     }
 
     void add(const claim_set& claims) {
-        for (const auto& [where, what] : claims) line(columns[static_cast<std::size_t>(where)], operations[what]);
+        for (const auto& [where, what] : claims)
+            line(matrix_columns[static_cast<std::size_t>(where)], matrix_rows[what]);
     }
 
     void line(std::string_view name, std::string_view value) {

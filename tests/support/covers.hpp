@@ -13,28 +13,28 @@ namespace switchyard_test {
 /// Where a policy runs: on the CPU, or its kernels on the executor or on a GPU. The header of another device says it
 /// for its own policy.
 template <class Policy>
-inline constexpr column column_of = [] {
+inline constexpr matrix_column column_of = [] {
     if constexpr (std::is_same_v<Policy, switchyard::seq_policy>) {
-        return column::eigen_seq;
+        return matrix_column::eigen_seq;
     } else if constexpr (switchyard::host_policy<Policy>) {
-        return column::eigen_par;
+        return matrix_column::eigen_par;
     } else {
         static_assert(Policy::runs_kernels, "column_of<Policy> says which column of the support matrix this is");
 #if defined(__CUDACC__)
-        return column::cuda_run;
+        return matrix_column::cuda_run;
 #else
-        return column::cuda_emulated;
+        return matrix_column::cuda_emulated;
 #endif
     }
 }();
 
 /// Present in every program that holds a `covers` of it.
-template <column Column, std::size_t Operation>
+template <matrix_column Column, std::size_t Operation>
 inline const bool is_compiled = compiled_claims().emplace(Column, Operation).second;
 
 template <std::size_t... Operations, class Policy>
 void covers(const Policy&) {
-    constexpr column where = column_of<Policy>;
+    constexpr matrix_column where = column_of<Policy>;
     (static_cast<void>(&is_compiled<where, Operations>), ...);
     (claims_of_test_case().emplace(where, Operations), ...);
 }

@@ -19,13 +19,13 @@ namespace switchyard_test {
 inline const auto device = switchyard::on_thrust(thrust::device);
 
 template <>
-inline constexpr column column_of<std::remove_const_t<decltype(device)>> =
+inline constexpr matrix_column column_of<std::remove_const_t<decltype(device)>> =
 #if THRUST_DEVICE_SYSTEM == THRUST_DEVICE_SYSTEM_TBB
-    column::thrust_tbb;
+    matrix_column::thrust_tbb;
 #elif THRUST_DEVICE_SYSTEM == THRUST_DEVICE_SYSTEM_OMP
-    column::thrust_omp;
+    matrix_column::thrust_omp;
 #else
-    column::thrust_cpp;
+    matrix_column::thrust_cpp;
 #endif
 }  // namespace switchyard_test
 #endif
