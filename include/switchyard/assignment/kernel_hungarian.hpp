@@ -31,7 +31,7 @@
 //
 // Memory: about 16 bytes a token, the parcel (32 E + 1024 rows of scores, or all), and 4 bytes a pair of experts from
 // the device workspace; on the host, the parcel's copy and what hungarian.hpp needs for the candidates, from a
-// workspace of the caller's, or allocated in every call. Launches: about 90 without prices, 40 with; most of them do
+// workspace of the caller's, or allocated in every call. Launches: about 105 without prices, 40 with; most of them do
 // nothing once prices are good. docs/assignment/device.md counts bytes.
 //
 // Ties and errors: as on the host. The result is the same at every call, on every machine of equal arithmetic; among
@@ -276,7 +276,7 @@ class exact_on_device {
     /// `host_prices` [E]: where prices go on the host, too; or null.
     assignment_result run(double* host_prices) {
         host_prices_ = host_prices;
-        const bool fits = rows_ > 0 && experts_ >= 1 && experts_ <= most_kernel_experts && problem_.choices == 1 &&
+        const bool fits = rows_ > 0 && experts_ >= 1 && experts_ <= most_priced_experts && problem_.choices == 1 &&
                           solver_.sampling != 0;
         return fits ? run_narrowed() : run_on_host();
     }
@@ -323,7 +323,7 @@ class exact_on_device {
             if (takes_all) break;
             send_to_device(policy_, on.price, candidates.prices(), experts_);
             policy_.launch(set_given_prices<C>{on}, 1,
-                           shared_bytes_of<double>(price_search_on_device<C>::threads / warp_lanes));
+                           shared_room<double>(price_search_on_device<C>::threads / warp_lanes));
         }
         return run_on_host();
     }
@@ -344,7 +344,7 @@ class exact_on_device {
         const index_t stride = std::clamp<index_t>(rows_ / (8 * experts_), 1, 8);
         if (attempt == 0 && problem_.initial_prices == nullptr && stride > 1) {
             const auto sampled = static_cast<double>(sampled_rows(rows_, stride));
-            steps(on, stride, 12, 0.2 * std::sqrt(sampled * static_cast<double>(experts_)));
+            steps(on, stride, 16, 0.2 * std::sqrt(sampled * static_cast<double>(experts_)));
         }
         steps(on, 1, attempt == 0 ? 6 : 16, static_cast<double>(experts_) / 2);
     }

@@ -57,8 +57,8 @@ struct certify_rows_kernel {
     std::int32_t* load;    ///< [E], added to
 
     static std::size_t shared_bytes(index_t experts) {
-        return shared_bytes_of<double>(experts) + shared_bytes_of<std::int32_t>(experts) +
-               shared_bytes_of<double>(threads / warp_lanes);
+        return shared_room<double>(experts) + shared_room<std::int32_t>(experts) +
+               shared_room<double>(threads / warp_lanes);
     }
 
     template <kernel_thread Here>
@@ -179,7 +179,7 @@ void certify_rows(const Policy& policy, const device_scores<S, policy_space<Poli
         policy.launch(kernel{reader, shares, expert_of_token, price, partial, load}, shares.blocks(),
                       kernel::shared_bytes(experts));
         policy.launch(add_certified{partial, shares.blocks(), sums}, 1,
-                      shared_bytes_of<double>(add_certified::threads / warp_lanes));
+                      shared_room<double>(add_certified::threads / warp_lanes));
     });
 }
 

@@ -92,7 +92,7 @@ struct choose_band {
     bool takes_all;  ///< every token that has a choice is a candidate
 
     static std::size_t shared_bytes() {
-        return shared_bytes_of<double>(threads / warp_lanes) + shared_bytes_of<std::int32_t>(threads + 1);
+        return shared_room<double>(threads / warp_lanes) + shared_room<std::int32_t>(threads + 1);
     }
 
     template <kernel_thread Here>
@@ -147,7 +147,7 @@ struct fix_tokens {
     double* sums;              ///< [blocks, 2]
 
     static std::size_t shared_bytes(index_t experts) {
-        return shared_bytes_of<double>(threads / warp_lanes) + shared_bytes_of<std::int32_t>(experts);
+        return shared_room<double>(threads / warp_lanes) + shared_room<std::int32_t>(experts);
     }
 
     template <kernel_thread Here>

@@ -86,7 +86,7 @@ template <kernel_policy Policy>
 void send_experts_of(const Policy& policy, const std::int32_t* row, const std::int32_t* expert, index_t count,
                      std::int32_t* expert_of_token, device_workspace<Policy>& scratch) {
     constexpr index_t each = numbers_a_launch<std::int16_t>;
-    static_assert(most_kernel_experts <= std::numeric_limits<std::int16_t>::max());
+    static_assert(most_priced_experts <= std::numeric_limits<std::int16_t>::max());
     if (count > most_expert_launches * each) {
         const auto scope = scratch.open();
         auto* const copy = scratch.template take<std::int32_t>(count);

@@ -121,8 +121,8 @@ struct price_pass {
     const std::int32_t* skip;  ///< one number: if it is not 0, this pass is not wanted. Or null
 
     static std::size_t shared_bytes(index_t experts) {
-        return shared_bytes_of<C>(experts) + shared_bytes_of<std::int32_t>(experts) +
-               shared_bytes_of<std::int32_t>(margin_bins) + shared_bytes_of<double>(threads);
+        return shared_room<C>(experts) + shared_room<std::int32_t>(experts) + shared_room<std::int32_t>(margin_bins) +
+               shared_room<double>(threads);
     }
 
     template <kernel_thread Here>

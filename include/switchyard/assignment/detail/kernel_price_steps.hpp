@@ -311,7 +311,7 @@ struct measure_prices {
     double enough;   ///< excess that is as good as none
 
     static std::size_t shared_bytes() {
-        return shared_bytes_of<double>(threads / warp_lanes) + shared_bytes_of<std::int32_t>(threads + 1);
+        return shared_room<double>(threads / warp_lanes) + shared_room<std::int32_t>(threads + 1);
     }
 
     template <kernel_thread Here>
@@ -427,7 +427,7 @@ struct solve_step {
     price_search_on_device<C> on;
 
     static std::size_t shared_bytes(index_t experts) {
-        return shared_bytes_of<double>(threads / warp_lanes) + shared_bytes_of<double>(experts);
+        return shared_room<double>(threads / warp_lanes) + shared_room<double>(experts);
     }
 
     template <kernel_thread Here>
@@ -530,10 +530,10 @@ void begin_price_steps(const Policy& policy, const price_search_on_device<C>& on
         policy.launch(clear_number{&on.state->tokens}, 1);
         policy.launch(count_tokens_kernel{mask, on.rows, &on.state->tokens},
                       (on.rows + count_tokens_kernel::rows_a_block - 1) / count_tokens_kernel::rows_a_block,
-                      shared_bytes_of<std::int32_t>(count_tokens_kernel::threads / warp_lanes));
+                      shared_room<std::int32_t>(count_tokens_kernel::threads / warp_lanes));
     }
     policy.launch(begin_search<C>{on, bounds, initial_prices, is_counted}, 1,
-                  shared_bytes_of<double>(begin_search<C>::threads / warp_lanes));
+                  shared_room<double>(begin_search<C>::threads / warp_lanes));
 }
 
 /// At most so many steps on one of each `stride` rows, from the prices there are to the best ones found. The last

@@ -15,6 +15,7 @@
 
 #include <switchyard/assignment/detail/device_auction_market.hpp>
 #include <switchyard/backend/kernel.hpp>
+#include <switchyard/backend/lane_group.hpp>
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/matrix_view.hpp>
 #include <switchyard/core/scalar_traits.hpp>
@@ -29,7 +30,7 @@ inline namespace SWITCHYARD_TARGET {
 namespace detail {
 
 /// Experts whose prices fit a block's shared memory beside what else a kernel keeps there.
-inline constexpr index_t most_kernel_experts = 4096;
+inline constexpr index_t most_priced_experts = 4096;
 
 /// Whether rows can be read in accesses of 16 bytes.
 template <class S, class Space>
@@ -112,9 +113,9 @@ struct row_reader {
                 if (count >= V) {
                     scores = here.template load_vector<V>(from + e);
                 } else {
-                    for (int j = 0; j < V; ++j) {
+                    unrolled<V>([&](int j) {
                         if (j < count) scores.at[j] = here.load(from + e + j);
-                    }
+                    });
                 }
             } else if (count > 0) {
                 scores.at[0] = here.load(from + e * source.scores.column_stride);
@@ -123,9 +124,9 @@ struct row_reader {
                 const compute first = here.shuffle(signed_score(scores.at[0]), mine.first);
                 row.begin(first > -std::numeric_limits<compute>::infinity() ? first : compute(0));
             }
-            for (int j = 0; j < V; ++j) {
+            unrolled<V>([&](int j) {
                 if (j < count) row.take(e + j, signed_score(scores.at[j]));
-            }
+            });
         }
     }
 };
@@ -159,14 +160,16 @@ struct two_best {
     std::int32_t next = -1;
 
     SWITCHYARD_HD void see(index_t e, C margin) {
-        if (margin > first) {
+        const auto seen = static_cast<std::int32_t>(e);
+        if (!(margin > -std::numeric_limits<C>::infinity())) return;
+        if (is_better(margin, seen, first, expert)) {
             second = first;
             next = expert;
             first = margin;
-            expert = static_cast<std::int32_t>(e);
-        } else if (margin > second) {
+            expert = seen;
+        } else if (is_better(margin, seen, second, next)) {
             second = margin;
-            next = static_cast<std::int32_t>(e);
+            next = seen;
         }
     }
 
@@ -209,12 +212,6 @@ SWITCHYARD_DEVICE T block_sum(Here& here, T mine, T* room, int threads) {
     T all = room[0];
     for (int warp = 1; warp < threads / warp_lanes; ++warp) all += room[warp];
     return all;
-}
-
-/// Shared memory of a number of T's, as `here.shared` takes them.
-template <class T>
-constexpr std::size_t shared_bytes_of(index_t count) {
-    return (static_cast<std::size_t>(count) * sizeof(T) + 15) / 16 * 16;
 }
 
 }  // namespace detail

@@ -1,0 +1,396 @@
+// The price pass, the auction's rounds by kernels and `async_auction`, on the executor, in every order of threads.
+#include "assignment/instances.hpp"
+#include "simt/executor.hpp"
+
+#include <switchyard/assignment/kernel_auction.hpp>
+#include <switchyard/backend/eigen.hpp>
+#include <switchyard/plan/device_plan.hpp>
+#include <switchyard/router/kernel_base.hpp>
+#include <switchyard/router/route.hpp>
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <random>
+#include <string>
+#include <vector>
+
+namespace {
+
+using namespace switchyard_test;
+namespace sy = switchyard;
+using assignment_tests::draw_instance;
+using assignment_tests::infinity;
+using assignment_tests::instance;
+using assignment_tests::score_kind;
+using assignment_tests::sentence_of;
+using sy::index_t;
+
+/// Refuses to wait: what is asynchronous runs with it.
+struct policy_without_waits : simt::policy {
+    void copy_to_host(void*, const void*, std::size_t) const { throw simt::error("a wait for the device"); }
+    void copy_to_device(void*, const void*, std::size_t) const { throw simt::error("a copy to the device"); }
+};
+static_assert(sy::kernel_policy<policy_without_waits>);
+
+template <class T>
+sy::buffer<T, simt::memory> on_device(const std::vector<T>& numbers) {
+    sy::buffer<T, simt::memory> made(static_cast<index_t>(numbers.size()));
+    std::copy(numbers.begin(), numbers.end(), made.data());
+    return made;
+}
+template <class T>
+std::vector<T> on_host(const sy::buffer<T, simt::memory>& numbers) {
+    return {numbers.begin(), numbers.end()};
+}
+
+/// A problem in the executor's memory.
+template <class S>
+struct posed_there {
+    sy::buffer<S, simt::memory> scores;
+    sy::buffer<std::uint8_t, simt::memory> mask;
+    sy::buffer<std::int32_t, simt::memory> experts;
+    sy::buffer<double, simt::memory> prices;
+    sy::buffer<sy::assignment_result, simt::memory> found;
+    sy::device_assignment_problem<S, simt::device_space> problem;
+
+    explicit posed_there(const instance& from, index_t padding = 0)
+        : scores(from.scores.rows * (from.scores.columns + padding)),
+          mask(on_device(std::vector<std::uint8_t>(from.mask.begin(), from.mask.end()))),
+          experts(from.scores.rows),
+          prices(from.scores.columns),
+          found(1) {
+        const index_t rows = from.scores.rows;
+        const index_t columns = from.scores.columns;
+        for (index_t t = 0; t < rows; ++t) {
+            for (index_t e = 0; e < columns; ++e) {
+                scores.data()[t * (columns + padding) + e] =
+                    sy::store_scalar<S>(static_cast<sy::compute_t<S>>(from.scores(t, e)));
+            }
+        }
+        problem = {.scores = {scores.data(), rows, columns, columns + padding, 1},
+                   .bounds = from.bounds(),
+                   .mask = {from.mask.empty() ? nullptr : mask.data(), from.mask.length()}};
+    }
+    assignment_tests::solution solution() const { return {*found.data(), on_host(experts), on_host(prices)}; }
+};
+
+template <class S>
+assignment_tests::solution solve_async(const instance& problem, sy::async_auction solver = {},
+                                       const simt::order& order = {}, index_t padding = 0,
+                                       simt::traffic* counted = nullptr) {
+    posed_there<S> there(problem, padding);
+    simt::executor device(order);
+    policy_without_waits on;
+    on.device = &device;
+    solver.found = there.found.data();
+    sy::device_workspace<policy_without_waits> scratch;
+    solve(on, solver, there.problem, {.expert_of_token = there.experts.data(), .prices = there.prices.data()}, scratch);
+    if (counted != nullptr) *counted = device.counted();
+    return there.solution();
+}
+
+instance balanced(instance problem) {
+    const sy::quotas same = sy::balanced_quotas(problem.tokens(), problem.scores.columns);
+    for (index_t e = 0; e < problem.scores.columns; ++e) {
+        problem.lower[e] = same.lower(e);
+        problem.upper[e] = same.upper(e);
+    }
+    return problem;
+}
+
+/// The gap at these prices by plain loops, as assignment.hpp defines it.
+double gap_of(const instance& problem, const assignment_tests::solution& found) {
+    double gap = 0;
+    std::vector<index_t> load(static_cast<std::size_t>(problem.scores.columns), 0);
+    const auto price = [&](index_t e) { return found.prices[static_cast<std::size_t>(e)]; };
+    for (index_t t = 0; t < problem.scores.rows; ++t) {
+        const auto own = found.experts[static_cast<std::size_t>(t)];
+        if (own < 0) continue;
+        load[static_cast<std::size_t>(own)] += 1;
+        double best = -infinity;
+        for (index_t e = 0; e < problem.scores.columns; ++e) best = std::max(best, problem.scores(t, e) - price(e));
+        gap += best - (problem.scores(t, own) - price(own));
+    }
+    for (index_t e = 0; e < problem.scores.columns; ++e) {
+        const auto upper = std::min(problem.upper[e], problem.tokens());
+        if (upper == 0) continue;
+        const auto bound = price(e) > 0 ? upper : problem.lower[e];
+        gap += price(e) * static_cast<double>(bound - load[static_cast<std::size_t>(e)]);
+    }
+    return gap;
+}
+
+/// Within the quotas, and the gap is what it should be: an upper bound on the distance from the best.
+void check_certified(const instance& problem, const assignment_tests::solution& found) {
+    CHECK(is_valid(problem, found));
+    double size = 1;
+    for (const double s : problem.scores.values) size = std::max(size, std::isfinite(s) ? std::abs(s) : 0.0);
+    CHECK(found.result.gap == doctest::Approx(gap_of(problem, found)).epsilon(1e-9).scale(size));
+    CHECK(found.result.dual == doctest::Approx(found.result.primal + found.result.gap).epsilon(1e-12));
+    const auto best = assignment_tests::solve_as<double>(sy::hungarian{}, problem);
+    CHECK(found.result.primal <= best.result.primal + best.result.tolerance);
+    CHECK(found.result.dual >= best.result.primal - best.result.tolerance);
+}
+
+}  // namespace
+
+TEST_CASE_TEMPLATE("the price pass: experts, margins and loads, each score read once", S, float, double, Eigen::half,
+                   Eigen::bfloat16) {
+    using C = sy::compute_t<S>;
+    using namespace sy::detail;
+    std::mt19937_64 random(1);
+    for (const auto& [rows, experts] : std::vector<std::pair<index_t, index_t>>{
+             {1, 1}, {70, 3}, {300, 8}, {129, 64}, {65, 100}, {40, 256}, {17, 1000}}) {
+        const auto problem = draw_instance(score_kind::quarters, rows, experts, 30, rows % 2 == 0, random);
+        posed_there<S> there(problem, rows % 3);
+        std::vector<C> price(static_cast<std::size_t>(experts));
+        for (C& p : price) p = C(0.25) * static_cast<C>(static_cast<int>(random() % 9) - 4);
+        if (experts > 2) price[2] = std::numeric_limits<C>::infinity();
+        auto prices = on_device(price);
+        sy::buffer<C, simt::memory> largest(1);
+        largest.data()[0] = 1;
+        sy::device_workspace<simt::policy> scratch;
+        simt::for_each_order([&](simt::executor& device) {
+            const simt::policy on{&device};
+            const auto scope = scratch.open();
+            auto search = price_search_on_device<C>::take(rows, experts, pass_blocks<S>(rows, experts), scratch);
+            std::fill_n(search.looked.load, experts, 0);
+            std::fill_n(search.looked.bins, margin_bins, 0);
+            *search.looked.bad_rows = none_bad;
+            device.reset();
+            run_price_pass<simt::policy, S>(on, {there.problem.scores}, there.problem.mask, 1,
+                                            {prices.data(), largest.data()}, search.looked);
+            std::vector<std::int32_t> load(static_cast<std::size_t>(experts), 0);
+            std::int32_t bad = none_bad;
+            index_t seen = 0;
+            for (index_t t = 0; t < rows; ++t) {
+                CAPTURE(t);
+                const bool is_token = sy::reference::is_token(problem.mask, t);
+                std::int32_t best = -1, next = -1;
+                const auto margin = [&](index_t e) {
+                    return static_cast<C>(problem.scores(t, e)) - price[static_cast<std::size_t>(e)];
+                };
+                for (std::int32_t e = 0; e < experts; ++e) {
+                    if (margin(e) > (best < 0 ? -std::numeric_limits<C>::infinity() : margin(best))) {
+                        next = best;
+                        best = e;
+                    } else if (margin(e) > (next < 0 ? -std::numeric_limits<C>::infinity() : margin(next))) {
+                        next = e;
+                    }
+                }
+                CHECK(search.looked.expert[t] == (is_token ? best : not_a_token));
+                CHECK(search.looked.next[t] == (is_token ? next : -1));
+                if (!is_token) continue;
+                if (best < 0) {
+                    bad = std::min(bad, static_cast<std::int32_t>(t));
+                    continue;
+                }
+                seen += 1;
+                load[static_cast<std::size_t>(best)] += 1;
+                if (next < 0) {
+                    CHECK(search.looked.margin[t] == std::numeric_limits<C>::infinity());
+                } else {
+                    CHECK(search.looked.margin[t] <= margin(best) - margin(next));
+                    CHECK(search.looked.margin[t] >= margin(best) - margin(next) - C(1e-5));
+                }
+            }
+            CHECK(std::equal(load.begin(), load.end(), search.looked.load));
+            CHECK(*search.looked.bad_rows == bad);
+            index_t binned = 0;
+            for (index_t b = 0; b < margin_bins; ++b) binned += search.looked.bins[b];
+            CHECK(binned == seen);
+            CHECK(device.counted().launches == 1);
+        });
+    }
+}
+
+TEST_CASE("bytes of the price pass: the scores once, and what it writes") {
+    using namespace sy::detail;
+    const index_t rows = 4096;
+    const index_t experts = 64;
+    const auto scores = on_device(assignment_tests::gaussian_scores(rows, experts, 3));
+    sy::device_workspace<simt::policy> scratch;
+    const auto scope = scratch.open();
+    simt::executor device;
+    const simt::policy on{&device};
+    auto search = price_search_on_device<float>::take(rows, experts, pass_blocks<float>(rows, experts), scratch);
+    begin_price_steps(on, search, {.is_balanced = true}, {}, static_cast<const double*>(nullptr));
+    device.reset();
+    run_price_pass<simt::policy, float>(on, {{scores.data(), rows, experts}}, {}, 1, search.passed, search.looked);
+    const double compulsory = rows * experts * 4 + rows * 12;
+    CHECK(static_cast<double>(device.counted().loaded + device.counted().stored) <= 1.15 * compulsory);
+    CHECK(static_cast<double>(device.counted().loaded + device.counted().stored) >= compulsory);
+    CHECK(device.counted().launches == 1);
+}
+
+TEST_CASE_TEMPLATE("bids of lane groups are the generic ones, bit by bit, in as many launches", S, float, double,
+                   Eigen::bfloat16) {
+    std::mt19937_64 random(2);
+    for (int kind = 0; kind < static_cast<int>(score_kind::count); ++kind) {
+        const auto problem =
+            draw_instance(static_cast<score_kind>(kind), 90 + kind, 6 + kind, 20, kind % 2 == 0, random);
+        const auto run = [&](auto make, simt::traffic& counted) {
+            posed_there<S> there(problem);
+            simt::executor device(simt::all_orders[static_cast<std::size_t>(kind) % std::size(simt::all_orders)]);
+            const auto on = make(simt::policy{&device});
+            sy::device_workspace<simt::policy> scratch;
+            std::string why = sentence_of([&] {
+                *there.found.data() =
+                    solve(on, sy::auction{}, there.problem,
+                          {.expert_of_token = there.experts.data(), .prices = there.prices.data()}, scratch);
+            });
+            counted = device.counted();
+            return std::pair(why, there.solution());
+        };
+        simt::traffic with, without;
+        const auto mine = run([](simt::policy p) { return p; }, with);
+        const auto generic = run([](simt::policy p) { return sy::without_kernels(p); }, without);
+        CHECK(mine.first == generic.first);
+        if (!mine.first.empty()) continue;
+        CHECK(mine.second.experts == generic.second.experts);
+        CHECK(mine.second.prices == generic.second.prices);
+        CHECK(mine.second.result.gap == generic.second.result.gap);
+        CHECK(with.launches == without.launches);
+    }
+}
+
+TEST_CASE_TEMPLATE("async_auction: within the quotas and certified, whatever the scores", S, float, double) {
+    std::mt19937_64 random(3);
+    for (int kind = 0; kind < static_cast<int>(score_kind::count); ++kind) {
+        for (const auto& [rows, experts] :
+             std::vector<std::pair<index_t, index_t>>{{1, 1}, {7, 1}, {3, 8}, {64, 4}, {130, 7}, {300, 16}}) {
+            CAPTURE(kind);
+            CAPTURE(rows);
+            CAPTURE(experts);
+            const auto problem = draw_instance(static_cast<score_kind>(kind), rows, experts, 0, false, random);
+            check_certified(problem, solve_async<S>(problem));
+            const auto masked = balanced(draw_instance(static_cast<score_kind>(kind), rows, experts, 0, true, random));
+            check_certified(masked, solve_async<S>(masked, {.sample_steps = 0, .price_steps = 0, .rounds = 1}));
+        }
+    }
+}
+
+TEST_CASE("async_auction: as good as its step, where it has the rounds") {
+    std::mt19937_64 random(4);
+    for (const auto kind : {score_kind::gaussian, score_kind::skewed, score_kind::quarters}) {
+        const auto problem = balanced(draw_instance(kind, 1200, 8, 0, false, random));
+        const auto best = assignment_tests::solve_as<float>(sy::hungarian{}, problem);
+        const auto found = solve_async<float>(problem, {.rounds = 200});
+        check_certified(problem, found);
+        CHECK(found.result.gap <= 1200 * 0.001);
+        CHECK(best.result.primal - found.result.primal <= found.result.gap);
+    }
+}
+
+TEST_CASE("async_auction: forbidden pairs are avoided where they can be, and noted where not") {
+    std::mt19937_64 random(5);
+    int clean = 0;
+    for (int i = 0; i < 12; ++i) {
+        const auto problem = balanced(draw_instance(score_kind::gaussian, 64, 4, 40, false, random));
+        const auto found = solve_async<float>(problem, {.rounds = 60});
+        std::vector<index_t> load(4, 0);
+        bool uses_forbidden = false;
+        for (index_t t = 0; t < 64; ++t) {
+            const auto e = found.experts[static_cast<std::size_t>(t)];
+            REQUIRE(e >= 0);
+            load[static_cast<std::size_t>(e)] += 1;
+            uses_forbidden = uses_forbidden || problem.scores(t, e) == -infinity;
+        }
+        CHECK(load == std::vector<index_t>(4, 16));
+        CHECK(uses_forbidden == (found.result.gap == infinity));
+        clean += uses_forbidden ? 0 : 1;
+    }
+    CHECK(clean >= 10);
+}
+
+TEST_CASE("async_auction: the same bits in every order, costs, rows with room behind them") {
+    std::mt19937_64 random(6);
+    const auto problem = balanced(draw_instance(score_kind::skewed, 700, 6, 0, true, random));
+    simt::traffic traffic;
+    const auto first = solve_async<float>(problem, {}, {}, 0, &traffic);
+    check_certified(problem, first);
+    for (const simt::order& order : simt::all_orders) {
+        simt::traffic counted;
+        const auto found = solve_async<float>(problem, {}, order, 0, &counted);
+        CHECK(found.experts == first.experts);
+        CHECK(found.prices == first.prices);
+        CHECK(found.result.gap == first.result.gap);
+        CHECK(counted == traffic);
+    }
+    const auto padded = solve_async<float>(problem, {}, {}, 3);
+    check_certified(problem, padded);
+}
+
+TEST_CASE("async_auction: settings and shapes it refuses") {
+    std::mt19937_64 random(7);
+    const auto problem = balanced(draw_instance(score_kind::gaussian, 16, 4, 0, false, random));
+    CHECK(sentence_of([&] { solve_async<float>(problem, {.rounds = 0}); }) ==
+          "async_auction::rounds = 0 must be in 1..100000");
+    CHECK(sentence_of([&] { solve_async<float>(problem, {.step = -1}); }) ==
+          "async_auction::step = -1 must be a number from 0 on");
+    auto wrong = problem;
+    wrong.lower[0] = 5;
+    CHECK(sentence_of([&] { solve_async<float>(wrong); }) != "");
+}
+
+TEST_CASE("BASE by kernels: exact with one wait, asynchronous with none, bad scores in the status") {
+    std::mt19937_64 random(8);
+    const auto problem = balanced(draw_instance(score_kind::gaussian, 600, 8, 0, true, random));
+    posed_there<float> there(problem);
+    simt::executor device;
+    policy_without_waits quiet;
+    quiet.device = &device;
+    const simt::policy on{&device};
+    sy::device_workspace<simt::policy> scratch;
+    const sy::training mode{.mask = there.problem.mask};
+    const auto best = assignment_tests::solve_as<float>(sy::hungarian{}, problem);
+    const auto score_of = [&](const auto& plan) {
+        double score = 0;
+        for (index_t t = 0; t < 600; ++t) {
+            const auto e = plan.view().expert[t];
+            CHECK((e < 0) == !sy::reference::is_token(problem.mask, t));
+            score += e < 0 ? 0.0 : problem.scores(t, e);
+        }
+        return score;
+    };
+    sy::basic_plan<float, simt::memory> plan;
+    sy::expert_prices prices;
+    for (int step = 0; step < 2; ++step) {
+        route_scores(on, sy::base_router<>{.prices = &prices}, there.problem.scores, mode, plan, scratch);
+        CHECK(score_of(plan) == doctest::Approx(best.result.primal).epsilon(1e-9));
+        CHECK(totals_of(on, plan).status == sy::plan_status::good);
+        CHECK(prices.of_expert.size() == 8);
+    }
+    sy::buffer<double, simt::memory> kept(8);
+    std::fill_n(kept.data(), 8, 0.0);
+    const sy::base_router<sy::async_auction> router{.solver = {.prices = kept.data(), .found = there.found.data()}};
+    for (int step = 0; step < 2; ++step) {
+        route_scores(quiet, router, there.problem.scores, mode, plan, scratch);
+        CHECK(score_of(plan) <= best.result.primal + best.result.tolerance);
+        CHECK(score_of(plan) >= best.result.primal - there.found.data()->gap - best.result.tolerance);
+        CHECK(there.found.data()->gap <= 600 * 0.001);
+        CHECK(totals_of(on, plan).status == sy::plan_status::good);
+        CHECK(totals_of(on, plan).kept == problem.tokens());
+    }
+    index_t token = 400;
+    while (!sy::reference::is_token(problem.mask, token)) ++token;
+    there.scores.data()[token * 8 + 3] = std::numeric_limits<float>::quiet_NaN();
+    route_scores(quiet, router, there.problem.scores, mode, plan, scratch);
+    CHECK(totals_of(on, plan).status == sy::plan_status::bad_score);
+    CHECK(totals_of(on, plan).status_token == token);
+    CHECK(there.found.data()->gap == infinity);
+    CHECK(sentence_of([&] { check(on, plan); }) != "");
+    CHECK(sentence_of([&] { route_scores(on, sy::base_router<>{}, there.problem.scores, mode, plan, scratch); }) ==
+          "scores[" + std::to_string(token) + ", 3] is NaN");
+    for (index_t e = 0; e < 8; ++e) there.scores.data()[token * 8 + e] = -std::numeric_limits<float>::infinity();
+    route_scores(quiet, router, there.problem.scores, mode, plan, scratch);
+    CHECK(totals_of(on, plan).status == sy::plan_status::unroutable);
+    CHECK(totals_of(on, plan).status_token == token);
+    CHECK(sentence_of([&] {
+              route_scores(on, sy::base_router<sy::async_auction>{.prices = &prices}, there.problem.scores, mode, plan,
+                           scratch);
+          }) != "");
+}
