@@ -8,10 +8,10 @@
 //   dot_rows              1          choices, kept rows, tokens' rows                     d_gates
 //
 // Each number moves once, in any of them; `choices` are expert, slot and gate of each choice and 8 bytes of offsets for
-// each kept one, once for every part of about 512 numbers that a wide row is cut in. Beyond 32 choices the dot products
-// read a token's row once for every 32. Accesses have 16 bytes where data pointers are aligned to it, columns lie next
-// to each other and row strides are whole accesses for each matrix of the call; where one is not, all move number by
-// number.
+// each kept one. The first two verbs cut rows of more than 512 numbers in parts, which look choices up once each (256
+// for double, 128 where numbers move one by one). Beyond 32 choices the dot products read a token's row once for every
+// 32. Accesses have 16 bytes where, for each matrix of the call, the data pointer is aligned to it, columns lie next to
+// each other, and width and row stride are whole accesses; otherwise all move number by number.
 //
 // Sums over choices are the CPU backend's: in their order, in the compute type. Dot products add in an order that the
 // shape alone gives. No atomics, no shared memory, no scratch; nothing is read on the host, and `order` is not read.

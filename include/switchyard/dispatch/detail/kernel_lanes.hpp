@@ -18,6 +18,7 @@
 #include <switchyard/plan/plan.hpp>
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 
 namespace switchyard {
