@@ -5,7 +5,12 @@
 #include <switchyard/backend/kernel_primitives.hpp>
 #include <switchyard/device.hpp>
 
+#include <switchyard/assignment/kernel_auction.hpp>
+#include <switchyard/assignment/kernel_hungarian.hpp>
+
 #include <switchyard/plan/kernel_slots.hpp>
+
+#include <switchyard/router/kernel_base.hpp>
 #include <switchyard/router/kernel_routing.hpp>
 
 #include <switchyard/dispatch/kernel_rows.hpp>
