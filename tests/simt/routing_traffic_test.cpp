@@ -1,0 +1,138 @@
+// What routing's kernels cost: launches, and bytes of device memory beside what no routing can do without, which is to
+// read every score (and choice, and gradient) once and to write every result once. Counted by the executor; README and
+// docs/gpu.md state the same budget.
+#define SWITCHYARD_TEST_DEVICE "simt/device.hpp"
+#include "thrust/device.hpp"
+
+#include <switchyard/backend/eigen.hpp>
+#include <switchyard/router/kernel_routing.hpp>
+
+#include <doctest/doctest.h>
+
+using namespace switchyard_test;
+
+namespace {
+
+struct shape {
+    index_t tokens, experts, choices;
+};
+
+struct cost {
+    std::int64_t launches = 0;
+    double bytes = 0;       ///< read and written
+    double compulsory = 0;  ///< of them, what must be
+    double share() const { return bytes / compulsory; }
+};
+
+cost cost_of(const simt::executor& executor, std::int64_t compulsory) {
+    const auto counted = executor.counted();
+    return {counted.launches, static_cast<double>(counted.loaded + counted.stored), static_cast<double>(compulsory)};
+}
+
+template <class T>
+struct routed_once {
+    simt::executor executor;
+    simt::policy on{&executor};
+    sy::matrix<T, simt::memory> scores;
+    sy::basic_plan<sy::compute_t<T>, simt::memory> plan;
+    sy::basic_workspace<simt::memory> scratch;
+    cost forward;
+
+    template <class Router>
+    routed_once(const Router& router, const shape& of, bool is_training)
+        : scores(sy::copy_to_device(on, stored<T>(gaussian_scores(of.tokens, of.experts, 1)))) {
+        const auto mode = is_training ? sy::run_mode(sy::training{}) : sy::run_mode(sy::inference{});
+        executor.reset();
+        sy::route_scores(on, router, scores, mode, plan, scratch);
+        const auto kept = sy::copy_to_host(on, plan).kept();
+        const index_t size = sizeof(T);
+        // Scores; expert, slot, gate; row -> choice; offsets and loads; statistics; totals.
+        index_t bytes = of.tokens * of.experts * size + of.tokens * of.choices * 12 + kept * 8 + (of.experts + 1) * 8 +
+                        of.experts * 16 + static_cast<index_t>(sizeof(sy::plan_totals));
+        if (is_training) bytes += of.experts * 8 + of.tokens * 8;
+        forward = cost_of(executor, bytes);
+    }
+
+    template <class Router>
+    cost backward(const Router& router) {
+        const index_t choices = plan.view().choices;
+        const sy::matrix<float, simt::memory> d_gates =
+            sy::copy_to_device(on, gaussian<float>(plan.view().tokens, choices, 3));
+        sy::matrix<T, simt::memory> d_scores(scores.rows(), scores.columns());
+        executor.reset();
+        sy::route_scores_backward(on, router, plan, scores, d_gates, d_scores, scratch);
+        // Scores and their gradients; statistics; expert, slot and d_gates of each choice; gradients of those dropped
+        // need not be read.
+        const index_t dropped = scores.rows() * choices - sy::copy_to_host(on, plan).kept();
+        return cost_of(executor, scores.rows() * scores.columns() * 2 * static_cast<index_t>(sizeof(T)) +
+                                     scores.rows() * 8 + scores.rows() * choices * 12 - dropped * 4);
+    }
+};
+
+template <class T, class Router>
+void check_costs(const Router& router, const shape& of) {
+    CAPTURE(of.tokens);
+    CAPTURE(of.experts);
+    CAPTURE(of.choices);
+    routed_once<T> training(router, of, true);
+    CHECK(training.forward.launches == 3);
+    CHECK(training.forward.share() >= 1.0);
+    CHECK(training.forward.share() <= 1.15);
+    const cost backward = training.backward(router);
+    CHECK(backward.launches == 1);
+    CHECK(backward.share() >= 1.0);
+    CHECK(backward.share() <= 1.05);
+    const routed_once<T> inference(router, of, false);
+    CHECK(inference.forward.launches == 3);
+    CHECK(inference.forward.share() >= 1.0);
+    CHECK(inference.forward.share() <= 1.15);
+}
+
+sy::top_k_router list_of(index_t k) { return {.k = k, .renormalize = true, .z_weight = 1e-3}; }
+
+}  // namespace
+
+TEST_CASE("traffic: Switch and top-k, three launches and within 1.15 of what must move") {
+    const sy::switch_router single{.z_weight = 1e-3};
+    for (const shape& of : {shape{4096, 64, 1}, shape{2048, 256, 1}, shape{4096, 8, 1}, shape{300, 1024, 1}}) {
+        check_costs<float>(single, of);
+    }
+    for (const index_t k : {2, 8}) {
+        check_costs<float>(list_of(k), {4096, 64, k});
+        check_costs<float>(list_of(k), {2048, 256, k});
+    }
+    check_costs<Eigen::bfloat16>(single, {4096, 64, 1});
+    check_costs<Eigen::bfloat16>(list_of(2), {2048, 256, 2});
+    check_costs<float>(single, {300, 4096, 1});
+}
+
+TEST_CASE("traffic: strided scores cost no more bytes") {
+    simt::executor executor;
+    const simt::policy on{&executor};
+    const index_t tokens = 512;
+    const index_t experts = 32;
+    const sy::matrix<float, simt::memory> dense = sy::copy_to_device(on, gaussian<float>(tokens, experts, 1));
+    const sy::matrix<float, simt::memory> turned = sy::copy_to_device(on, gaussian<float>(experts, tokens, 1));
+    sy::basic_plan<float, simt::memory> plan;
+    sy::basic_workspace<simt::memory> scratch;
+    const auto bytes_of = [&](const auto& scores) {
+        executor.reset();
+        sy::route_scores(on, sy::switch_router{.capacity = {}}, scores, sy::training{}, plan, scratch);
+        return executor.counted().loaded + executor.counted().stored;
+    };
+    CHECK(bytes_of(sy::transposed(sy::as_view(turned))) == bytes_of(dense));
+}
+
+TEST_CASE("traffic: blocks need no more shared memory than every device gives") {
+    for (const shape& of :
+         {shape{3000, 64, 8}, shape{700, 1024, 12}, shape{600, 1024, 32}, shape{40, 4096, 8}, shape{300, 256, 64}}) {
+        CAPTURE(of.experts);
+        CAPTURE(of.choices);
+        routed_once<float> made(list_of(of.choices), of, true);
+        CHECK(made.executor.peak_shared_bytes() <= 48 * 1024);
+        made.backward(list_of(of.choices));
+        CHECK(made.executor.peak_shared_bytes() <= 48 * 1024);
+        const routed_once<double> wide(sy::switch_router{}, {of.tokens, of.experts, 1}, true);
+        CHECK(wide.executor.peak_shared_bytes() <= 48 * 1024);
+    }
+}
