@@ -14,6 +14,7 @@
 #pragma once
 
 #include <switchyard/assignment/detail/device_auction_market.hpp>
+#include <switchyard/assignment/detail/score_rows.hpp>
 #include <switchyard/backend/kernel.hpp>
 #include <switchyard/backend/lane_group.hpp>
 #include <switchyard/core/config.hpp>
