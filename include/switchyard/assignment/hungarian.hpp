@@ -142,7 +142,6 @@ class exact_assignment {
           rows_(scratch.take<std::int32_t>(tokens)),
           order_(scratch.take<std::int32_t>(experts_)),
           before_(scratch.take<double>(experts_)),
-          since_(scratch.take<double>(experts_)),
           row_(scratch.take<double>(experts_)),
           graph_(scores_, tokens, problem.choices, solver.candidates, scratch) {
         index_t seen = 0;
@@ -179,6 +178,7 @@ class exact_assignment {
 
   private:
     index_t choices() const { return problem_.choices; }
+    index_t smallest_sample() const { return std::min(tokens_, 8 * experts_); }
     bool stop(index_t rounds) const {
         if (solver_.most_iterations > 0 && rounds >= solver_.most_iterations) return true;
         if (!(solver_.time_limit > 0)) return false;
@@ -214,8 +214,7 @@ class exact_assignment {
     index_t experts_;
     std::int32_t* rows_;   // [tokens]: the rows that are tokens
     std::int32_t* order_;  // [E] scratch
-    double* before_;       // [E]: prices at the last look at all tokens
-    double* since_;        // [E]: prices at the last look at the candidates
+    double* before_;       // [E]: prices before a certificate was tried
     double* row_;          // [E] scratch
     expert_graph<S> graph_;
     assignment_result result_;
@@ -242,7 +241,7 @@ score_range exact_assignment<Policy, S>::sampled_range() const {
 template <class Policy, class S>
 void exact_assignment<Policy, S>::find_prices(price_search<S>& search, std::int32_t* sample) {
     double* const prices = graph_.prices();
-    const index_t smallest = std::min(tokens_, 8 * experts_);
+    const index_t smallest = smallest_sample();
     for (index_t e = 0; e < experts_; ++e) {
         if (prices[e] < std::numeric_limits<double>::infinity()) prices[e] = 0;
     }
@@ -267,24 +266,32 @@ void exact_assignment<Policy, S>::find_prices(price_search<S>& search, std::int3
 template <class Policy, class S>
 bool exact_assignment<Policy, S>::solve_narrowed() {
     const auto scope = scratch_.open();
-    const index_t most_rows =
-        std::max(tokens_ / std::min<index_t>(4, solver_.sampling), std::min(tokens_, 8 * experts_));
+    // Sets that must be copied are kept smaller than those that are looked at where they lie.
+    const index_t part = compute_rows<S>{scores_}.direct() ? 2 : 4;
+    const index_t most_rows = std::max(tokens_ / std::min(part, solver_.sampling), smallest_sample());
     narrowing<S> all(scores_, rows_, tokens_, choices(), out_.expert_of_token, scratch_);
     price_search<S> search(scores_, bounds_, tokens_, choices(), most_rows, scratch_);
     auto* const sample = scratch_.take<std::int32_t>(most_rows);
     double* const prices = graph_.prices();
-    // So few too many that those torn because of them are few enough to be copied.
-    const double few = static_cast<double>(std::clamp((most_rows - 32 * experts_) / 12, experts_ / 2, 16 * experts_));
+    // So few places too many that it is better to go on with the tokens torn because of them than with all.
+    const double few = static_cast<double>(
+        std::clamp((tokens_ / 4 - 32 * experts_) / 12, experts_, std::max(16 * experts_, tokens_ / 64)));
     bool searched = problem_.initial_prices == nullptr;
     if (searched) find_prices(search, sample);
-    const auto wide_enough = [&](double band, const double* since) {
-        return price_drift(since, prices, experts_) <= band;
-    };
     index_t widened = 1;  // how many times as many candidates as usual
+    // Leaves as many candidates as so much excess may need: some for each place, some for each expert, a part of all.
+    const auto narrow_to = [&](double excess, index_t spare, index_t most) {
+        index_t wanted = static_cast<index_t>(12 * excess) + spare * experts_;
+        if (excess < static_cast<double>(tokens_ * choices()) / 16) wanted = std::min(most, wanted);
+        const double band = search.band_for(widened * std::max(wanted, tokens_ / (4 * spare)));
+        all.fix(search, band, prices);
+        return band;
+    };
     for (int attempt = 0; attempt < 6; ++attempt, widened *= 4) {
         all.begin();
         search.take_all(rows_);
-        const auto refined = search.refine(policy_, prices, {.enough = few, .most_steps = searched ? 4 : 1});
+        const auto refined =
+            search.refine(policy_, prices, {.enough = few, .until_paths_pay = true, .most_steps = searched ? 4 : 1});
         passes_ += refined.looks;
         steps_ += refined.steps;
         if (search.suspect() >= 0) return false;
@@ -295,33 +302,27 @@ bool exact_assignment<Policy, S>::solve_narrowed() {
             continue;
         }
         if (excess == 0 && certify_as_it_is(search, all)) return true;
-        const auto narrow_to = [&](index_t spare) {
-            const double band = search.band_for(widened * (static_cast<index_t>(12 * excess) + spare * experts_));
-            all.fix(search, band);
-            return band;
-        };
-        const double band = narrow_to(32);
-        std::copy_n(prices, experts_, before_);
-        double narrower_band = band;
+        const double band = narrow_to(excess, 32, most_rows - most_rows / 8);
         if (all.candidate_count() <= most_rows) {
-            search.take_candidates(policy_, all.candidates(), all.candidate_count(), all.fixed_loads());
-            steps_ += search
-                          .refine(policy_, prices,
-                                  {.room = 0.7 * band, .enough = static_cast<double>(experts_), .most_steps = 8})
-                          .steps;
-            excess = search.excess(prices);
-            narrower_band = narrow_to(24);
+            search.keep_below(policy_, band, all.candidates(), all.fixed_loads());
+            steps_ += search.refine(policy_, prices, {.looked = true, .until_paths_pay = true, .most_steps = 8}).steps;
+            all.free(prices);  // prices may have moved far for some experts
+            narrow_to(search.excess(prices), 24, tokens_ / 4);
         }
-        std::copy_n(prices, experts_, since_);
-        const drained end = solve_candidates(all);
+        drained end = solve_candidates(all);
+        for (int again = 0; end != drained::stopped && again < 16; ++again) {
+            const index_t freed = end == drained::all ? all.free(prices) : all.free_crowded(bounds_);
+            if (freed == 0 && end == drained::stuck) break;
+            if (freed == 0) {
+                price_closed_experts(scores_, rows_, tokens_, choices(), out_.expert_of_token, prices);
+                result_ = all.certify(policy_, bounds_, prices);
+                return result_.converged;
+            }
+            end = solve_candidates(all);
+        }
         if (end == drained::stopped) {
             stop_here();
             return true;
-        }
-        if (end == drained::all && wide_enough(band, before_) && wide_enough(narrower_band, since_)) {
-            price_closed_experts(scores_, rows_, tokens_, choices(), out_.expert_of_token, prices);
-            result_ = all.certify(policy_, bounds_, prices);
-            return result_.converged;
         }
         if (all.candidate_count() == tokens_) return false;
     }
@@ -336,7 +337,7 @@ bool exact_assignment<Policy, S>::certify_as_it_is(const price_search<S>& search
         const index_t load = search.loads()[e];
         if (load < bounds_.lower(e) || load > bounds_.upper(e)) return false;
     }
-    all.fix(search, std::numeric_limits<double>::min());
+    all.fix(search, std::numeric_limits<double>::min(), prices);
     std::copy_n(prices, experts_, before_);
     place_market();
     graph_.count_prices_from_market();

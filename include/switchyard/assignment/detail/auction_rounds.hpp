@@ -171,7 +171,7 @@ class auction_rounds {
         for_blocks_of_scores(policy, bidders * experts_, blocks_of(bidders), find_block);
     }
 
-    void call_in(index_t row) const {
+    SWITCHYARD_ALWAYS_INLINE void call_in(index_t row) const {
         if (scores_.scores.column_stride != 1) return;
         const S* const from = scores_.scores.row(row);
         constexpr index_t line = 64 / static_cast<index_t>(sizeof(S));

@@ -37,7 +37,7 @@ inline assignment_result finish_certificate(const quotas& bounds, index_t tokens
     return result;
 }
 
-/// What a block of tokens adds to the certificate.
+/// What some tokens add to the certificate.
 struct block_certificate {
     index_t tokens = 0;
     double primal = 0;
@@ -45,13 +45,15 @@ struct block_certificate {
     double regretted = 0;
 };
 
-template <class S>
-block_certificate certify_block(const score_source<S>& scores, index_t first, index_t last, index_t choices,
-                                const std::int32_t* expert_of_token, const double* prices, double* row,
-                                double* margins) {
+/// Of tokens of_number(0 .. count - 1), those without an expert left out. `row` and `margins` are scratch.
+template <class S, class OfNumber>
+block_certificate certify_tokens(const score_source<S>& scores, index_t count, OfNumber&& of_number, index_t choices,
+                                 const std::int32_t* expert_of_token, const double* prices, double* row,
+                                 double* margins) {
     accurate_sum primal, magnitude, regretted;
     block_certificate made;
-    for (index_t t = first; t < last; ++t) {
+    for (index_t i = 0; i < count; ++i) {
+        const index_t t = of_number(i);
         const std::int32_t* const chosen = expert_of_token + t * choices;
         if (chosen[0] < 0) continue;
         made.tokens += 1;
@@ -82,8 +84,10 @@ assignment_result certify(const Policy& policy, const score_source<S>& scores, c
     auto* const block_rows = scratch.take<double>(2 * blocks * experts);
     for_blocks_of_scores(policy, scores.tokens() * experts, blocks, [&](index_t b) {
         double* const row = block_rows + 2 * b * experts;
-        found[b] = certify_block(scores, b * rows, std::min(scores.tokens(), (b + 1) * rows), choices, expert_of_token,
-                                 prices, row, row + experts);
+        const index_t first = b * rows;
+        found[b] = certify_tokens(
+            scores, std::min(scores.tokens(), first + rows) - first, [&](index_t i) { return first + i; }, choices,
+            expert_of_token, prices, row, row + experts);
     });
     index_t tokens = 0;
     accurate_sum primal, magnitude, gap;

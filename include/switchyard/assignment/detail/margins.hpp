@@ -39,6 +39,15 @@ struct compute_rows {
         copy(token, scratch);
         return scratch;
     }
+    /// Calls the row of a token into the cache: it will be asked for soon.
+    SWITCHYARD_ALWAYS_INLINE void call_in(index_t token) const {
+        constexpr index_t line = 64 / static_cast<index_t>(sizeof(S));
+        if (source.scores.column_stride != 1) return;
+        const S* const from = source.scores.row(token);
+        for (index_t e = 0; e < source.experts(); e += line) {
+            pack<compute, native_width<compute>>::call_in(reinterpret_cast<const compute*>(from + e));
+        }
+    }
     void copy(index_t token, compute* to) const {
         const compute sign = source.are_costs ? compute(-1) : compute(1);
         for (index_t e = 0; e < source.experts(); ++e) to[e] = sign * load_scalar(source.scores(token, e));

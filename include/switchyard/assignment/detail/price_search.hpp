@@ -2,7 +2,8 @@
 //
 // The prices that settle all tokens within the quotas minimise D (assignment.hpp), a convex function of E numbers. A
 // sample of some tokens an expert already tells most about them. A set of rows is a sample, the tokens that are still
-// in question (both copied side by side), or all tokens, where they lie. Two ways to prices for a set:
+// in question, or all tokens. Small sets are copied side by side; large ones are looked at where they lie, since a copy
+// would be no nearer. Two ways to prices for a set:
 //
 //   start    from nothing: tokens bid for places, each expert keeps the best bids its share of places holds, and the
 //            lowest bid it keeps is its price. Coarse steps, then finer ones.
@@ -33,18 +34,6 @@ namespace switchyard {
 inline namespace SWITCHYARD_TARGET {
 namespace detail {
 
-/// By how much the difference of two prices has changed at most, closed experts left out.
-inline double price_drift(const double* before, const double* after, index_t experts) {
-    double most = -std::numeric_limits<double>::infinity();
-    double least = std::numeric_limits<double>::infinity();
-    for (index_t e = 0; e < experts; ++e) {
-        if (before[e] == std::numeric_limits<double>::infinity()) continue;
-        most = std::max(most, after[e] - before[e]);
-        least = std::min(least, after[e] - before[e]);
-    }
-    return most > least ? most - least : 0.0;
-}
-
 /// The loads a set of rows should have: bounds, scaled to the share of all tokens it is.
 struct load_goals {
     double* lower;  // [E]
@@ -61,8 +50,9 @@ struct load_goals {
 
 /// How far to refine prices.
 struct refinement {
-    double room = std::numeric_limits<double>::infinity();  ///< two prices may move apart by this much
-    double enough = 0;                                      ///< places beyond the goals that are as good as none
+    double enough = 0;             ///< places beyond the goals that are as good as none
+    bool looked = false;           ///< the last look was one at these prices: it need not be made again
+    bool until_paths_pay = false;  ///< no further than looks are cheaper than shortest paths
     int most_steps = 12;
 };
 struct refined {
@@ -76,7 +66,7 @@ class price_search {
     using compute = compute_t<S>;
     static constexpr int width = native_width<compute>;
 
-    /// Memory for all tokens, and for copies of up to `most_rows`.
+    /// Memory for all tokens, and for sets of up to `most_rows` of them.
     price_search(const score_source<S>& scores, const quotas& bounds, index_t tokens, index_t choices,
                  index_t most_rows, workspace& scratch)
         : source_{scores},
@@ -84,8 +74,10 @@ class price_search {
           tokens_(tokens),
           choices_(choices),
           experts_(scores.experts()),
-          values_(scratch.take<compute>(most_rows * experts_)),
+          room_(source_.direct() ? std::min(most_rows * experts_, worth_copying) : most_rows * experts_),
+          values_(scratch.take<compute>(room_)),
           margin_(scratch.take<compute>(tokens)),
+          score_(scratch.take<compute>(tokens * choices)),
           expert_(scratch.take<std::int32_t>(tokens * choices)),
           next_(scratch.take<std::int32_t>(tokens)),
           rounded_(scratch.take<compute>(experts_)),
@@ -97,7 +89,6 @@ class price_search {
           block_row_(scratch.take<compute>((2 * block_count(tokens) + 1) * row_room())),
           step_(scratch.take<double>(experts_)),
           from_(scratch.take<double>(experts_)),
-          origin_(scratch.take<double>(experts_)),
           residual_(scratch.take<double>(experts_)),
           direction_(scratch.take<double>(experts_)),
           product_(scratch.take<double>(experts_)),
@@ -109,21 +100,14 @@ class price_search {
           bid_count_(scratch.take<index_t>(experts_)),
           open_(scratch.take<std::int32_t>(most_rows)) {}
 
-    /// The set is a sample of the tokens: copied.
+    /// The set is a sample of the tokens.
     template <class Policy>
     void take_sample(const Policy& policy, const std::int32_t* rows, index_t count) {
-        copy(policy, rows, count);
+        take(policy, rows, count);
         std::fill_n(fixed_, experts_, index_t{0});
         set_goals(static_cast<double>(count) / static_cast<double>(tokens_));
     }
-    /// The set is all tokens but those that make `fixed` loads [E]: copied.
-    template <class Policy>
-    void take_candidates(const Policy& policy, const std::int32_t* rows, index_t count, const index_t* fixed) {
-        copy(policy, rows, count);
-        std::copy_n(fixed, experts_, fixed_);
-        set_goals(1.0);
-    }
-    /// The set is all tokens, where they lie.
+    /// The set is all tokens.
     void take_all(const std::int32_t* rows) {
         copied_ = false;
         set_ = rows;
@@ -132,6 +116,10 @@ class price_search {
         set_goals(1.0);
     }
 
+    /// The set is what is left of all tokens without those with margins of at least `band`, which make `fixed` loads
+    /// [E]. The last look holds for it, too.
+    template <class Policy>
+    void keep_below(const Policy& policy, double band, const std::int32_t* rows, const index_t* fixed);
     template <class Policy>
     double look(const Policy& policy, const double* price);
     void start(double* price);
@@ -143,13 +131,17 @@ class price_search {
     // What the last look found.
     const compute* margins() const { return margin_; }       ///< [count]
     const std::int32_t* experts() const { return expert_; }  ///< [count, k]
+    const compute* scores() const { return score_; }         ///< [count, k]: theirs
     const index_t* loads() const { return load_; }           ///< [E]
-    index_t suspect() const { return suspect_; }             ///< first row that may be unusable, -1: none
+    index_t count() const { return count_; }
+    index_t suspect() const { return suspect_; }  ///< first row that may be unusable, -1: none
     /// A margin that about `wanted` rows of the set stay below, all of the same size included; infinity: all do.
     double band_for(index_t wanted) const;
 
   private:
     static constexpr index_t most_tabled = 512;
+    static constexpr index_t worth_copying = 256 * 1024;  // scores that a copy keeps in the second cache
+    static constexpr index_t scores_ahead = 1024;         // to be called into the cache while others are looked at
     struct torn_pair {
         std::int32_t first, second;
         double weight;
@@ -180,10 +172,11 @@ class price_search {
         return copied_ ? values_ + i * experts_ : source_.row(set_[i], scratch);
     }
     template <class Policy>
-    void copy(const Policy& policy, const std::int32_t* rows, index_t count) {
-        copied_ = true;
+    void take(const Policy& policy, const std::int32_t* rows, index_t count) {
+        copied_ = count * experts_ <= room_;
         set_ = rows;
         count_ = count;
+        if (!copied_) return;
         const index_t per_block = rows_per_block(count);
         policy.parallel_for(block_count(count), [&](index_t b) {
             for (index_t i = b * per_block; i < std::min(count, (b + 1) * per_block); ++i) {
@@ -192,14 +185,18 @@ class price_search {
         });
     }
     void set_goals(double share);
+    static double value_of(compute score, compute price) {
+        return static_cast<double>(score) - static_cast<double>(price);
+    }
     rounded_prices<compute> rounded(const double* price) { return round_prices(price, experts_, rounded_); }
     void look_at_block(index_t b, index_t first, index_t last, const rounded_prices<compute>& prices);
     void share_out_tied(const rounded_prices<compute>& prices);
     template <class Policy>
     outcome try_prices(const Policy& policy, double* price);
+    double value_at(const double* price) const;
     void move(double part, double furthest, double* price) const;
     template <class Policy>
-    bool search_line(const Policy& policy, double furthest, double room, double* price, outcome& now, index_t& looks);
+    bool search_line(const Policy& policy, double furthest, double worth, double* price, outcome& now, index_t& looks);
     double step_band(index_t torn) const;
     index_t torn_pairs(double band);
     void solve_step(const double* price, index_t pair_count);
@@ -215,8 +212,11 @@ class price_search {
     index_t count_ = 0;
     index_t suspect_ = -1;
     double part_ = 1;       // of a Newton step, to try first
+    double sum_ = 0;        // of the last look: scores of the chosen experts less their prices
+    index_t room_;          // for scores that are copied
     compute* values_;       // [count, E], if copied
     compute* margin_;       // [count]
+    compute* score_;        // [count, k]: of the chosen experts
     std::int32_t* expert_;  // [count, k]
     std::int32_t* next_;    // [count]: the expert after the last choice
     compute* rounded_;      // [E]: prices as looks read them
@@ -228,7 +228,6 @@ class price_search {
     compute* block_row_;        // [blocks, 2, E rounded up] scratch
     double* step_;              // [E]
     double* from_;              // [E]: prices before a step
-    double* origin_;            // [E]: prices before all steps
     double* residual_;          // [E]
     double* direction_;         // [E]
     double* product_;           // [E]
@@ -269,7 +268,9 @@ void price_search<S>::look_at_block(index_t b, index_t first, index_t last, cons
     compute* const copy = block_row_ + 2 * b * row_room();
     std::fill_n(loads, experts_, 0);
     block_sums sums{0, -1};
+    const index_t ahead = std::max<index_t>(1, scores_ahead / experts_);
     for (index_t i = first; i < last; ++i) {
+        if (!copied_ && i + ahead < last) source_.call_in(set_[i + ahead]);
         std::int32_t* const chosen = expert_ + i * choices_;
         const compute* const scores = row(i, copy);
         const auto wish = choices_ == 1 ? wish_of<width, true>(scores, prices, experts_)
@@ -281,20 +282,21 @@ void price_search<S>::look_at_block(index_t b, index_t first, index_t last, cons
             std::fill_n(chosen, choices_, -1);
         } else if (choices_ == 1) {
             chosen[0] = wish.expert;
+            score_[i] = scores[wish.expert];
             if (wish.margin > 0) loads[wish.expert] += 1;
-            sums.value += static_cast<double>(wish.value);
+            sums.value += value_of(score_[i], prices.price[wish.expert]);
         } else {
-            const compute reference = reference_of(scores);
             for (index_t c = 0; c < choices_; ++c) {
                 loads[chosen[c]] += 1;
-                sums.value += static_cast<double>((scores[chosen[c]] - reference) - prices.price[chosen[c]]);
+                score_[i * choices_ + c] = scores[chosen[c]];
+                sums.value += value_of(scores[chosen[c]], prices.price[chosen[c]]);
             }
         }
     }
     blocks_[b] = sums;
 }
 
-/// All rows at these prices: choices, margins and loads. Returns the part of D that depends on the prices.
+/// All rows at these prices: choices, margins and loads. Returns value_at them.
 template <class S>
 template <class Policy>
 double price_search<S>::look(const Policy& policy, const double* price) {
@@ -303,20 +305,50 @@ double price_search<S>::look(const Policy& policy, const double* price) {
     const index_t blocks = block_count(count_);
     policy.parallel_for(
         blocks, [&](index_t b) { look_at_block(b, b * per_block, std::min(count_, (b + 1) * per_block), prices); });
-    double value = 0;
+    sum_ = 0;
     suspect_ = -1;
     std::copy_n(fixed_, experts_, load_);
     for (index_t b = 0; b < blocks; ++b) {
-        value += blocks_[b].value;
+        sum_ += blocks_[b].value;
         suspect_ = suspect_ < 0 ? blocks_[b].suspect : suspect_;
         for (index_t e = 0; e < experts_; ++e) load_[e] += block_load_[b * experts_ + e];
     }
     if (choices_ == 1) share_out_tied(prices);
+    return value_at(price);
+}
+
+/// The part of D that depends on the prices, the last look having been made at these.
+template <class S>
+double price_search<S>::value_at(const double* price) const {
+    double value = sum_;
     for (index_t e = 0; e < experts_; ++e) {
         if (price[e] == std::numeric_limits<double>::infinity()) continue;
         value += price[e] * (goals_.at(e, price[e], 0) - static_cast<double>(fixed_[e]));
     }
     return value;
+}
+
+/// The rest of the set, with what the last look found for it.
+template <class S>
+template <class Policy>
+void price_search<S>::keep_below(const Policy& policy, double band, const std::int32_t* rows, const index_t* fixed) {
+    index_t kept = 0;
+    sum_ = 0;
+    for (index_t i = 0; i < count_; ++i) {
+        if (static_cast<double>(margin_[i]) >= band) continue;
+        margin_[kept] = margin_[i];
+        next_[kept] = next_[i];
+        for (index_t c = 0; c < choices_; ++c) {
+            const std::int32_t e = expert_[i * choices_ + c];
+            expert_[kept * choices_ + c] = e;
+            score_[kept * choices_ + c] = score_[i * choices_ + c];
+            if (e >= 0) sum_ += value_of(score_[i * choices_ + c], rounded_[e]);
+        }
+        ++kept;
+    }
+    take(policy, rows, kept);
+    std::copy_n(fixed, experts_, fixed_);
+    set_goals(1.0);
 }
 
 /// Rows that several experts suit equally count where most room is.
@@ -344,6 +376,7 @@ void price_search<S>::share_out_tied(const rounded_prices<compute>& prices) {
         }
         const index_t roomiest = place_of_largest<width>(tied_rooms, experts_);
         expert_[i] = static_cast<std::int32_t>(roomiest);
+        score_[i] = scores[roomiest];
         load_[roomiest] += 1;
         rooms[roomiest] = room(roomiest);
     }

@@ -127,27 +127,28 @@ void price_search<S>::move(double part, double furthest, double* price) const {
     }
 }
 
-/// Tries the step in step_, and shorter ones while they are better. Returns whether it got anywhere; `now` and the last
-/// look are then of the prices it leaves.
+/// Tries the step in step_, and shorter ones while they are better, by as many places as a look is worth. Returns
+/// whether it got anywhere; `now` and the last look are then of the prices it leaves.
 template <class S>
 template <class Policy>
-bool price_search<S>::search_line(const Policy& policy, double furthest, double room, double* price, outcome& now,
+bool price_search<S>::search_line(const Policy& policy, double furthest, double worth, double* price, outcome& now,
                                   index_t& looks) {
     constexpr double good = 0.7;     // an excess so much smaller is worth no further search
     constexpr double little = 0.95;  // one no smaller than that is not worth a step, unless D says so
     outcome best;
     double best_part = 0;
+    const double first_part = part_;
     for (int tries = 0; tries < 6; ++tries, part_ /= 2) {
         move(part_, furthest, price);
-        if (price_drift(origin_, price, experts_) > room) continue;
         const outcome next = try_prices(policy, price);
         looks += 1;
         const bool better = best_part == 0 || next.excess < best.excess;
+        const bool little_better = better && best_part > 0 && best.excess - next.excess < worth;
         if (better) {
             best = next;
             best_part = part_;
         }
-        if (next.excess < good * now.excess) break;
+        if (next.excess < good * now.excess || (little_better && next.excess < now.excess)) break;
         if (!better) {  // the one before, twice as long, it is
             part_ = best_part;
             move(part_, furthest, price);
@@ -160,7 +161,7 @@ bool price_search<S>::search_line(const Policy& policy, double furthest, double 
                                           (best.value < now.value && best.excess < 1.5 * now.excess));
     if (helped) {
         now = best;
-        part_ = std::min(1.0, 2 * best_part);
+        part_ = best_part < first_part ? best_part : std::min(1.0, 2 * best_part);
     } else {
         std::copy_n(from_, experts_, price);
         try_prices(policy, price);
@@ -175,20 +176,25 @@ bool price_search<S>::search_line(const Policy& policy, double furthest, double 
 template <class S>
 template <class Policy>
 refined price_search<S>::refine(const Policy& policy, double* price, const refinement& wanted) {
-    std::copy_n(price, experts_, origin_);
     refined made;
-    outcome now = try_prices(policy, price);
-    made.looks = 1;
-    while (made.steps < wanted.most_steps && now.excess > wanted.enough) {
+    outcome now = wanted.looked ? outcome{value_at(price), excess(price)} : try_prices(policy, price);
+    made.looks = wanted.looked ? 0 : 1;
+    // A look and its part of a step take as long as about so many shortest paths, each of which places a token.
+    const double worth = wanted.until_paths_pay ? static_cast<double>(count_ + 8 * experts_) / 256 : 0.0;
+    if (!wanted.looked) part_ = 1;
+    while (made.steps < wanted.most_steps && now.excess > std::max(wanted.enough, 2 * worth)) {
         const double band = step_band(static_cast<index_t>(4 * now.excess) + experts_);
         if (!(band > 0)) break;
         solve_step(price, torn_pairs(band));
         std::copy_n(price, experts_, from_);
         const double before = now.excess;
-        if (!search_line(policy, 3 * band, wanted.room, price, now, made.looks)) break;
+        const index_t looks_before = made.looks;
+        // Far from the goals, many tokens wait at few experts, and paths are long: every step counts.
+        const auto near = [&] { return now.excess < static_cast<double>(16 * experts_); };
+        if (!search_line(policy, 3 * band, near() ? worth : 0.0, price, now, made.looks)) break;
         made.steps += 1;
-        if (now.excess > 0.9 * before && now.excess < static_cast<double>(16 * experts_))
-            break;  // the paths do it faster
+        const double least = std::max(0.1 * before, worth * static_cast<double>(made.looks - looks_before));
+        if (near() && before - now.excess < least) break;  // the paths do it faster
     }
     return made;
 }
