@@ -1,6 +1,7 @@
 // The price pass, the auction's rounds by kernels and `async_auction`, on the executor, in every order of threads.
 #include "assignment/instances.hpp"
 #include "simt/executor.hpp"
+#include "support/covers.hpp"
 
 #include <switchyard/assignment/kernel_auction.hpp>
 #include <switchyard/backend/eigen.hpp>
@@ -271,6 +272,7 @@ TEST_CASE_TEMPLATE("async_auction: within the quotas and certified, whatever the
             check_certified(masked, solve_async<S>(masked, {.sample_steps = 0, .price_steps = 0, .rounds = 1}));
         }
     }
+    covers<operation("auction without waiting")>(simt::policy{});
 }
 
 TEST_CASE("async_auction: as good as its step, where it has the rounds") {
@@ -393,4 +395,5 @@ TEST_CASE("BASE by kernels: exact with one wait, asynchronous with none, bad sco
               route_scores(on, sy::base_router<sy::async_auction>{.prices = &prices}, there.problem.scores, mode, plan,
                            scratch);
           }) != "");
+    covers<operation("BASE, training by the exact solver"), operation("BASE, training without waiting")>(on);
 }

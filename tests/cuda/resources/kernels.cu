@@ -15,8 +15,8 @@ using device_plan = sy::basic_plan<float, sy::cuda_memory>;
 using device_scratch = sy::basic_workspace<sy::cuda_memory>;
 
 template <class Storage, class Router>
-void route(const sy::cuda& on, const Router& router, view<const Storage> scores, view<const float> d_gates,
-           view<Storage> d_scores, device_plan& plan, device_scratch& scratch) {
+void route_both_ways(const sy::cuda& on, const Router& router, view<const Storage> scores, view<const float> d_gates,
+                     view<Storage> d_scores, device_plan& plan, device_scratch& scratch) {
     route_scores(on, router, scores, sy::training{}, plan, scratch);
     route_scores_backward(on, router, plan, scores, d_gates, d_scores, scratch);
 }
@@ -37,12 +37,23 @@ template <class Storage>
 void use_all(const sy::cuda& on, view<const Storage> in, view<Storage> out, view<float> gates, device_plan& plan,
              device_scratch& scratch) {
     const view<const float> d_gates(gates.data, gates.rows, gates.columns);
-    route(on, sy::switch_router{}, in, d_gates, out, plan, scratch);
-    route(on, sy::top_k_router{}, in, d_gates, out, plan, scratch);
-    route(on, sy::base_router<sy::hungarian>{}, in, d_gates, out, plan, scratch);
+    route_both_ways(on, sy::switch_router{}, in, d_gates, out, plan, scratch);
+    route_both_ways(on, sy::top_k_router{}, in, d_gates, out, plan, scratch);
+    route_both_ways(on, sy::base_router<sy::hungarian>{}, in, d_gates, out, plan, scratch);
+    route_both_ways(on, sy::base_router<sy::async_auction>{}, in, d_gates, out, plan, scratch);
     move(on, plan, in, out, out, gates);
 }
 template void use_all<float>(const sy::cuda&, view<const float>, view<float>, view<float>, device_plan&,
                              device_scratch&);
 template void use_all<__nv_bfloat16>(const sy::cuda&, view<const __nv_bfloat16>, view<__nv_bfloat16>, view<float>,
                                      device_plan&, device_scratch&);
+
+/// What computes in the scores' own type, whatever they are stored as.
+void use_once(const sy::cuda& on, view<const float> x, view<const float> w, view<const float> d_gates, view<float> d_x,
+              view<float> d_w, device_plan& plan, device_scratch& scratch) {
+    route(on, sy::switch_router{}, x, w, sy::training{}, plan, scratch);
+    route_backward(on, sy::switch_router{}, plan, x, w, d_gates, d_x, d_w, scratch);
+    const sy::device_assignment_problem<float, sy::cuda_space> problem{
+        .scores = x, .bounds = sy::balanced_quotas(x.rows, x.columns)};
+    solve(on, sy::auction{}, problem, {}, scratch);
+}
