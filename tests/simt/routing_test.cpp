@@ -352,6 +352,46 @@ TEST_CASE("routing kernels: the same bits in every order, whatever the workspace
     }
 }
 
+TEST_CASE("routing kernels: greedy choice of BASE at inference, in every order") {
+    constexpr double infinity = std::numeric_limits<double>::infinity();
+    const sy::base_router<> router{};
+    const auto routed = [&](simt::executor& executor, const problem& in, const sy::base_router<>& of) {
+        const simt::policy on{&executor};
+        const placed<float> scores(in.scores, in.how);
+        const device_mask padding(in.mask);
+        sy::basic_plan<float, simt::memory> made;
+        sy::basic_workspace<simt::memory> scratch;
+        executor.reset();
+        sy::route_scores(on, of, sy::const_view(scores.view()), sy::inference{padding.get()}, made, scratch);
+        CHECK(executor.counted().launches == 4);  // the fourth sets the losses, which BASE has none of, to 0
+        return sy::copy_to_host(on, made);
+    };
+    for (const index_t experts : {1, 7, 64, 1100}) {
+        for (const lie how : every_lie) {
+            const problem in{draw_scores(score_kind::small_integers, 150, experts, 13), draw_mask(150, 14), false, how};
+            sy::workspace scratch;
+            sy::plan<float> want;
+            sy::route_scores(sy::seq, router, stored<float>(in.scores), sy::inference{mask_of(in.mask)}, want, scratch);
+            simt::for_each_order([&](simt::executor& executor) {
+                const auto got = routed(executor, in, router);
+                CHECK(decision_difference(got, want) == "");
+                CHECK(close_numbers(got, want) == "");
+                CHECK(got.totals().status == sy::plan_status::good);
+            });
+        }
+    }
+    problem in{gaussian_scores(150, 9, 15), {}, false};
+    in.scores(70, 2) = std::numeric_limits<double>::quiet_NaN();
+    in.scores(71, 3) = infinity;
+    CHECK(routed(next_executor(), in, router).totals().status_token == 70);
+    CHECK(routed(next_executor(), in, {.bad = sy::bad_scores::forbid_nan}).totals().status_token == 71);
+    for (index_t e = 0; e < 9; ++e) in.scores(31, e) = -infinity;
+    const auto closed = routed(next_executor(), in, router);
+    CHECK(closed.totals().status == sy::plan_status::unroutable);
+    CHECK(closed.totals().status_token == 31);
+    CHECK(closed.slot()(31, 0) == -1);
+}
+
 TEST_CASE("routing kernels: what they do not cover, generic device code does") {
     const auto agrees = [](const auto& router, const ref::matrix& scores) {
         const simt::policy on{&next_executor()};

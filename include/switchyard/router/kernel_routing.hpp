@@ -3,6 +3,7 @@
 //   route_softmax            3 launches: rows, totals, slots. Reads each score once and writes the plan once; beside
 //                            that it reads each choice back once, and moves 32 bytes an expert (16 more for each
 //                            further choice) for every block of tokens
+//   route_greedily           the same 3 launches, for BASE at inference
 //   route_softmax_backward   1 launch: reads scores, statistics, choices and d_gates once, writes d_scores once
 //
 // Scores in float, half, bfloat16 or double, with any strides: rows of whole, aligned vectors are read 16 bytes at a
@@ -187,6 +188,26 @@ void route_softmax(const Policy& policy, const Source& source, const run_mode& m
         }
     }
     route_softmax(without_kernels(policy), source, mode, plan, settings, scratch, select);
+}
+
+/// Greedy choice and slots: see router/base.hpp.
+template <kernel_policy Policy, class Pass, class S>
+void route_greedily(const Policy& policy, const Pass& pass, const plan_view<S, policy_space<Policy>>& plan,
+                    device_workspace<Policy>& scratch) {
+    if (!detail::kernels_route(plan)) {
+        route_greedily(without_kernels(policy), pass, plan, scratch);
+        return;
+    }
+    run_mode mode;
+    mode.mask = pass.mask;
+    const softmax_settings settings{.bad = pass.bad, .may_drop = false};
+    const auto launch = [&](const auto& group, auto numbers, auto noisy) {
+        if constexpr (!decltype(noisy)::value) {
+            detail::launch_forward(policy, pass.source, mode, plan, settings, scratch, detail::select_greedy<S>{},
+                                   group, numbers, noisy);
+        }
+    };
+    detail::with_row_group<S>(plan.experts, plan.choices, false, launch);
 }
 
 /// Backward: see router/softmax_routing.hpp.

@@ -189,6 +189,9 @@ SWITCHYARD_DEVICE void sum_counts(Here& here, const block_counts& counts, index_
     }
 }
 
+/// Threads of the blocks that sum up.
+inline constexpr int finish_threads = 512;
+
 /// Sums up the counts; the last thread block to arrive makes loads, offsets and totals of them. `Extra` adds what else
 /// can only be known at the end:
 ///   extra.blocks()                           thread blocks of its own
@@ -197,7 +200,7 @@ SWITCHYARD_DEVICE void sum_counts(Here& here, const block_counts& counts, index_
 ///   counts extra.end(here, counted_tokens, sum, room)  by all threads of the last block
 template <class S, class Space, class Extra>
 struct finish_counts_kernel {
-    static constexpr int threads = 512;
+    static constexpr int threads = finish_threads;
     static constexpr int warps = threads / warp_lanes;
     plan_view<S, Space> plan;
     block_counts counts;

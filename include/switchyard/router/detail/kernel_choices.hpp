@@ -21,6 +21,15 @@ namespace switchyard {
 inline namespace SWITCHYARD_TARGET {
 namespace detail {
 
+/// BASE at inference: the best expert, its sigmoid for a gate, nothing summed. The row program is greedy_pass
+/// (router/base.hpp).
+template <class S>
+struct select_greedy {};
+template <class Select>
+inline constexpr bool is_greedy = false;
+template <class S>
+inline constexpr bool is_greedy<select_greedy<S>> = true;
+
 /// A column of the row where nothing was found: only in rows that nobody checked.
 template <class S>
 SWITCHYARD_HD scored_column<S> in_range(const scored_column<S>& picked) {

@@ -1,0 +1,100 @@
+// What blocks of rows leave behind, and the losses and the status that become of it once all blocks are done.
+#pragma once
+
+#include <switchyard/backend/kernel.hpp>
+#include <switchyard/backend/lane_group.hpp>
+#include <switchyard/balance/load_balancing_loss.hpp>
+#include <switchyard/core/config.hpp>
+#include <switchyard/plan/detail/kernel_counts.hpp>
+#include <switchyard/plan/plan.hpp>
+#include <switchyard/router/softmax_pass.hpp>
+
+#include <cstdint>
+
+namespace switchyard {
+inline namespace SWITCHYARD_TARGET {
+namespace detail {
+
+/// What each block of rows leaves for the totals, in device memory.
+template <class S>
+struct block_facts {
+    std::int32_t* bad = nullptr;         ///< [blocks] the first token with a bad score, or no_column
+    std::int32_t* unroutable = nullptr;  ///< [blocks] the first token with every expert forbidden, or no_column
+    double* squares = nullptr;           ///< [blocks] sum of squared logsumexp; null where nobody asks
+    S* probabilities = nullptr;          ///< [blocks, E] column sums of the probabilities; null where nobody asks
+};
+
+/// The losses and the status, from what the blocks of rows left: what `finish_counts_kernel` is given to add.
+template <class S>
+struct softmax_totals {
+    block_facts<S> facts;
+    index_t row_blocks;
+    index_t experts;
+    double* column_sums;  ///< [E]
+    plan_totals* totals;
+    double balance_weight;
+    index_t counted_choices;
+    double z_weight;
+    bool may_drop;
+
+    static constexpr int threads = finish_threads;
+    static constexpr int warps = threads / warp_lanes;
+
+    /// A thread block for 32 columns of the probabilities.
+    index_t blocks() const { return facts.probabilities != nullptr ? (experts + warp_lanes - 1) / warp_lanes : 0; }
+
+    template <class Here>
+    SWITCHYARD_DEVICE void run(Here& here, index_t i, double* room) const {
+        const index_t expert = i * warp_lanes + here.thread() % warp_lanes;
+        double sum = 0;
+        for (index_t block = here.thread() / warp_lanes; block < row_blocks; block += warps) {
+            sum +=
+                expert < experts ? static_cast<double>(here.load(facts.probabilities + block * experts + expert)) : 0;
+        }
+        room[here.thread()] = sum;
+        here.sync();
+        if (here.thread() < warp_lanes && expert < experts) {
+            for (int warp = 1; warp < warps; ++warp) {
+                sum += room[warp * warp_lanes + here.thread()];
+            }
+            here.store(column_sums + expert, sum);
+        }
+    }
+
+    template <class Here>
+    SWITCHYARD_DEVICE double term(Here& here, index_t expert, std::int64_t counted) const {
+        return facts.probabilities != nullptr ? static_cast<double>(counted) * here.load(column_sums + expert) : 0.0;
+    }
+
+    template <class Here>
+    SWITCHYARD_DEVICE void end(Here& here, std::int64_t counted_tokens, double sum, double* room) const {
+        std::int32_t bad = no_column;
+        std::int32_t unroutable = no_column;
+        double squares = 0;
+        for (index_t block = here.thread(); block < row_blocks; block += threads) {
+            bad = lower_of{}(bad, here.load(facts.bad + block));
+            unroutable = lower_of{}(unroutable, here.load(facts.unroutable + block));
+            squares += facts.squares != nullptr ? here.load(facts.squares + block) : 0.0;
+        }
+        sum = fold_block<threads>(here, sum, room, add{});
+        squares = fold_block<threads>(here, squares, room + warps, add{});
+        auto* const words = reinterpret_cast<std::int32_t*>(room + 2 * warps);
+        bad = fold_block<threads>(here, bad, words, lower_of{});
+        unroutable = fold_block<threads>(here, unroutable, words + warps, lower_of{});
+        if (here.thread() == 0) {
+            const double scale = balance_scale(balance_weight, experts, counted_choices, counted_tokens);
+            here.store(&totals->load_balancing_loss, facts.probabilities != nullptr ? scale * sum : 0.0);
+            here.store(&totals->z_loss, facts.squares != nullptr && counted_tokens > 0
+                                            ? z_weight * squares / static_cast<double>(counted_tokens)
+                                            : 0.0);
+            const row_events events{bad == no_column ? -1 : bad, unroutable == no_column ? -1 : unroutable};
+            const row_outcome outcome = outcome_of(events, may_drop);
+            here.store(&totals->status, outcome.status);
+            here.store(&totals->status_token, outcome.token);
+        }
+    }
+};
+
+}  // namespace detail
+}  // namespace SWITCHYARD_TARGET
+}  // namespace switchyard
