@@ -79,7 +79,8 @@ if(Python3_EXECUTABLE)
     set(resources "${Python3_EXECUTABLE}" "${CMAKE_CURRENT_SOURCE_DIR}/cuda/resources/resources.py"
         --nvcc "${CMAKE_CUDA_COMPILER}" --table "${PROJECT_SOURCE_DIR}/docs/gpu_resources.md"
         "${CMAKE_CURRENT_SOURCE_DIR}/cuda/resources/kernels.cu")
-    set(resources_flags -std=c++20 --extended-lambda --expt-relaxed-constexpr "-I${PROJECT_SOURCE_DIR}/include")
+    set(resources_flags -std=c++20 --extended-lambda --expt-relaxed-constexpr -Werror all-warnings
+        "-I${PROJECT_SOURCE_DIR}/include")
     add_test(NAME nvcc/resources COMMAND ${resources} -- ${resources_flags})
     set_tests_properties(nvcc/resources PROPERTIES LABELS nvcc TIMEOUT 1200)
     add_custom_target(gpu_resources COMMAND ${resources} --write -- ${resources_flags} VERBATIM)

@@ -91,9 +91,9 @@ inline namespace SWITCHYARD_TARGET {
 template <class Policy>
 struct without_kernels : Policy {
     static constexpr bool runs_kernels = false;
+
+    explicit constexpr without_kernels(const Policy& all) : Policy(all) {}
 };
-template <class Policy>
-without_kernels(const Policy&) -> without_kernels<Policy>;
 
 }  // namespace SWITCHYARD_TARGET
 }  // namespace switchyard
