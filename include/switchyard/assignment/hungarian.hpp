@@ -15,8 +15,9 @@
 //   2. one look at all tokens fixes those that small changes of prices cannot move     detail/narrowing.hpp
 //   3. the few others: shortest paths between experts                  detail/expert_graph.hpp
 //   4. the certificate, which needs only the few others, too
-// Exact whatever the prices of 1 were. If 3 moves prices further than 2 allowed for, it starts again from 2 with these
-// prices and more tokens; at last with all. Prices of an earlier batch (`initial_prices`) replace the samples.
+// Exact whatever the prices of 1 were. Tokens that 2 fixed and 3's prices make prefer another expert join the others,
+// and 3 goes on; if that does not end, it starts again from 2 with these prices and more tokens; at last with all.
+// Prices of an earlier batch (`initial_prices`) replace the samples.
 //
 // Scores: any storage type and strides; 1 and 2 compute in the compute type, with safe margins, 3 and 4 in double. -inf
 // forbids a pair. NaN, +inf, and numbers beyond 1e290 are errors that name the first (token, expert), row by row; so is
@@ -26,9 +27,10 @@
 // Errors before any work: bounds that cannot hold T k places (require_quotas). Quotas that only forbidden pairs make
 // impossible: an error that names the experts and counts the tokens, which is its proof.
 //
-// Time: O(T E) and the search for paths: at worst T k rounds of O(E^2). Memory from the workspace: about 40 bytes a
-// place, a quarter of the scores, and 36 to 216 bytes a pair of experts. After the first call for a shape nothing is
-// allocated. Looks and sums run on the policy's threads, paths on one: the same result for all of them.
+// Time: O(T E) and the search for paths: at worst T k rounds of O(E^2). Memory from the workspace: about 50 bytes a
+// place, a megabyte (a quarter of the scores where rows do not lie ready), and 36 to 216 bytes a pair of experts. After
+// the first call for a shape nothing is allocated. Looks and sums run on the policy's threads, paths on one: the same
+// result for all of them.
 //
 // `iterations` of the result counts shortest paths, `passes` looks at all scores, `steps` Newton's.
 #pragma once
