@@ -232,7 +232,7 @@ TEST_CASE_TEMPLATE("bids of lane groups are the generic ones, bit by bit, in as 
     std::mt19937_64 random(2);
     for (int kind = 0; kind < static_cast<int>(score_kind::count); ++kind) {
         const auto problem =
-            draw_instance(static_cast<score_kind>(kind), 90 + kind, 6 + kind, 20, kind % 2 == 0, random);
+            draw_instance(static_cast<score_kind>(kind), 40 + kind, 5 + kind, 20, kind % 2 == 0, random);
         const auto run = [&](auto make, simt::traffic& counted) {
             posed_there<S> there(problem);
             simt::executor device(simt::all_orders[static_cast<std::size_t>(kind) % std::size(simt::all_orders)]);
@@ -262,7 +262,7 @@ TEST_CASE_TEMPLATE("async_auction: within the quotas and certified, whatever the
     std::mt19937_64 random(3);
     for (int kind = 0; kind < static_cast<int>(score_kind::count); ++kind) {
         for (const auto& [rows, experts] :
-             std::vector<std::pair<index_t, index_t>>{{1, 1}, {7, 1}, {3, 8}, {64, 4}, {130, 7}, {300, 16}}) {
+             std::vector<std::pair<index_t, index_t>>{{1, 1}, {7, 1}, {3, 8}, {64, 4}, {200, 9}}) {
             CAPTURE(kind);
             CAPTURE(rows);
             CAPTURE(experts);
@@ -312,7 +312,9 @@ TEST_CASE("async_auction: the same bits in every order, costs, rows with room be
     std::mt19937_64 random(6);
     const auto problem = balanced(draw_instance(score_kind::skewed, 700, 6, 0, true, random));
     simt::traffic traffic;
-    const auto first = solve_async<float>(problem, {}, {}, 0, &traffic);
+    const sy::async_auction solver;
+    const auto first = solve_async<float>(problem, solver, {}, 0, &traffic);
+    CHECK(traffic.launches <= 4 * (solver.sample_steps + solver.price_steps) + 5 * solver.rounds + 34);
     check_certified(problem, first);
     for (const simt::order& order : simt::all_orders) {
         simt::traffic counted;

@@ -179,6 +179,23 @@ TEST_CASE_TEMPLATE("where most tokens are fixed on the device: one look, with pr
     }
 }
 
+TEST_CASE("launches and bytes, as docs/assignment/device.md has them") {
+    std::mt19937_64 random(20);
+    const index_t rows = 8192;
+    const index_t experts = 16;
+    const auto problem = balanced(draw_instance(score_kind::skewed, rows, experts, 0, false, random));
+    const auto cold = solve_there<float>(problem);
+    CHECK(cold.looks == 1);
+    CHECK(cold.counted.launches <= 105);
+    const auto warm = solve_there<float>(problem, {}, cold.prices);
+    CHECK(warm.looks == 1);
+    CHECK(warm.counted.launches <= 40);
+    // Good prices: a look, perhaps a step, and the look that narrows down.
+    const auto scores = static_cast<double>(rows * experts * 4);
+    CHECK(static_cast<double>(warm.counted.loaded) <= 6 * scores);
+    CHECK(static_cast<double>(cold.counted.loaded) <= 18 * scores);
+}
+
 TEST_CASE("prices to begin with may be anything") {
     std::mt19937_64 random(13);
     const auto problem = balanced(draw_instance(score_kind::gaussian, 2500, 4, 0, true, random));

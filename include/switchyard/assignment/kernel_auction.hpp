@@ -28,7 +28,7 @@
 // that cannot be used gets a place that is free. Forbidden pairs are avoided by bids; a token that is left with a
 // forbidden place only has it, and is noted as unroutable. Wrong shapes are errors here and now.
 //
-// k = 1, at most 4,096 experts. Launches: 6 + 4 (price_steps + sample_steps) + 5 rounds, and about 30 more.
+// k = 1, at most 4,096 experts. Launches: 4 (sample_steps + price_steps) + 5 rounds, and about 30 more.
 // docs/assignment/device.md counts bytes. Memory from the workspace: about 60 bytes a token, 4 a pair of experts.
 #pragma once
 
@@ -54,7 +54,7 @@ namespace switchyard {
 /// Settings of the auction that nobody waits for. All pointers are to device memory.
 struct async_auction {
     index_t sample_steps = 16;  ///< Newton steps on one token of eight, at most; 0 with good prices to begin with
-    index_t price_steps = 6;    ///< and on all tokens
+    index_t price_steps = 12;   ///< and on all tokens
     index_t rounds = 32;        ///< of bids
     double step = 0.0005;       ///< of the first bids, in standard deviations of a token's scores
     double* prices = nullptr;   ///< [E]: the router begins with them and leaves its own; 0 to begin with
@@ -134,7 +134,7 @@ class auction_on_device {
                                           0.2 * std::sqrt(sampled * static_cast<double>(experts_)));
         }
         run_price_steps<Policy, S, C>(policy_, on_, source_, problem_.mask, 1, solver_.price_steps,
-                                      static_cast<double>(experts_) / 2);
+                                      static_cast<double>(experts_) / 16);
     }
 
     void open() {

@@ -31,7 +31,7 @@
 //
 // Memory: about 16 bytes a token, the parcel (32 E + 1024 rows of scores, or all), and 4 bytes a pair of experts from
 // the device workspace; on the host, the parcel's copy and what hungarian.hpp needs for the candidates, from a
-// workspace of the caller's, or allocated in every call. Launches: about 105 without prices, 40 with; most of them do
+// workspace of the caller's, or allocated in every call. Launches: about 105 without prices, 40 with; of those, many do
 // nothing once prices are good. docs/assignment/device.md counts bytes.
 //
 // Ties and errors: as on the host. The result is the same at every call, on every machine of equal arithmetic; among
