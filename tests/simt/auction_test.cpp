@@ -143,8 +143,10 @@ TEST_CASE_TEMPLATE("the price pass: experts, margins and loads, each score read 
     using C = sy::compute_t<S>;
     using namespace sy::detail;
     std::mt19937_64 random(1);
-    for (const auto& [rows, experts] : std::vector<std::pair<index_t, index_t>>{
+    for (const auto& shape : std::vector<std::pair<index_t, index_t>>{
              {1, 1}, {70, 3}, {300, 8}, {129, 64}, {65, 100}, {40, 256}, {17, 1000}}) {
+        const index_t rows = shape.first;
+        const index_t experts = shape.second;
         const auto problem = draw_instance(score_kind::quarters, rows, experts, 30, rows % 2 == 0, random);
         posed_there<S> there(problem, rows % 3);
         std::vector<C> price(static_cast<std::size_t>(experts));
@@ -261,8 +263,9 @@ TEST_CASE_TEMPLATE("bids of lane groups are the generic ones, bit by bit, in as 
 TEST_CASE_TEMPLATE("async_auction: within the quotas and certified, whatever the scores", S, float, double) {
     std::mt19937_64 random(3);
     for (int kind = 0; kind < static_cast<int>(score_kind::count); ++kind) {
-        for (const auto& [rows, experts] :
-             std::vector<std::pair<index_t, index_t>>{{1, 1}, {7, 1}, {3, 8}, {64, 4}, {200, 9}}) {
+        for (const auto& shape : std::vector<std::pair<index_t, index_t>>{{1, 1}, {7, 1}, {3, 8}, {64, 4}, {200, 9}}) {
+            const index_t rows = shape.first;
+            const index_t experts = shape.second;
             CAPTURE(kind);
             CAPTURE(rows);
             CAPTURE(experts);

@@ -137,8 +137,10 @@ instance balanced(instance problem) {
 TEST_CASE_TEMPLATE("the optimum on every kind of scores, shape, mask and bounds", S, float, double) {
     std::mt19937_64 random(11);
     for (int kind = 0; kind < static_cast<int>(score_kind::count); ++kind) {
-        for (const auto& [rows, experts] :
+        for (const auto& shape :
              std::vector<std::pair<index_t, index_t>>{{1, 1}, {7, 1}, {3, 8}, {64, 4}, {130, 7}, {257, 16}, {96, 33}}) {
+            const index_t rows = shape.first;
+            const index_t experts = shape.second;
             for (const int forbidden : {0, 60}) {
                 const bool masked = (rows + kind) % 2 == 0;
                 auto problem = draw_instance(static_cast<score_kind>(kind), rows, experts, forbidden, masked, random);
@@ -255,7 +257,7 @@ TEST_CASE("rows with room behind them, and costs") {
     }
     sy::buffer<float, simt::memory> costs(1400 * 6);
     for (index_t i = 0; i < costs.size(); ++i) {
-        costs.data()[i] = -static_cast<float>(problem.scores.values[static_cast<std::size_t>(i)]);
+        costs.data()[i] = -static_cast<float>(problem.scores.values[i]);
     }
     simt::executor device;
     const simt::policy on{&device};
