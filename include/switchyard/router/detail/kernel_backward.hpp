@@ -250,8 +250,8 @@ struct backward_kernel {
         in.choices.show(here, choices(), mine.rank, now.expert, now.gradient);
         std::uint32_t chosen = 0;
         for (int c = 0; c < choices(); ++c) {
-            std::int32_t expert;
-            S its_gradient;
+            std::int32_t expert = -1;
+            S its_gradient = 0;
             in.choices.see(here, in.group, c, expert, its_gradient);
             const std::uint32_t bit = expert >= 0 ? mine.bit_of(expert) : 0u;
             unrolled<V>([&](int j) { gradient[j] = (bit >> j & 1u) != 0 ? its_gradient : gradient[j]; });
