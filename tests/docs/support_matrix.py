@@ -180,7 +180,7 @@ def main():
     for sentence in found:
         print(sentence)
     names = ", ".join(str(page) for page in arguments.pages)
-    print(f"What runs where: {names} {'differ from' if found else 'agree with'} the tests of {arguments.build}"
+    print(f"What runs where, in {names}: {'not ' if found else ''}as the tests of {arguments.build} show it"
           + (f"; not compared, since it has none: {', '.join(left_out)}" if left_out else ""))
     return 1 if found else 0
 
