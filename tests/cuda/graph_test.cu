@@ -30,8 +30,11 @@ struct step {
           d_gates(tokens, choices, memory_of(device)),
           d_x(tokens, width, memory_of(device)),
           d_scores(tokens, experts, memory_of(device)) {
-        scratch.reserve(sy::workspace_size<device_policy>(
-            [&](const auto& policy, auto& room) { route_scores(policy, router(), scores, mode(), plan, room); }));
+        // [reserve]
+        scratch.reserve(sy::workspace_size<sy::cuda>([&](const auto& policy, auto& room) {
+            route_scores(policy, router(), scores, mode(), plan, room);  // launches nothing here
+        }));
+        // [/reserve]
     }
 
     static sy::top_k_router router() { return {.k = choices, .capacity = {.factor = 1.0}, .z_weight = 1e-3}; }
