@@ -122,9 +122,20 @@ class cuda_thread {
     unsigned char* shared_;
 };
 
-// One block a multiprocessor is all that is promised: otherwise ptxas spills a few registers to fit more of them.
+/// Blocks that a multiprocessor shall have registers for: what a kernel says, or one. Without any number, ptxas spills
+/// a few registers to fit more of them.
 template <class Kernel>
-__global__ void __launch_bounds__(Kernel::threads, 1) run_kernel(const __grid_constant__ Kernel kernel) {
+inline constexpr int least_blocks = [] {
+    if constexpr (requires { Kernel::least_blocks; }) {
+        return Kernel::least_blocks;
+    } else {
+        return 1;
+    }
+}();
+
+template <class Kernel>
+__global__ void __launch_bounds__(Kernel::threads, least_blocks<Kernel>)
+    run_kernel(const __grid_constant__ Kernel kernel) {
     extern __shared__ __align__(16) unsigned char switchyard_shared_memory[];
     cuda_thread here(switchyard_shared_memory);
     kernel(here);

@@ -2,7 +2,8 @@
 //
 // A kernel is an aggregate of numbers, views and pointers into device memory with
 //
-//   static constexpr int threads = 256;                                        threads of a block, whole warps
+//   static constexpr int threads = 256;         threads of a block, whole warps
+//   static constexpr int least_blocks = 2;      optional: blocks that a multiprocessor shall have registers for
 //   template <kernel_thread Here> SWITCHYARD_DEVICE void operator()(Here& here) const;
 //
 // and a kernel policy runs it with `policy.launch(kernel, blocks, shared_bytes)`: on a stream of CUDA's
