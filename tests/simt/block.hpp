@@ -302,7 +302,7 @@ class block {
                  "block was launched with ",
                  what_.shared_bytes);
         }
-        const sanitizer::in_the_name_of caller(home_.known);
+        const sanitizer::unseen records;
         piece& made = piece_[pieces_];
         if (made.at == nullptr || made.bytes != bytes || sanitizer::thread) {
             kept_.push_back(std::make_unique<std::byte[]>(bytes));
@@ -314,7 +314,6 @@ class block {
         ++pieces_;
         shared_bytes_ = end;
         peak_shared_bytes_ = std::max(peak_shared_bytes_, end);
-        sanitizer::release(&begins_);
     }
 
     /// Says why no thread can run: where each stands.

@@ -155,6 +155,14 @@ sy::top_k_router list_router(index_t k) {
     return {.k = k, .renormalize = k > 1, .capacity = {.factor = 1.1}, .z_weight = 1e-3};
 }
 
+/// Sanitizers take their time: under them every second case of a sweep, or every third, which still is every kernel.
+std::vector<index_t> sweep(std::initializer_list<index_t> all) {
+    constexpr index_t each = simt::sanitizer::thread ? 3 : simt::sanitizer::address ? 2 : 1;
+    std::vector<index_t> some;
+    for (index_t i = 0; i < static_cast<index_t>(all.size()); i += each) some.push_back(all.begin()[i]);
+    return some;
+}
+
 }  // namespace
 
 TEST_CASE("routing kernels: the CPU backend's plans and gradients, in every order") {
@@ -172,7 +180,8 @@ TEST_CASE("routing kernels: the CPU backend's plans and gradients, in every orde
 }
 
 TEST_CASE("routing kernels: every width of a row, every number of choices") {
-    for (const index_t experts : {1, 3, 5, 8, 32, 33, 60, 64, 100, 256, 257, 512, 600, 1000, 1024, 1025, 1500, 4096}) {
+    for (const index_t experts :
+         sweep({1, 3, 5, 8, 32, 33, 60, 64, 100, 256, 257, 512, 600, 1000, 1024, 1025, 1500, 4096})) {
         for (const index_t choices : {index_t{1}, index_t{2}, index_t{8}, index_t{32}, index_t{33}, experts}) {
             if (choices > experts || choices > 100) continue;
             CAPTURE(experts);
@@ -190,7 +199,7 @@ TEST_CASE("routing kernels: every width of a row, every number of choices") {
 }
 
 TEST_CASE("routing kernels: any number of tokens") {
-    for (const index_t tokens : {0, 1, 2, 31, 32, 33, 127, 128, 129, 255, 256, 257, 600, 1030, 5000}) {
+    for (const index_t tokens : sweep({0, 1, 2, 31, 32, 33, 127, 128, 129, 255, 256, 257, 600, 1030, 5000})) {
         CAPTURE(tokens);
         for (const bool is_masked : {false, true}) {
             const problem in{gaussian_scores(tokens, 12, 3), is_masked ? draw_mask(tokens, 4) : ref::mask_list{}};
@@ -206,8 +215,9 @@ TEST_CASE("routing kernels: any number of tokens") {
 
 TEST_CASE("routing kernels: hostile scores") {
     for (int kind = 0; kind < static_cast<int>(score_kind::count); ++kind) {
-        for (const int forbidden : {0, 40, 230}) {
-            for (const index_t experts : {5, 20, 70, 300, 1100}) {
+        for (const index_t per_mille : sweep({40, 0, 230})) {
+            const int forbidden = static_cast<int>(per_mille);
+            for (const index_t experts : sweep({70, 5, 20, 1100, 300})) {
                 CAPTURE(static_cast<score_kind>(kind));
                 CAPTURE(forbidden);
                 CAPTURE(experts);
@@ -233,7 +243,7 @@ TEST_CASE("routing kernels: hostile scores") {
 TEST_CASE("routing kernels: strides, addresses and types of the scores") {
     for (const lie how : every_lie) {
         CAPTURE(static_cast<int>(how));
-        for (const index_t experts : {3, 16, 64, 300, 1200}) {
+        for (const index_t experts : sweep({64, 3, 300, 1200, 16})) {
             CAPTURE(experts);
             const index_t tokens = experts > 1000 ? 9 : 70;
             // What narrow types can hold, so that both backends see the same numbers.
