@@ -14,7 +14,9 @@
 
 #include "simt/thread.hpp"
 
-#include <switchyard/backend/kernel_primitives.hpp>
+// All of them, in every file of a program: a router that is compiled in one file with kernels and in another without
+// would be two functions of one name.
+#include <switchyard/kernels.hpp>
 
 #include <cstddef>
 #include <cstdint>
