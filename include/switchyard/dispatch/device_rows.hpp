@@ -139,5 +139,17 @@ void gather_and_dot_rows(const Policy& policy, const plan_view<S, policy_space<P
     gather_rows(policy, plan, true, tokens, out);
 }
 
+/// Both backward halves of dispatch with gates: out[t] = sum_c gate * rows[row of (t, c)], and d_gate[t, c] = rows[row
+/// of (t, c)] . tokens[t].
+template <device_policy Policy, class S, class A, class B, class Out, class G>
+void sum_and_dot_rows(const Policy& policy, const plan_view<S, policy_space<Policy>>& plan,
+                      const matrix_view<const A, policy_space<Policy>>& rows,
+                      const matrix_view<const B, policy_space<Policy>>& tokens,
+                      const matrix_view<Out, policy_space<Policy>>& out,
+                      const matrix_view<G, policy_space<Policy>>& d_gates) {
+    sum_rows(policy, plan, true, false, rows, out);
+    dot_rows(policy, plan, rows, tokens, d_gates);
+}
+
 }  // namespace SWITCHYARD_TARGET
 }  // namespace switchyard

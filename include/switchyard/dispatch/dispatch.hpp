@@ -111,8 +111,7 @@ void dispatch_backward(const Policy& policy, const Plan& plan, const Input& x, c
     require_same_shape("d_x", out, "x", in);
     detail::require_rows<Policy>("d_rows", p, as_view(d_rows), in.columns);
     detail::require_gates<Policy>(p, as_view(d_gates));
-    sum_rows(policy, p, true, false, const_view(as_view(d_rows)), out);
-    dot_rows(policy, p, const_view(as_view(d_rows)), in, as_view(d_gates));
+    sum_and_dot_rows(policy, p, const_view(as_view(d_rows)), in, out, as_view(d_gates));
 }
 
 }  // namespace SWITCHYARD_TARGET

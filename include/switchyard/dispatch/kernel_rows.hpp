@@ -146,19 +146,5 @@ void sum_and_dot_rows(const Policy& policy, const plan_view<S, policy_space<Poli
     }
 }
 
-/// d_x[T, D] and d_gates[T, k] from d_rows and x, for `apply_gates`: one pass over d_rows.
-template <kernel_policy Policy, class Plan, matrix_like Input, matrix_like Rows, matrix_like Tokens, matrix_like Gates>
-void dispatch_backward(const Policy& policy, const Plan& plan, const Input& x, const Rows& d_rows, Tokens&& d_x,
-                       Gates&& d_gates) {
-    const auto& p = view_of_plan(plan);
-    const auto in = const_view(as_view(x));
-    const auto out = as_view(d_x);
-    detail::require_tokens<Policy>("x", p, in);
-    require_same_shape("d_x", out, "x", in);
-    detail::require_rows<Policy>("d_rows", p, as_view(d_rows), in.columns);
-    detail::require_gates<Policy>(p, as_view(d_gates));
-    sum_and_dot_rows(policy, p, const_view(as_view(d_rows)), in, out, as_view(d_gates));
-}
-
 }  // namespace SWITCHYARD_TARGET
 }  // namespace switchyard

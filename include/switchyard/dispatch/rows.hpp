@@ -3,6 +3,7 @@
 //   gather_rows   out[r]  = w_r * in[token of r]           for every kept row r (w = 1, or the gate)
 //   sum_rows      out[t] (+)= sum_c w_tc * in[row of (t, c)]   choices in order, dropped ones absent
 //   gather_and_dot_rows   both backward halves of combine in one pass
+//   sum_and_dot_rows      both backward halves of dispatch with gates
 //   dot_rows      d_gate[t, c] = rows[row of (t, c)] . tokens[t]   0 for dropped choices
 //
 // Rows of compute scalars that are contiguous move as vectors; large outputs are written past the cache (they do not
@@ -396,6 +397,15 @@ void sum_rows(const Policy& policy, const plan_view<S>& plan, bool weigh, bool a
                                            detail::sum_elements(plan, token, weigh, accumulate, in, out);
                                        }
                                    });
+}
+
+/// Both backward halves of dispatch with gates: out[t] = sum_c gate * rows[row of (t, c)], and d_gate[t, c] = rows[row
+/// of (t, c)] . tokens[t].
+template <host_policy Policy, class S, class A, class B, class Out, class G>
+void sum_and_dot_rows(const Policy& policy, const plan_view<S>& plan, const matrix_view<const A>& rows,
+                      const matrix_view<const B>& tokens, const matrix_view<Out>& out, const matrix_view<G>& d_gates) {
+    sum_rows(policy, plan, true, false, rows, out);
+    dot_rows(policy, plan, rows, tokens, d_gates);
 }
 
 }  // namespace SWITCHYARD_TARGET
