@@ -1,5 +1,6 @@
 // The price pass, the auction's rounds by kernels and `async_auction`, on the executor, in every order of threads.
 #include "assignment/instances.hpp"
+#include "simt/arrays.hpp"
 #include "simt/executor.hpp"
 #include "support/covers.hpp"
 
@@ -36,16 +37,8 @@ struct policy_without_waits : simt::policy {
 };
 static_assert(sy::kernel_policy<policy_without_waits>);
 
-template <class T>
-sy::buffer<T, simt::memory> on_device(const std::vector<T>& numbers) {
-    sy::buffer<T, simt::memory> made(static_cast<index_t>(numbers.size()));
-    std::copy(numbers.begin(), numbers.end(), made.data());
-    return made;
-}
-template <class T>
-std::vector<T> on_host(const sy::buffer<T, simt::memory>& numbers) {
-    return {numbers.begin(), numbers.end()};
-}
+using simt::on_device;
+using simt::on_host;
 
 /// A problem in the executor's memory.
 template <class S>

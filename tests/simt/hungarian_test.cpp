@@ -1,6 +1,7 @@
 // `hungarian` on a kernel policy: the host's optimum on every kind of problem, in every order of threads and blocks,
 // with one look at the device.
 #include "assignment/instances.hpp"
+#include "simt/arrays.hpp"
 #include "simt/executor.hpp"
 #include "support/covers.hpp"
 
@@ -53,16 +54,8 @@ struct found_on_device {
     simt::traffic counted;
 };
 
-template <class T>
-sy::buffer<T, simt::memory> on_device(const std::vector<T>& numbers) {
-    sy::buffer<T, simt::memory> made(static_cast<index_t>(numbers.size()));
-    std::copy(numbers.begin(), numbers.end(), made.data());
-    return made;
-}
-template <class T>
-std::vector<T> on_host(const sy::buffer<T, simt::memory>& numbers) {
-    return {numbers.begin(), numbers.end()};
-}
+using simt::on_device;
+using simt::on_host;
 
 /// Solves on the executor; rows are `padding` numbers apart beyond their own.
 template <class S>

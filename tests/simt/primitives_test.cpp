@@ -1,5 +1,6 @@
 // What generic device code asks of kernels (backend/kernel_primitives.hpp): a call per index, the stable sort and the
 // running sum, in every order of threads; and the size of a workspace before the first call (backend/measure.hpp).
+#include "simt/arrays.hpp"
 #include "simt/executor.hpp"
 
 #include <switchyard/kernels.hpp>
@@ -19,17 +20,8 @@ namespace {
 
 using scratch_space = sy::basic_workspace<simt::memory>;
 
-template <class T>
-sy::buffer<T, simt::memory> on_device(const std::vector<T>& numbers) {
-    sy::buffer<T, simt::memory> copy(static_cast<index_t>(numbers.size()));
-    std::copy(numbers.begin(), numbers.end(), copy.data());
-    return copy;
-}
-
-template <class T>
-std::vector<T> on_host(const sy::buffer<T, simt::memory>& numbers) {
-    return {numbers.begin(), numbers.end()};
-}
+using simt::on_device;
+using simt::on_host;
 
 /// Keys of a narrow range, so that many are equal, or of all there are.
 template <class Key>
