@@ -8,6 +8,7 @@ endif()
 add_executable(test_simt ${simt_files})
 target_link_libraries(test_simt PRIVATE switchyard_doctest_main switchyard_own rapidcheck)
 target_include_directories(test_simt PRIVATE "${CMAKE_CURRENT_SOURCE_DIR}")
+switchyard_compile_quickly(test_simt)
 switchyard_add_file_tests(test_simt simt simt ${simt_files})
 
 if(CMAKE_CXX_FLAGS MATCHES "-fsanitize=")

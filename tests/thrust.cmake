@@ -16,6 +16,7 @@ function(switchyard_add_thrust_tests system)
     target_link_libraries(test_thrust_${system} PRIVATE
         switchyard_doctest_main switchyard_own switchyard::thrust rapidcheck)
     target_include_directories(test_thrust_${system} PRIVATE "${CMAKE_CURRENT_SOURCE_DIR}")
+    switchyard_compile_quickly(test_thrust_${system})
     target_compile_definitions(test_thrust_${system} PRIVATE
         THRUST_HOST_SYSTEM=THRUST_HOST_SYSTEM_CPP
         THRUST_DEVICE_SYSTEM=THRUST_DEVICE_SYSTEM_${SYSTEM})

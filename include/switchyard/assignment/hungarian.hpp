@@ -292,8 +292,8 @@ bool exact_assignment<Policy, S>::solve_narrowed() {
     for (int attempt = 0; attempt < 6; ++attempt, widened *= 4) {
         all.begin();
         search.take_all(rows_);
-        const auto refined =
-            search.refine(policy_, prices, {.enough = few, .until_paths_pay = true, .most_steps = searched ? 4 : 1});
+        // One step at all tokens: the next ones are cheaper on the candidates alone.
+        const auto refined = search.refine(policy_, prices, {.enough = few, .until_paths_pay = true, .most_steps = 1});
         passes_ += refined.looks;
         steps_ += refined.steps;
         if (search.suspect() >= 0) return false;
