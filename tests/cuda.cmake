@@ -3,6 +3,12 @@
 #     threads and blocks;
 #   on a GPU, gpu/<stem>, compiled by nvcc where there is one: skipped with the reason where there is no device.
 set(device_tests routing slots rows auction)
+set(orders forward reverse random random2 greedy greedy_last)
+if(CMAKE_CXX_FLAGS MATCHES "-fsanitize=")
+    # One order and no auction, which would take minutes; simt/*_test.cpp run in all orders there, too.
+    set(orders greedy)
+    list(REMOVE_ITEM device_tests auction)
+endif()
 set(device_files ${device_tests})
 list(TRANSFORM device_files REPLACE "(.+)" "thrust/\\1_test.cpp")
 
@@ -11,15 +17,7 @@ target_link_libraries(test_simt_device PRIVATE switchyard_doctest_main switchyar
 target_include_directories(test_simt_device PRIVATE "${CMAKE_CURRENT_SOURCE_DIR}")
 switchyard_compile_quickly(test_simt_device)
 target_compile_definitions(test_simt_device PRIVATE SWITCHYARD_TEST_DEVICE="simt/device.hpp")
-# Under a sanitizer, one order and no auction, which would take minutes; simt/*_test.cpp run in all orders there, too.
-set(orders forward reverse random random2 greedy greedy_last)
-set(tests_in_orders ${device_tests})
-if(CMAKE_CXX_FLAGS MATCHES "-fsanitize=")
-    set(orders greedy)
-    list(REMOVE_ITEM tests_in_orders auction)
-endif()
-list(LENGTH orders order_count)
-foreach(test IN LISTS tests_in_orders)
+foreach(test IN LISTS device_tests)
     foreach(order IN LISTS orders)
         if(test STREQUAL "auction" AND NOT order MATCHES "^(forward|greedy)$")
             continue()
