@@ -54,7 +54,6 @@ file(GLOB cuda_files CONFIGURE_DEPENDS "cuda/*.cu")
 add_executable(test_gpu ${gpu_files} ${cuda_files})
 target_link_libraries(test_gpu PRIVATE switchyard_own_cuda doctest::doctest rapidcheck)
 target_include_directories(test_gpu PRIVATE "${CMAKE_CURRENT_SOURCE_DIR}")
-switchyard_compile_quickly(test_thrust_cuda test_gpu)  # the host's side: ptxas optimises kernels all the same
 target_compile_definitions(test_gpu PRIVATE SWITCHYARD_TEST_DEVICE="cuda/device.hpp")
 foreach(file IN LISTS device_files cuda_files)
     cmake_path(GET file FILENAME name)

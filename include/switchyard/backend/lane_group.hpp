@@ -95,6 +95,13 @@ struct lower_of {
     }
 };
 
+struct higher_of {
+    template <class T>
+    SWITCHYARD_HD T operator()(T a, T b) const {
+        return b > a ? b : a;
+    }
+};
+
 /// x of all threads of the block, combined in a fixed order; every thread has the result. `room` holds a number for
 /// each warp and is free again after the next sync.
 template <int Threads, class Here, class T, class Combine>
@@ -109,6 +116,13 @@ SWITCHYARD_DEVICE T fold_block(Here& here, T x, T* room, const Combine& combine)
         all = combine(all, room[warp]);
     }
     return all;
+}
+
+/// The same in a `room` that may still be read: threads meet twice.
+template <int Threads, class Here, class T, class Combine>
+SWITCHYARD_DEVICE T fold_block_again(Here& here, T x, T* room, const Combine& combine) {
+    here.sync();
+    return fold_block<Threads>(here, x, room, combine);
 }
 
 }  // namespace detail

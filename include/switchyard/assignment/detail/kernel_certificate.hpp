@@ -10,6 +10,7 @@
 #include <switchyard/assignment/detail/kernel_rows.hpp>
 #include <switchyard/backend/device.hpp>
 #include <switchyard/backend/kernel.hpp>
+#include <switchyard/backend/lane_group.hpp>
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/workspace.hpp>
 
@@ -106,10 +107,10 @@ struct certify_rows_kernel {
     template <class Here>
     SWITCHYARD_DEVICE void write(Here& here, const certified_sums& mine, const std::int32_t* loads,
                                  double* room) const {
-        const double primal = block_sum(here, mine.primal, room, threads);
-        const double magnitude = block_sum(here, mine.magnitude, room, threads);
-        const double regretted = block_sum(here, mine.regretted, room, threads);
-        const double tokens = block_sum(here, mine.tokens, room, threads);
+        const double primal = fold_block_again<threads>(here, mine.primal, room, add{});
+        const double magnitude = fold_block_again<threads>(here, mine.magnitude, room, add{});
+        const double regretted = fold_block_again<threads>(here, mine.regretted, room, add{});
+        const double tokens = fold_block_again<threads>(here, mine.tokens, room, add{});
         if (here.thread() == 0) {
             certified_sums* const to = sums + here.block();
             here.store(&to->primal, primal);
@@ -140,10 +141,10 @@ struct add_certified {
             mine.regretted += here.load(&from[b].regretted);
             mine.tokens += here.load(&from[b].tokens);
         }
-        mine.primal = block_sum(here, mine.primal, room, threads);
-        mine.magnitude = block_sum(here, mine.magnitude, room, threads);
-        mine.regretted = block_sum(here, mine.regretted, room, threads);
-        mine.tokens = block_sum(here, mine.tokens, room, threads);
+        mine.primal = fold_block_again<threads>(here, mine.primal, room, add{});
+        mine.magnitude = fold_block_again<threads>(here, mine.magnitude, room, add{});
+        mine.regretted = fold_block_again<threads>(here, mine.regretted, room, add{});
+        mine.tokens = fold_block_again<threads>(here, mine.tokens, room, add{});
         if (here.thread() == 0) {
             here.store(&to->primal, mine.primal);
             here.store(&to->magnitude, mine.magnitude);

@@ -76,8 +76,8 @@ struct spread_of_rows {
                 count += row.count;
             }
         }
-        squares = block_sum(here, squares, room, threads);
-        count = block_sum(here, count, room, threads);
+        squares = fold_block_again<threads>(here, squares, room, add{});
+        count = fold_block_again<threads>(here, count, room, add{});
         if (here.thread() == 0) {
             here.store(&sums[here.block()].primal, squares);
             here.store(&sums[here.block()].tokens, count);
@@ -151,7 +151,7 @@ struct choose_quotas {
             down[e] = static_cast<std::int32_t>(wanted - lower);
             sum += static_cast<double>(wanted);
         }
-        sum = block_sum(here, sum, room, threads);
+        sum = fold_block_again<threads>(here, sum, room, add{});
         if (here.thread() == 0) {
             auto missing = here.load(&on.state->tokens) - static_cast<std::int32_t>(sum);
             for (index_t e = 0; e < market.experts && missing != 0; ++e) {
@@ -289,7 +289,7 @@ struct write_result {
             terms += bound_term(here, e, price[e] - zero);
             if (prices != nullptr) here.store(prices + e, price[e] - zero);
         }
-        terms = block_sum(here, terms, room, threads);
+        terms = fold_block_again<threads>(here, terms, room, add{});
         const plan_status status = status_of(here, room);
         if (here.thread() == 0) write(here, terms, status);
     }
@@ -309,7 +309,7 @@ struct write_result {
             }
             if (slope >= 0 && price[e] < best) best = price[e];
         }
-        best = -block_largest(here, -best, room, threads);
+        best = fold_block_again<threads>(here, best, room, lower_of{});
         return best < std::numeric_limits<double>::infinity() ? best : 0.0;
     }
 
@@ -331,7 +331,7 @@ struct write_result {
             const C raw = load_scalar(here.load(source.scores.row(bad) + e * source.scores.column_stride));
             if (!is_usable_score(source.are_costs ? -raw : raw)) found = 1;
         }
-        found = block_largest(here, found, room, threads);
+        found = fold_block_again<threads>(here, found, room, higher_of{});
         if (found > 0) return plan_status::bad_score;
         return bad != none_bad || here.load(unroutable) != none_bad ? plan_status::unroutable : plan_status::good;
     }

@@ -16,6 +16,7 @@
 #include <switchyard/assignment/detail/kernel_rows.hpp>
 #include <switchyard/backend/device.hpp>
 #include <switchyard/backend/kernel.hpp>
+#include <switchyard/backend/lane_group.hpp>
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/workspace.hpp>
 
@@ -108,7 +109,7 @@ struct choose_band {
             for (index_t b = here.thread(); b <= bin; b += threads) {
                 through += static_cast<double>(here.load(on.looked.bins + b));
             }
-            through = block_sum(here, through, room, threads);
+            through = fold_block_again<threads>(here, through, room, add{});
             if (through > static_cast<double>(to.room) && bin > 0) bin -= 1;
         }
         for (index_t e = here.thread(); e < on.experts; e += threads) {
@@ -175,9 +176,9 @@ struct fix_tokens {
                 here.atomic_add(load + e, 1);
             }
         }
-        primal = block_sum(here, primal, room, threads);
-        magnitude = block_sum(here, magnitude, room, threads);
-        found = block_sum(here, found, room, threads);
+        primal = fold_block_again<threads>(here, primal, room, add{});
+        magnitude = fold_block_again<threads>(here, magnitude, room, add{});
+        found = fold_block_again<threads>(here, found, room, add{});
         for (index_t e = here.thread(); e < on.experts; e += threads) {
             if (load[e] != 0) here.atomic_add(to.load + e, load[e]);
         }

@@ -148,25 +148,10 @@ struct count_tokens_kernel {
             const index_t t = here.block() * rows_a_block + j;
             if (t < rows && here.load(mask.data + t) != 0) mine += 1;
         }
-        const std::int32_t all = block_sum(here, mine, room, threads);
+        const std::int32_t all = fold_block_again<threads>(here, mine, room, add{});
         if (here.thread() == 0) here.atomic_add(tokens, all);
     }
 };
-
-/// The largest of the block's numbers, as block_sum.
-template <class Here, class T>
-SWITCHYARD_DEVICE T block_largest(Here& here, T mine, T* room, int threads) {
-    const auto larger = [](T a, T b) { return b > a ? b : a; };
-    for (int distance = warp_lanes / 2; distance > 0; distance /= 2) {
-        mine = larger(mine, here.shuffle_xor(mine, distance));
-    }
-    here.sync();
-    if (here.thread() % warp_lanes == 0) room[here.thread() / warp_lanes] = mine;
-    here.sync();
-    T all = room[0];
-    for (int warp = 1; warp < threads / warp_lanes; ++warp) all = larger(all, room[warp]);
-    return all;
-}
 
 /// The next prices to look at: price(e), rounded to the compute type. One block.
 template <class Here, class C, class PriceOf>
@@ -181,7 +166,7 @@ SWITCHYARD_DEVICE void set_prices(Here& here, const price_search_on_device<C>& o
         here.store(on.price + e, static_cast<double>(price));
         if (!is_closed && static_cast<double>(size_of(price)) > largest) largest = static_cast<double>(size_of(price));
     }
-    largest = block_largest(here, largest, room, threads);
+    largest = fold_block_again<threads>(here, largest, room, higher_of{});
     if (here.thread() == 0) here.store(on.passed.largest_size, static_cast<C>(largest));
 }
 
@@ -220,8 +205,8 @@ struct begin_search {
         }
         for (index_t b = here.thread(); b < margin_bins; b += threads) here.store(on.looked.bins + b, 0);
         for (index_t i = here.thread(); i < on.torn_size(); i += threads) here.store(on.torn + i, 0);
-        lower_sum = block_sum(here, lower_sum, room, threads);
-        upper_sum = block_sum(here, upper_sum, room, threads);
+        lower_sum = fold_block_again<threads>(here, lower_sum, room, add{});
+        upper_sum = fold_block_again<threads>(here, upper_sum, room, add{});
         const auto places = static_cast<double>(tokens);
         if (here.thread() == 0) {
             search_state& state = *on.state;

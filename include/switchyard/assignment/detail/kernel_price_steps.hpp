@@ -19,6 +19,7 @@
 #include <switchyard/assignment/detail/kernel_rows.hpp>
 #include <switchyard/backend/device.hpp>
 #include <switchyard/backend/kernel.hpp>
+#include <switchyard/backend/lane_group.hpp>
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/workspace.hpp>
 
@@ -85,15 +86,15 @@ struct measure_prices {
         for (index_t e = here.thread(); e < on.experts; e += threads) {
             looked_at += static_cast<double>(here.load(on.looked.load + e));
         }
-        looked_at = block_sum(here, looked_at, room, threads);
+        looked_at = fold_block_again<threads>(here, looked_at, room, add{});
         const auto tokens = static_cast<double>(here.load(&state.tokens));
         const expert_goals goals{tokens > 0 ? looked_at / tokens : 0.0, here.load(&state.open_part)};
         double excess = 0;
         double value = 0;
         for (index_t e = here.thread(); e < on.experts; e += threads) add_expert(here, goals, e, excess, value);
         for (index_t b = here.thread(); b < blocks; b += threads) value += here.load(on.looked.value + b);
-        excess = block_sum(here, excess, room, threads) / 2;
-        value = block_sum(here, value, room, threads);
+        excess = fold_block_again<threads>(here, excess, room, add{}) / 2;
+        value = fold_block_again<threads>(here, value, room, add{});
         const bool is_better =
             is_first || excess < 0.95 * best_excess || (value < best_value && excess < 1.5 * best_excess);
 
@@ -216,7 +217,7 @@ struct solve_step {
             here.store(on.degree + e, degree);
             degrees += degree;
         }
-        degrees = block_sum(here, degrees, room, threads);
+        degrees = fold_block_again<threads>(here, degrees, room, add{});
         const double ridge = 1e-3 * degrees / static_cast<double>(on.experts) + std::numeric_limits<double>::min();
         double energy = 0;
         for (index_t e = here.thread(); e < on.experts; e += threads) {
@@ -227,10 +228,10 @@ struct solve_step {
             direction[e] = residual / degree;
             energy += residual * direction[e];
         }
-        energy = block_sum(here, energy, room, threads);
+        energy = fold_block_again<threads>(here, energy, room, add{});
         const double enough = 1e-6 * energy;
         for (int round = 0; round < most_rounds && energy > enough; ++round) {
-            const double curvature = block_sum(here, multiply(here, weight, direction), room, threads);
+            const double curvature = fold_block_again<threads>(here, multiply(here, weight, direction), room, add{});
             if (!(curvature > 0)) break;
             const double length = energy / curvature;
             double next_energy = 0;
@@ -240,7 +241,7 @@ struct solve_step {
                 here.store(on.residual + e, residual);
                 next_energy += residual * residual / here.load(on.degree + e);
             }
-            next_energy = block_sum(here, next_energy, room, threads);
+            next_energy = fold_block_again<threads>(here, next_energy, room, add{});
             const double carry = next_energy / energy;
             energy = next_energy;
             for (index_t e = here.thread(); e < on.experts; e += threads) {

@@ -202,19 +202,6 @@ struct two_best {
     }
 };
 
-/// A sum over the threads of a block, in a fixed order: the same bits in every thread. `room` is shared memory for a
-/// number a warp; threads meet here twice.
-template <class Here, class T>
-SWITCHYARD_DEVICE T block_sum(Here& here, T mine, T* room, int threads) {
-    for (int distance = warp_lanes / 2; distance > 0; distance /= 2) mine += here.shuffle_xor(mine, distance);
-    here.sync();  // the room may still be read
-    if (here.thread() % warp_lanes == 0) room[here.thread() / warp_lanes] = mine;
-    here.sync();
-    T all = room[0];
-    for (int warp = 1; warp < threads / warp_lanes; ++warp) all += room[warp];
-    return all;
-}
-
 }  // namespace detail
 }  // namespace SWITCHYARD_TARGET
 }  // namespace switchyard
