@@ -45,6 +45,19 @@ set_tests_properties(nvcc/compiles PROPERTIES LABELS nvcc TIMEOUT 1200 FIXTURES_
 add_test(NAME nvcc/runs COMMAND test_thrust_cuda)
 set_tests_properties(nvcc/runs PROPERTIES LABELS "nvcc;gpu" TIMEOUT 600 FIXTURES_REQUIRED switchyard_nvcc SKIP_RETURN_CODE 77)
 
+# Every header of CUDA compiles alone.
+file(GLOB_RECURSE cuda_headers CONFIGURE_DEPENDS RELATIVE "${PROJECT_SOURCE_DIR}/include"
+    "${PROJECT_SOURCE_DIR}/include/switchyard/cuda*.hpp" "${PROJECT_SOURCE_DIR}/include/switchyard/backend/cuda*.hpp")
+list(REMOVE_DUPLICATES cuda_headers)
+foreach(header IN LISTS cuda_headers)
+    string(REGEX REPLACE "^switchyard/|[.]hpp$" "" stem "${header}")
+    set(alone "${CMAKE_CURRENT_BINARY_DIR}/cuda_headers/${stem}.cu")
+    file(CONFIGURE OUTPUT "${alone}" CONTENT "#include <${header}>\n" @ONLY)
+    add_test(NAME "nvcc/header/${stem}" COMMAND "${CMAKE_CUDA_COMPILER}" -std=c++20 --extended-lambda --expt-relaxed-constexpr
+        -Werror all-warnings "-I${PROJECT_SOURCE_DIR}/include" -arch=sm_80 -c "${alone}" -o /dev/null)
+    set_tests_properties("nvcc/header/${stem}" PROPERTIES LABELS nvcc TIMEOUT 300)
+endforeach()
+
 foreach(test IN LISTS device_tests)
     set(wrapper "${CMAKE_CURRENT_BINARY_DIR}/gpu/${test}.cu")
     file(CONFIGURE OUTPUT "${wrapper}" CONTENT "#include \"thrust/${test}_test.cpp\"\n" @ONLY)

@@ -1,8 +1,8 @@
 # The Thrust backend. Each thrust/*.cpp is built by the plain host compiler once a system that Thrust has for CPUs and becomes
-# one CTest test each, thrust_<system>/<stem>. On TBB's, the operations alone.
+# one CTest test each, thrust_<system>/<stem>. On TBB's, the operations and their determinism alone.
 file(GLOB thrust_files CONFIGURE_DEPENDS "thrust/*.cpp")
 set(thrust_tbb_files ${thrust_files})
-list(FILTER thrust_tbb_files INCLUDE REGEX "/(routing|slots|rows|auction)_test[.]cpp$")
+list(FILTER thrust_tbb_files INCLUDE REGEX "/(routing|slots|rows|auction|determinism)_test[.]cpp$")
 
 add_custom_target(thrust_tests)
 

@@ -101,15 +101,19 @@ def write_page(root, page):
     page.write_text("\n".join(written) + "\n")
 
 
+def pages_of(root):
+    return [*root.glob("*.md"), *root.glob("docs/**/*.md"), *root.glob("tests/*/README.md")]
+
+
 def main(arguments):
     if arguments[0] == "--write":
         root = pathlib.Path(arguments[1]).resolve()
-        for page in sorted([*root.glob("*.md"), *root.glob("docs/**/*.md")]):
+        for page in sorted(pages_of(root)):
             write_page(root, page)
         return 0
     root = pathlib.Path(arguments[0]).resolve()
     pages = [pathlib.Path(page).resolve() for page in arguments[1:]]
-    pages = pages or sorted([*root.glob("*.md"), *root.glob("docs/**/*.md")])
+    pages = pages or sorted(pages_of(root))
     faults = [f"{page.relative_to(root)}: {fault}" for page in pages for fault in check_page(root, page)]
     print("\n".join(faults) if faults else f"{len(pages)} pages: all C++ is the text of its source, all links lead to files")
     return 1 if faults or not pages else 0

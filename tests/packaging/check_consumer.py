@@ -2,7 +2,7 @@
 """Builds and runs a small consumer of the library in one of the ways that consumers do, and checks what it is compiled with.
 
 usage: check_consumer.py KIND --source DIR --build DIR --prefix DIR --version X.Y.Z [--cmake CMAKE] [--generator G]
-           [--compiler CXX]
+           [--thrust 0|1] [--compiler CXX]
 KIND   find_package | add_subdirectory | fetch_content | re_export | pkg_config
 source the library's source tree; build a scratch folder, emptied first; prefix where the library has been installed
 """
@@ -29,14 +29,18 @@ def run(*command, **options):
 def configure_and_build(args, source, build, *options):
     run(args.cmake, "-G", args.generator, "-S", source, "-B", build, "-DCMAKE_BUILD_TYPE=Release", f"-DCMAKE_CXX_COMPILER={args.compiler}",
         f"-DCMAKE_PREFIX_PATH={args.prefix}", f"-DEXPECTED_VERSION={args.version}", f"-DSWITCHYARD_SOURCE={args.source}",
+        f"-DEXPECTS_THRUST={args.thrust}",
         "-DCMAKE_FIND_PACKAGE_NO_PACKAGE_REGISTRY=ON", *options)
     run(args.cmake, "--build", build)
 
 
 def check_flags(file, openmp):
-    """The main target brings the language level and nothing else; switchyard::openmp brings OpenMP's flag as well."""
+    """The main target brings the language level and nothing else; switchyard::openmp brings OpenMP's flag as well. The systems
+    of Thrust are the consumer's own choice."""
     flags = dict(line.split("=", 1) for line in file.read_text().splitlines())
     expected = {"COMPILE_OPTIONS": "", "COMPILE_DEFINITIONS": "", "LINK_OPTIONS": "", "COMPILE_FEATURES": "cxx_std_20"}
+    if file.stem.endswith("_thrust"):
+        expected["COMPILE_DEFINITIONS"] = "THRUST_HOST_SYSTEM=THRUST_HOST_SYSTEM_CPP;THRUST_DEVICE_SYSTEM=THRUST_DEVICE_SYSTEM_CPP"
     if openmp:
         expected["COMPILE_DEFINITIONS"] = "CONSUMER_USES_OPENMP"
         expected["COMPILE_OPTIONS"] = flags["COMPILE_OPTIONS"]
@@ -76,6 +80,7 @@ def main():
     parser.add_argument("--build", required=True, type=pathlib.Path)
     parser.add_argument("--prefix", required=True)
     parser.add_argument("--version", required=True)
+    parser.add_argument("--thrust", default="0", help="1: the library was built with Thrust")
     parser.add_argument("--cmake", default="cmake")
     parser.add_argument("--generator", default="Unix Makefiles")
     parser.add_argument("--compiler", default="c++")

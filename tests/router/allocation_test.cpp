@@ -124,6 +124,34 @@ TEST_CASE("allocation: a training loop with top-k allocates in its first step al
     check_steps(sy::top_k_router{.k = 12}, 12, 300, 20);
 }
 
+namespace {
+
+/// A pool without threads that counts who would have woken them.
+struct counting_pool {
+    int calls = 0;
+
+    template <class F>
+    void parallel_for(index_t blocks, F&& f) {
+        calls += 1;
+        for (index_t b = 0; b < blocks; ++b) f(b);
+    }
+};
+
+}  // namespace
+
+TEST_CASE("allocation: decoding wakes no thread") {
+    layer_buffers layer(4096, 40, 256, 8);
+    counting_pool pool;
+    const auto route = [&](index_t tokens) {
+        const sy::matrix_view<const float> some(layer.scores.data(), tokens, 256);
+        sy::route_scores(sy::par_on(pool), sy::top_k_router{.k = 8}, some, sy::inference{}, layer.plan, layer.scratch);
+        return pool.calls;
+    };
+    CHECK(route(1) == 0);
+    CHECK(route(32) == 0);
+    CHECK(route(4096) > 0);
+}
+
 TEST_CASE("allocation: decoding sizes, and smaller shapes after larger ones") {
     layer_buffers layer(64, 40, 128, 8);
     const sy::top_k_router router{.k = 8};

@@ -251,4 +251,7 @@ TEST_CASE("base: bad scores and every rule broken") {
     CHECK(sentence_of([&] {
               routed_backward(sy::base_router<>{}, greedy, {{1, 2}, {3, 4}}, ref::matrix(2, 1));
           }) == "the plan was made by inference; backward needs one made with training{}");
+    CHECK(sentence_of([&] {
+              routed_backward(sy::base_router<>{}, plan, {{3, 4}, {1, 2}}, ref::matrix(2, 1));
+          }).find("the plan was not made from these scores: token 0 had the gate 0.") == 0);
 }

@@ -1,7 +1,7 @@
 // The same bits on a Thrust policy for 1, 2, 3 and 8 threads, wherever the buffers begin, and at every call.
 //
 // On OpenMP's system the threads are those of omp_set_num_threads; on the calling thread's system that number must not
-// matter either.
+// matter either. TBB's has as many of the machine's cores as it is allowed.
 #include "thrust/device.hpp"
 
 #include <thrust/system/omp/execution_policy.h>
@@ -13,6 +13,9 @@
 
 #if defined(_OPENMP)
 #include <omp.h>
+#endif
+#if THRUST_DEVICE_SYSTEM == THRUST_DEVICE_SYSTEM_TBB
+#include <tbb/global_control.h>
 #endif
 
 using namespace switchyard_test;
@@ -131,6 +134,15 @@ std::string step_from_tokens(index_t offset) {
 
 /// Threads of every region to come; the number before comes back at the end.
 class thread_count {
+#if THRUST_DEVICE_SYSTEM == THRUST_DEVICE_SYSTEM_TBB
+  public:
+    explicit thread_count(int threads)
+        : limit_(tbb::global_control::max_allowed_parallelism, static_cast<std::size_t>(threads)) {}
+
+  private:
+    tbb::global_control limit_;
+};
+#else
   public:
 #if defined(_OPENMP)
     explicit thread_count(int threads) : before_(omp_get_max_threads()) {
@@ -145,6 +157,7 @@ class thread_count {
     explicit thread_count(int) {}
 #endif
 };
+#endif
 
 /// The bits of `run(offset)` with one thread and aligned buffers, again, with every other number of threads, and at
 /// every other place.

@@ -256,12 +256,11 @@ struct bid_rows_of_market {
     }
 };
 
-using switchyard::for_each_index;  // the generic one beside that of bids: both are found by the type of what is called
-
+/// The bids of all rows, by groups of lanes where the prices fit a block's shared memory.
 template <kernel_policy Policy, class S, class Space>
-void for_each_index(const Policy& policy, index_t rows, const bid_of_row<S, Space>& bids) {
+void make_bids(const Policy& policy, index_t rows, const bid_of_row<S, Space>& bids) {
     if (bids.market.experts > most_priced_experts) {
-        policy.for_each(rows, bids);
+        for_each_index(policy, rows, bids);
         return;
     }
     with_row_reader(bids.scores, [&]<int V>(const row_reader<S, Space, V>& reader) {

@@ -1,7 +1,7 @@
 // Storage types and the type routing computes in: Switch's *selective precision*.
 //
 // Routing arithmetic is float32 or wider whatever the numbers are stored as. float computes in float, double in double;
-// Eigen's half and bfloat16 (backend/eigen.hpp) and CUDA's (backend/thrust.hpp) are stored narrow and computed in
+// Eigen's half and bfloat16 (backend/eigen.hpp) and CUDA's (backend/cuda_scalars.hpp) are stored narrow and computed in
 // float. To add a storage type, specialise `scalar_traits`.
 #pragma once
 

@@ -8,11 +8,12 @@
 //
 // The layer's output is y = x + gate * f(x) for a residual expert f: combine with `accumulate` onto x.
 // T counts tokens that are not padding. A token with every expert forbidden is an error: nothing may be dropped. NaN
-// and +infinity are errors in training whatever `bad` says, except that `forbid_nan` is not offered there.
+// and +infinity are errors in training whatever `bad` says.
 //
 // `Solver` is any type of settings with a `solve` (assignment/assignment.hpp): `hungarian` is exact, `auction` is
-// within a bound that it states. On a device policy the auction runs on the device, and the call
-// waits for it; for another solver the scores go to the host and the experts back. Time is the solver's, O(T E) at
+// within a bound that it states. On Thrust's policies the auction runs on the device, and the call waits for it; for
+// another solver the scores go to the host and the experts back. By kernels (`sy::cuda`) `hungarian` runs on the
+// device, too, with one wait, and `async_auction` with none (kernel_base.hpp). Time is the solver's, O(T E) at
 // inference.
 //
 // Warm start: with `prices`, a step begins with the experts' prices that the step before ended with. Scores drift
@@ -37,6 +38,7 @@
 #include <switchyard/router/softmax_routing.hpp>
 #include <switchyard/score/sigmoid.hpp>
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -220,6 +222,19 @@ struct sigmoid_backward_pass {
     }
 };
 
+/// Where scores can be read here and now: do they have the gates that the plan kept? Three tokens are looked at. To a
+/// few units in the last place: a compiler may contract one use of an expression and not another.
+template <class Source, class S>
+void require_gates_of_plan(const Source& source, const plan_view<S>& plan) {
+    constexpr S close = 16 * std::numeric_limits<S>::epsilon();
+    for (const index_t token : {index_t{0}, plan.tokens / 2, plan.tokens - 1}) {
+        if (plan.tokens == 0 || plan.expert[token] < 0) continue;
+        const S gate = sigmoid(load_scalar(source.scores(token, plan.expert[token])));
+        require(std::abs(gate - plan.gate[token]) <= close, "the plan was not made from these scores: token ", token,
+                " had the gate ", plan.gate[token], " and now has ", gate);
+    }
+}
+
 /// d_gates[T, 1] -> d_scores[T, E].
 template <class Policy, class Solver, class Plan, matrix_like Scores, matrix_like Gates, matrix_like Out,
           class Workspace>
@@ -235,6 +250,7 @@ void route_scores_backward(const Policy& policy, const base_router<Solver>& rout
     require_same_shape("d_scores", out, "scores", input);
     const auto source = score_rows_of(input, 0.0f, made.origin.noise);
     using S = typename std::remove_cvref_t<decltype(made)>::scalar;
+    if constexpr (host_policy<Policy>) require_gates_of_plan(source, made);
     for_each_index(
         policy, made.tokens,
         sigmoid_backward_pass<std::remove_const_t<decltype(source)>, S,

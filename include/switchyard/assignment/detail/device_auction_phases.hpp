@@ -54,6 +54,12 @@ struct fill_bounds {
     }
 };
 
+/// The bids of all rows. Kernels have their own (kernel_auction.hpp).
+template <device_policy Policy, class S, class Space>
+void make_bids(const Policy& policy, index_t rows, const bid_of_row<S, Space>& bids) {
+    for_each_index(policy, rows, bids);
+}
+
 template <device_policy Policy, class S>
 class device_auction_phases {
   public:
@@ -200,7 +206,7 @@ class device_auction_phases {
         for (index_t round = 0; round < most_rounds; ++round) {
             if (!budget.take_round(tokens_)) return outcome::budget_spent;
             rounds_ += 1;
-            for_each_index(policy_, market_.rows, bid_of_row<S, space>{market_, scores_, facts_.span(), step_});
+            make_bids(policy_, market_.rows, bid_of_row<S, space>{market_, scores_, facts_.span(), step_});
             take_bids();
             if (round == rounds_till_stuck) stuck();
             if (round % rounds_between_reads != 0) continue;
