@@ -99,6 +99,8 @@ TEST_CASE_TEMPLATE("pack: every operation does what scalars do", K, EVERY_PACK) 
     constexpr int W = K::width;
     using P = sy::pack<S, W>;
     using one = sy::pack<S, 1>;
+    // A pack wider than a register leaves it to the compiler whether to fuse; the library has none.
+    constexpr int apart = W > sy::native_width<S> ? 2 : 1;
     std::mt19937 random(5);
     bool all_same = true;
     for (int round = 0; round < 2000; ++round) {
@@ -129,7 +131,7 @@ TEST_CASE_TEMPLATE("pack: every operation does what scalars do", K, EVERY_PACK) 
                                     std::abs(fused[at] - rounded_twice) <=
                                         std::abs(a[at] * c[at]) * std::numeric_limits<S>::epsilon());
             const S alone = sy::exp_nonpositive(one{below[at]}).v;
-            all_same = all_same && (same(exponential[at], alone) || steps_between(exponential[at], alone) <= 1);
+            all_same = all_same && (same(exponential[at], alone) || steps_between(exponential[at], alone) <= apart);
             all_same = all_same && ((equal_bits(x, y) >> i & 1u) != 0) == (a[at] == b[at]);
             all_same = all_same && ((at_least_bits(x, y) >> i & 1u) != 0) == (a[at] >= b[at]);
         }
