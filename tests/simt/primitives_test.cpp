@@ -102,37 +102,100 @@ TEST_CASE("running sums, of one part of the numbers and of several") {
 
 namespace {
 
-/// A workspace that was given what `workspace_size` said does not grow, and would with a page less.
+/// `call(policy, workspace)` takes exactly what `workspace_size` says: a workspace with that much does not grow, and
+/// one with less does. Returns the bytes, none for a call that takes nothing.
+template <class Call>
+index_t check_size(simt::executor& device, const Call& call) {
+    const simt::policy on{&device};
+    const simt::traffic before = device.counted();
+    const index_t bytes = sy::workspace_size<simt::policy>(call);
+    CHECK(device.counted() == before);
+    scratch_space enough;
+    enough.reserve(bytes);
+    const index_t given = enough.size();
+    CHECK(given == bytes);
+    call(on, enough);
+    CHECK(enough.size() == given);
+    CHECK(enough.most_used() == bytes);
+    if (bytes > 0) {
+        scratch_space too_small;
+        too_small.reserve(std::max<index_t>(1, bytes - 4096));
+        const index_t small = too_small.size();
+        call(on, too_small);
+        CHECK(too_small.size() > small);
+    }
+    return bytes;
+}
+
+/// Bytes of a step from scores, forward and backward.
+struct step_bytes {
+    index_t forward, backward;
+};
+
 template <class Router>
-void check_size(const Router& router, index_t tokens, index_t experts) {
+step_bytes check_step_from_scores(const Router& router, index_t tokens, index_t experts, index_t choices) {
     simt::executor device;
     const simt::policy on{&device};
     const auto scores = sy::copy_to_device(on, sy::matrix<float>(tokens, experts));
     std::fill_n(scores.data(), tokens * experts, 0.5f);
+    const auto d_gates = sy::copy_to_device(on, sy::matrix<float>(tokens, choices));
+    std::fill_n(d_gates.data(), tokens * choices, 1.0f);
+    sy::matrix<float, simt::memory> d_scores(tokens, experts);
     sy::basic_plan<float, simt::memory> plan;
-    const index_t bytes = sy::workspace_size<simt::policy>(
-        [&](const auto& policy, auto& room) { route_scores(policy, router, scores, sy::training{}, plan, room); });
-    CHECK(device.counted().launches == 0);
-    CHECK(bytes > 0);
-    scratch_space enough;
-    enough.reserve(bytes);
-    const index_t before = enough.size();
-    route_scores(on, router, scores, sy::training{}, plan, enough);
-    CHECK(enough.size() == before);
-    CHECK(enough.most_used() == bytes);
-    scratch_space too_small;
-    too_small.reserve(bytes - 4096 > 0 ? bytes - 4096 : 1);
-    const index_t small = too_small.size();
-    route_scores(on, router, scores, sy::training{}, plan, too_small);
-    CHECK(too_small.size() > small);
+    const index_t forward = check_size(device, [&](const auto& policy, auto& room) {
+        route_scores(policy, router, scores, sy::training{}, plan, room);
+    });
+    sy::check(on, plan);
+    const index_t backward = check_size(device, [&](const auto& policy, auto& room) {
+        route_scores_backward(policy, router, plan, scores, d_gates, d_scores, room);
+    });
+    return {forward, backward};
 }
 
 }  // namespace
 
 TEST_CASE("the size of a workspace, before the first call") {
-    check_size(sy::switch_router{}, 3000, 64);
-    check_size(sy::top_k_router{.k = 4, .z_weight = 1e-3}, 1000, 100);
-    check_size(sy::switch_router{.order = sy::drop_order::gate}, 2500, 8);  // sorts
+    for (const step_bytes& found :
+         {check_step_from_scores(sy::switch_router{}, 3000, 64, 1),
+          check_step_from_scores(sy::top_k_router{.k = 4, .z_weight = 1e-3}, 1000, 100, 4),
+          check_step_from_scores(sy::switch_router{.order = sy::drop_order::gate}, 2500, 8, 1),  // sorts
+          check_step_from_scores(sy::base_router<sy::async_auction>{}, 600, 8, 1)}) {
+        CHECK(found.forward > 0);
+        CHECK(found.backward == 0);
+    }
+    // More experts than kernels take: the generic code keeps a row for each of its threads, backward as well.
+    const step_bytes generic = check_step_from_scores(sy::switch_router{}, 20, 5000, 1);
+    CHECK(generic.forward > 0);
+    CHECK(generic.backward > 0);
+}
+
+TEST_CASE("the size of a workspace for a step from tokens, and for assignment that nobody waits for") {
+    simt::executor device;
+    const simt::policy on{&device};
+    constexpr index_t tokens = 400, experts = 12, width = 20;
+    const auto filled = [&](index_t rows, index_t columns) {
+        auto numbers = sy::copy_to_device(on, sy::matrix<float>(rows, columns));
+        std::fill_n(numbers.data(), rows * columns, 0.25f);
+        return numbers;
+    };
+    const auto x = filled(tokens, width), w = filled(width, experts), d_gates = filled(tokens, 1);
+    sy::matrix<float, simt::memory> d_x(tokens, width), d_w(width, experts);
+    sy::basic_plan<float, simt::memory> plan;
+    const sy::switch_router router{.input_jitter = 0.01f};
+    CHECK(check_size(device, [&](const auto& policy, auto& room) {
+              route(policy, router, x, w, sy::training{}, plan, room);
+          }) > 0);
+    CHECK(check_size(device, [&](const auto& policy, auto& room) {
+              route_backward(policy, router, plan, x, w, d_gates, d_x, d_w, room);
+          }) > 0);
+
+    const auto scores = filled(tokens, experts);
+    const auto expert = on_device(std::vector<std::int32_t>(tokens));
+    const sy::device_assignment_problem<float, simt::device_space> problem{
+        .scores = sy::const_view(scores.view()), .bounds = sy::balanced_quotas(tokens, experts)};
+    CHECK(check_size(device, [&](const auto& policy, auto& room) {
+              solve(policy, sy::async_auction{}, problem, {.expert_of_token = expert.data()}, room);
+          }) > 0);
 }
 
 TEST_CASE("a call that reads numbers back has no size that could be known") {
