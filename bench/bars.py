@@ -1,0 +1,88 @@
+#!/usr/bin/env python3
+"""What a run of routing_bench says of the library's own bars: the table of README.md, and whether each is met.
+
+usage: bars.py RUN.json [--write PAGE]
+
+RUN.json is what routing_bench wrote with --benchmark_out=RUN.json and --benchmark_repetitions: medians are compared, and only
+those of one run. --write puts the table between the marks `figures:routing_bench` of a page. Exit 1 if a bar is missed or a row
+is not in the run.
+"""
+
+import argparse
+import json
+import pathlib
+import re
+import sys
+
+UNITS = {"ns": 1e-6, "us": 1e-3, "ms": 1.0, "s": 1e3}
+MARKS = re.compile(r"(<!-- figures:routing_bench -->\n\n).*?(\n\n<!-- /figures:routing_bench -->)", re.DOTALL)
+
+# Row, what it is compared with, how much more work the row does than that, and the most its ratio may be.
+BARS = [
+    ("switch_route_seq/65536/64", "eigen_softmax_argmax_seq/65536/64", 1, 0.33),
+    ("switch_route_seq/65536/64", "exp_sum_seq/65536/64", 1, 2.2),
+    ("switch_route_seq/65536/256", "eigen_softmax_argmax_seq/65536/256", 1, 0.33),
+    ("switch_route_seq/65536/256", "exp_sum_seq/65536/256", 1, 2.2),
+    ("switch_route_par/65536/64", "switch_route_seq/65536/64", 1, 0.59),
+    ("switch_route_par/65536/256", "switch_route_seq/65536/256", 1, 0.59),
+    ("switch_route_seq/65536/60", "switch_route_seq/65536/64", 60 / 64, 1.3),
+    ("switch_route_seq/65536/100", "switch_route_seq/65536/128", 100 / 128, 1.3),
+    ("top_k_route_seq/1/256/8", "top_k_route_seq/65536/256/8", 1 / 65536, 2.0),
+    ("top_k_route_seq/32/256/8", "top_k_route_seq/65536/256/8", 32 / 65536, 2.0),
+    ("dispatch_seq/65536/64", "copy_rows_seq/65536/64", 1, 1.2),
+    ("combine_seq/65536/64", "copy_rows_seq/65536/64", 1, 1.2),
+    ("dispatch_par/65536/64", "copy_rows_par/65536/64", 1, 1.25),
+    ("combine_par/65536/64", "copy_rows_par/65536/64", 1, 1.25),
+    ("dispatch_seq/512/64", "memcpy_rows_seq/512/64", 1, 1.0),
+    ("combine_seq/512/64", "memcpy_rows_seq/512/64", 1, 1.0),
+]
+
+
+def medians(path):
+    """Row -> milliseconds."""
+    found = {}
+    for run in json.loads(path.read_text())["benchmarks"]:
+        if run.get("aggregate_name") == "median":
+            found[run["run_name"].removesuffix("/real_time")] = run["real_time"] * UNITS[run["time_unit"]]
+    return found
+
+
+def shown(milliseconds):
+    return f"{milliseconds:.2f} ms" if milliseconds >= 1 else f"{1000 * milliseconds:.3g} us"
+
+
+def judge(times):
+    """The table's lines, and the bars that are missed."""
+    lines = ["| row | | against | | ratio | bar |", "|---|---:|---|---:|---:|---:|"]
+    missed = []
+    for row, against, work, bar in BARS:
+        if row not in times or against not in times:
+            missed.append(f"{row} against {against}: not in this run")
+            continue
+        ratio = times[row] / times[against] / work
+        per = "" if work == 1 else (", a token" if work < 0.01 else ", a score")
+        lines.append(f"| `{row}` | {shown(times[row])} | `{against}`{per} | {shown(times[against])} | {ratio:.2f} | {bar:g} |")
+        if ratio > bar:
+            missed.append(f"{row} against {against}: {ratio:.3f}, and the bar is {bar:g}")
+    return lines, missed
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=pathlib.Path)
+    parser.add_argument("--write", type=pathlib.Path)
+    args = parser.parse_args()
+    lines, missed = judge(medians(args.run))
+    print("\n".join(lines))
+    for line in missed:
+        print(f"missed: {line}", file=sys.stderr)
+    if args.write:
+        text = args.write.read_text()
+        if not MARKS.search(text):
+            sys.exit(f"{args.write} has no marks figures:routing_bench")
+        args.write.write_text(MARKS.sub(lambda found: found[1] + "\n".join(lines) + found[2], text))
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
