@@ -40,6 +40,12 @@ static_assert(sy::kernel_policy<policy_without_waits>);
 using simt::on_device;
 using simt::on_host;
 
+/// The orders of threads and blocks in turn, so that many shapes run in each of them.
+const simt::order& next_order() {
+    static std::size_t turn = 0;
+    return simt::all_orders[turn++ % std::size(simt::all_orders)];
+}
+
 /// A problem in the executor's memory.
 template <class S>
 struct posed_there {
@@ -73,7 +79,7 @@ struct posed_there {
 
 template <class S>
 assignment_tests::solution solve_async(const instance& problem, sy::async_auction solver = {},
-                                       const simt::order& order = {}, index_t padding = 0,
+                                       const simt::order& order = next_order(), index_t padding = 0,
                                        simt::traffic* counted = nullptr) {
     posed_there<S> there(problem, padding);
     simt::executor device(order);
@@ -309,7 +315,7 @@ TEST_CASE("async_auction: the same bits in every order, costs, rows with room be
     const auto problem = balanced(draw_instance(score_kind::skewed, 700, 6, 0, true, random));
     simt::traffic traffic;
     const sy::async_auction solver;
-    const auto first = solve_async<float>(problem, solver, {}, 0, &traffic);
+    const auto first = solve_async<float>(problem, solver, next_order(), 0, &traffic);
     CHECK(traffic.launches <= 4 * (solver.sample_steps + solver.price_steps) + 5 * solver.rounds + 34);
     check_certified(problem, first);
     for (const simt::order& order : simt::all_orders) {
@@ -320,7 +326,7 @@ TEST_CASE("async_auction: the same bits in every order, costs, rows with room be
         CHECK(found.result.gap == first.result.gap);
         CHECK(counted == traffic);
     }
-    const auto padded = solve_async<float>(problem, {}, {}, 3);
+    const auto padded = solve_async<float>(problem, {}, next_order(), 3);
     check_certified(problem, padded);
 }
 
@@ -334,6 +340,45 @@ TEST_CASE("async_auction: settings and shapes it refuses") {
     auto wrong = problem;
     wrong.lower[0] = 5;
     CHECK(sentence_of([&] { solve_async<float>(wrong); }) != "");
+}
+
+TEST_CASE("async_auction: bounds that a mask leaves unmet are noted, and what can never be met is refused") {
+    const index_t beyond = index_t{1} << 40;
+    std::mt19937_64 random(9);
+    for (const auto& bounds : std::vector<std::pair<index_t, index_t>>{{2, 2}, {beyond, beyond}, {0, 0}}) {
+        // One token is left of four, and none of these can be met.
+        instance problem;
+        problem.scores = sy::reference::matrix(4, 2);
+        problem.mask = {0, 1, 0, 0};
+        problem.lower = {bounds.first, bounds.first};
+        problem.upper = {bounds.second, bounds.second};
+        const auto found = solve_async<float>(problem);
+        CHECK(found.result.gap == infinity);
+        CHECK(found.result.dual == infinity);
+        CHECK(!found.result.converged);
+        CHECK(found.experts[0] == -1);
+        CHECK((found.experts[1] >= 0) == (bounds.second > 0));
+    }
+    // As far as they can be met, they are: an upper bound of more than there are tokens means all of them.
+    auto problem = draw_instance(score_kind::gaussian, 200, 5, 0, true, random);
+    for (index_t e = 0; e < 5; ++e) {
+        problem.lower[e] = e == 1 ? problem.tokens() : 0;
+        problem.upper[e] = beyond;
+    }
+    check_certified(problem, solve_async<float>(problem));
+    problem.lower[0] = 1;  // one more than there are tokens
+    const auto unmet = solve_async<float>(problem);
+    CHECK(unmet.result.gap == infinity);
+    CHECK(!unmet.result.converged);
+
+    problem.lower[0] = -1;
+    CHECK(sentence_of([&] { solve_async<float>(problem); }) ==
+          "the lower quota of expert 0 is -1: it must not be negative");
+    problem.lower[0] = 0;
+    problem.lower[3] = 4;
+    problem.upper[3] = 3;
+    CHECK(sentence_of([&] { solve_async<float>(problem); }) ==
+          "the lower quota of expert 3, 4, is above its upper quota, 3");
 }
 
 TEST_CASE("BASE by kernels: exact with one wait, asynchronous with none, bad scores in the status") {

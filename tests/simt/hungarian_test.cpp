@@ -29,10 +29,20 @@ using assignment_tests::score_kind;
 using assignment_tests::sentence_of;
 using sy::index_t;
 
-/// The executor's policy, which counts the copies that wait.
+/// The executor's policy, which counts the copies that wait, and notes how many tokens each first measure of prices
+/// sees.
 struct counting_policy : simt::policy {
     index_t* looks = nullptr;   ///< copies to the host
     index_t* writes = nullptr;  ///< and to the device
+    std::vector<index_t>* measured = nullptr;
+
+    template <class Kernel>
+    void launch(const Kernel& kernel, index_t blocks, std::size_t shared_bytes = 0) const {
+        simt::policy::launch(kernel, blocks, shared_bytes);
+        if constexpr (requires { kernel.is_first; }) {
+            if (kernel.is_first) measured->push_back(kernel.on.state->looked_at);
+        }
+    }
 
     void copy_to_host(void* to, const void* from, std::size_t bytes) const {
         *looks += 1;
@@ -51,15 +61,22 @@ struct found_on_device {
     std::vector<double> prices;
     index_t looks = 0;
     index_t writes = 0;
+    std::vector<index_t> measured;  ///< tokens that each search for prices saw first
     simt::traffic counted;
 };
 
 using simt::on_device;
 using simt::on_host;
 
+/// The orders of threads and blocks in turn, so that many shapes run in each of them.
+const simt::order& next_order() {
+    static std::size_t turn = 0;
+    return simt::all_orders[turn++ % std::size(simt::all_orders)];
+}
+
 /// Solves on the executor; rows are `padding` numbers apart beyond their own.
 template <class S>
-found_on_device solve_there(const instance& problem, const simt::order& order = {},
+found_on_device solve_there(const instance& problem, const simt::order& order = next_order(),
                             const std::vector<double>& warm = {}, const sy::hungarian& solver = {},
                             index_t padding = 0) {
     const index_t rows = problem.scores.rows;
@@ -86,6 +103,7 @@ found_on_device solve_there(const instance& problem, const simt::order& order = 
     on.device = &device;
     on.looks = &found.looks;
     on.writes = &found.writes;
+    on.measured = &found.measured;
     sy::device_workspace<counting_policy> scratch;
     found.result = solve(on, solver, posed, {.expert_of_token = expert.data(), .prices = prices.data()}, scratch);
     found.experts = on_host(expert);
@@ -165,7 +183,7 @@ TEST_CASE_TEMPLATE("where most tokens are fixed on the device: one look, with pr
     }
     std::vector<double> warm = found.prices;
     for (double& p : warm) p += 0.02 * std::normal_distribution<double>()(random);
-    const auto again = solve_there<S>(problem, {}, warm);
+    const auto again = solve_there<S>(problem, next_order(), warm);
     check_optimum(problem, again);
     if (!std::is_same_v<S, Eigen::bfloat16>) {
         CHECK(again.looks == 1);
@@ -182,7 +200,7 @@ TEST_CASE("launches and bytes, as docs/assignment/device.md has them") {
     const auto cold = solve_there<float>(problem);
     CHECK(cold.looks == 1);
     CHECK(cold.counted.launches <= 105);
-    const auto warm = solve_there<float>(problem, {}, cold.prices);
+    const auto warm = solve_there<float>(problem, next_order(), cold.prices);
     CHECK(warm.looks == 1);
     CHECK(warm.counted.launches <= 40);
     // Good prices: a look, perhaps a step, and the look that narrows down.
@@ -199,7 +217,7 @@ TEST_CASE("prices to begin with may be anything") {
                                                              {assignment_tests::no_number, 1, 2, 3},
                                                              {0.5, 0.5, 0.5, 0.5},
                                                              {100, 0, 0, 0}}) {
-        check_optimum(problem, solve_there<float>(problem, {}, warm));
+        check_optimum(problem, solve_there<float>(problem, next_order(), warm));
     }
 }
 
@@ -244,7 +262,7 @@ TEST_CASE("rows with room behind them, and costs") {
     const auto problem = balanced(draw_instance(score_kind::gaussian, 1400, 6, 0, false, random));
     const auto found = solve_there<float>(problem);
     for (const index_t padding : {1, 2, 10}) {
-        const auto padded = solve_there<float>(problem, {}, {}, {}, padding);
+        const auto padded = solve_there<float>(problem, next_order(), {}, {}, padding);
         check_optimum(problem, padded);
         CHECK(std::abs(padded.result.primal - found.result.primal) <= found.result.tolerance);
     }
@@ -299,12 +317,104 @@ TEST_CASE("bad scores and bounds are the host's errors") {
 TEST_CASE("a limit stops the host's part: complete, and certified on the device") {
     std::mt19937_64 random(19);
     const auto problem = balanced(draw_instance(score_kind::gaussian, 2000, 4, 0, false, random));
-    const auto found = solve_there<float>(problem, {}, {3, -2, 1, 0}, {.most_iterations = 1});
+    const auto found = solve_there<float>(problem, next_order(), {3, -2, 1, 0}, {.most_iterations = 1});
     CHECK(is_valid(problem, {found.result, found.experts, found.prices}));
     const auto best = solve_there<float>(problem);
     CHECK(found.result.primal <= best.result.primal + best.result.tolerance);
     CHECK(found.result.dual >= best.result.primal - best.result.tolerance);
     CHECK(found.result.converged == (found.result.gap <= found.result.tolerance));
+}
+
+namespace {
+
+/// Tokens like experts more or less, and some expert is closed to all of them.
+instance with_closed(index_t rows, index_t experts, const std::vector<index_t>& closed, std::mt19937_64& random) {
+    auto problem = draw_instance(score_kind::gaussian, rows, experts, 0, rows % 2 == 0, random);
+    const auto is_closed = [&](index_t e) { return std::find(closed.begin(), closed.end(), e) != closed.end(); };
+    const index_t open = experts - static_cast<index_t>(closed.size());
+    for (index_t e = 0; e < experts; ++e) {
+        problem.lower[e] = is_closed(e) ? 0 : problem.tokens() / open;
+        problem.upper[e] = is_closed(e) ? 0 : problem.tokens() / open + 1;
+    }
+    return problem;
+}
+
+/// The prices of closed experts are those of the host's rule at the other prices: the lowest at which no token prefers
+/// the expert.
+void check_closed_prices(const instance& problem, const found_on_device& found) {
+    for (index_t e = 0; e < problem.scores.columns; ++e) {
+        if (problem.upper[e] > 0) continue;
+        double least = 0;
+        for (index_t t = 0; t < problem.scores.rows; ++t) {
+            const auto own = found.experts[static_cast<std::size_t>(t)];
+            if (own < 0) continue;
+            const double margin = problem.scores(t, own) - found.prices[static_cast<std::size_t>(own)];
+            least = std::max(least, std::nextafter(problem.scores(t, e) - margin, infinity));
+        }
+        CHECK(found.prices[static_cast<std::size_t>(e)] == least);
+    }
+}
+
+}  // namespace
+
+TEST_CASE("prices of closed experts prove the optimum: no token prefers them, fixed ones included") {
+    instance one;
+    one.scores = sy::reference::matrix(1, 2);
+    one.scores(0, 1) = 5;
+    one.lower = one.upper = {1, 0};
+    const auto alone = solve_there<float>(one);
+    check_optimum(one, alone);
+    check_closed_prices(one, alone);
+    CHECK(alone.prices[1] - alone.prices[0] > 4.999);
+
+    std::mt19937_64 random(21);
+    for (const auto& closed : std::vector<std::vector<index_t>>{{1}, {0, 3}, {0, 1, 2, 3, 4}}) {
+        const index_t rows = 2600 + static_cast<index_t>(closed.size());
+        auto problem = as_stored<float>(with_closed(rows, 6, closed, random));
+        // A token that nothing moves from its expert likes a closed one more than any candidate does.
+        for (index_t t = 1000; t < 1004; ++t) {
+            problem.scores(t, 5) = 50;
+            problem.scores(t, closed[0]) = 70;
+        }
+        const auto found = solve_there<float>(problem);
+        check_optimum(problem, found);
+        check_closed_prices(problem, found);
+        CHECK(found.looks == 1);
+        CHECK(found.writes == 0);
+        const auto warm = solve_there<float>(problem, next_order(), found.prices);
+        check_optimum(problem, warm);
+        check_closed_prices(problem, warm);
+        // A limit: the certificate that the device makes is at these prices, too.
+        const auto stopped = solve_there<float>(problem, next_order(), {}, {.most_iterations = 1});
+        CHECK(is_valid(problem, {stopped.result, stopped.experts, stopped.prices}));
+        check_closed_prices(problem, stopped);
+        CHECK(stopped.result.primal <= found.result.primal + found.result.tolerance);
+        CHECK(stopped.result.dual >= found.result.primal - found.result.tolerance);
+    }
+    auto many = as_stored<double>(draw_instance(score_kind::skewed, 13100, 300, 0, false, random));
+    for (index_t e = 0; e < 300; ++e) {
+        many.lower[e] = 0;
+        many.upper[e] = e >= 20 ? 0 : 700;
+    }
+    const auto found = solve_there<double>(many);
+    check_optimum(many, found);
+    check_closed_prices(many, found);
+    // Where no token is left everybody is closed, and worth nothing.
+    auto nobody = draw_instance(score_kind::gaussian, 40, 3, 0, true, random);
+    for (index_t t = 0; t < 40; ++t) nobody.mask[t] = 0;
+    for (index_t e = 0; e < 3; ++e) nobody.lower[e] = nobody.upper[e] = 0;
+    CHECK(solve_there<float>(nobody).prices == std::vector<double>(3, 0.0));
+}
+
+TEST_CASE("a further parcel begins with counts of its own") {
+    // More ties than the first two parcels have room for.
+    instance problem;
+    problem.scores = sy::reference::matrix(8192, 4);
+    problem.lower = problem.upper = {2048, 2048, 2048, 2048};
+    const auto found = solve_there<float>(problem);
+    check_optimum(problem, found);
+    CHECK(found.looks == 3);
+    CHECK(found.measured == std::vector<index_t>{1024, 8192, 8192});
 }
 
 TEST_CASE("random problems have the host's optimum") {

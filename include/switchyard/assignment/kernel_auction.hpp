@@ -23,10 +23,12 @@
 // tokens' last steps, and what quotas chosen beforehand cost: none where bounds are fixed. Most tokens bid in the first
 // rounds, with `step`; it doubles every four rounds, so that ties end.
 //
-// Bad scores (NaN, +infinity, tokens that may take no expert) and bounds that a mask leaves unmet are noted in `found`
-// (gap infinite) and in the router's plan (its status), and the assignment is within the quotas all the same: a row
-// that cannot be used gets a place that is free. Forbidden pairs are avoided by bids; a token that is left with a
-// forbidden place only has it, and is noted as unroutable. Wrong shapes are errors here and now.
+// Bad scores (NaN, +infinity, tokens that may take no expert) are noted in `found` (gap infinite, not converged) and in
+// the router's plan (its status), and the assignment is within the quotas all the same: a row that cannot be used gets
+// a place that is free. Forbidden pairs are avoided by bids; a token that is left with a forbidden place only has it,
+// and is noted as unroutable. Bounds that a mask leaves unmet are noted in `found`, too: no expert has more than its
+// upper bound, and tokens without a place have expert -1. (A router's own bounds always fit.) Wrong shapes are errors
+// here and now, and so are bounds below 0 or in the wrong order, and without a mask all that cannot be met.
 //
 // k = 1, at most 4,096 experts. Launches: 4 (sample_steps + price_steps) + 5 rounds, and about 30 more.
 // docs/assignment/device.md counts bytes. Memory from the workspace: about 60 bytes a token, 4 a pair of experts.
@@ -73,6 +75,16 @@ inline void require_settings(const async_auction& solver) {
             " must be in 1..100000");
     require(solver.step >= 0 && std::isfinite(solver.step), "async_auction::step = ", solver.step,
             " must be a number from 0 on");
+}
+
+/// What can be asked of bounds before tokens are counted, with the sentences of require_quotas.
+inline void require_order_of_bounds(const quotas& bounds) {
+    for (index_t e = 0; e < bounds.experts; ++e) {
+        const index_t lower = bounds.lower(e);
+        const index_t upper = bounds.upper(e);
+        require(lower >= 0, "the lower quota of expert ", e, " is ", lower, ": it must not be negative");
+        require(lower <= upper, "the lower quota of expert ", e, ", ", lower, ", is above its upper quota, ", upper);
+    }
 }
 
 /// One call of the auction that nobody waits for.
@@ -205,7 +217,13 @@ void enqueue_auction(const Policy& policy, const async_auction& solver,
     require(problem.choices == 1, "async_auction gives tokens one expert each, not choices = ", problem.choices);
     require(problem.scores.columns >= 1 && problem.scores.columns <= most_priced_experts, "async_auction is for 1 to ",
             most_priced_experts, " experts, not ", problem.scores.columns);
-    if (problem.mask.data == nullptr && !is_balanced) require_quotas(problem.bounds, problem.scores.rows, 1);
+    if (!is_balanced) {
+        if (problem.mask.data == nullptr) {
+            require_quotas(problem.bounds, problem.scores.rows);
+        } else {
+            require_order_of_bounds(problem.bounds);
+        }
+    }
     const auto scope = scratch.open();
     auction_on_device<Policy, S>(policy, solver, problem, is_balanced, out, totals, scratch).run();
 }

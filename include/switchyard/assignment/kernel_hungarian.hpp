@@ -14,7 +14,8 @@
 //   copy     candidates, and what the fixed tokens leave of the quotas: the one wait
 //   host     the exact solver for the candidates (hungarian.hpp, one thread), and the certificate: with prices that
 //            have not moved apart by more than the band, the fixed tokens have no regret
-//   device   the candidates' experts, and the prices
+//   device   the candidates' experts, and the prices; those of closed experts (upper quota 0) from all tokens
+//                                                                                       detail/kernel_closed.hpp
 //
 // Synchronisations. In the common case exactly one, with prices to begin with and without: the copy of the parcel of
 // candidates. What goes back travels as arguments of kernels (detail/kernel_numbers.hpp), so the call returns with the
@@ -32,7 +33,9 @@
 // Memory: about 16 bytes a token, the parcel (32 E + 1024 rows of scores, or all), and 4 bytes a pair of experts from
 // the device workspace; on the host, the parcel's copy and what hungarian.hpp needs for the candidates, from a
 // workspace of the caller's, or allocated in every call. Launches: about 105 without prices, 40 with; of those, many do
-// nothing once prices are good. docs/assignment/device.md counts bytes.
+// nothing once prices are good; 4 more where experts are closed. docs/assignment/device.md counts bytes.
+//
+// Limits: of the call, all parcels together; looked at by the host alone, so kernels that run are never cut short.
 //
 // Ties and errors: as on the host. The result is the same at every call, on every machine of equal arithmetic; among
 // equal optima it may be another one than the host's.
@@ -40,6 +43,7 @@
 
 #include <switchyard/assignment/detail/kernel_candidates.hpp>
 #include <switchyard/assignment/detail/kernel_certificate.hpp>
+#include <switchyard/assignment/detail/kernel_closed.hpp>
 #include <switchyard/assignment/detail/kernel_narrowing.hpp>
 #include <switchyard/assignment/detail/kernel_numbers.hpp>
 #include <switchyard/assignment/detail/kernel_price_steps.hpp>
@@ -51,6 +55,7 @@
 #include <switchyard/core/workspace.hpp>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -88,7 +93,7 @@ class exact_on_device {
           experts_(problem.scores.columns),
           source_{problem.scores, problem.goal == objective::minimise} {}
 
-    /// `host_prices` [E]: where prices go on the host, too; or null.
+    /// `host_prices` [E]: where prices go on the host, too, for bounds that close no expert; or null.
     assignment_result run(double* host_prices) {
         host_prices_ = host_prices;
         const bool fits = rows_ > 0 && experts_ >= 1 && experts_ <= most_priced_experts && problem_.choices == 1 &&
@@ -123,15 +128,16 @@ class exact_on_device {
             require_quotas(bounds, header.tokens);
             if (header.bad_row != none_bad) break;
             if (header.candidates > room) continue;
-            candidates_on_host<S> candidates(solver_, bounds, problem_.goal, here, host_scratch_);
+            const hungarian rest = what_is_left();
+            candidates_on_host<S> candidates(rest, bounds, problem_.goal, here, host_scratch_);
             host_outcome outcome = candidates.run();
+            iterations_ += outcome.result.iterations;
             if (outcome.made != host_outcome::kind::too_narrow) {
-                hand_out(there, candidates, header.candidates);
-                if (outcome.made == host_outcome::kind::stopped) {
-                    const index_t iterations = outcome.result.iterations;
-                    outcome.result = certify(bounds, header.tokens, candidates.prices(), on);
-                    outcome.result.iterations = iterations;
-                }
+                const bool is_stopped = outcome.made == host_outcome::kind::stopped;
+                double* const prices = out_.prices != nullptr ? out_.prices : on.best;
+                hand_out(there, candidates, header.candidates, bounds, prices, is_stopped);
+                if (is_stopped) outcome.result = certify(bounds, header.tokens, candidates.prices(), prices, on);
+                outcome.result.iterations = iterations_;
                 outcome.result.passes = passes_;
                 return as_asked(outcome.result);
             }
@@ -154,8 +160,20 @@ class exact_on_device {
         return {both, both + experts_, 0, 0, false};
     }
 
-    /// Prices at which few tokens are beyond the quotas.
+    /// The settings, with what the parcels before have left of the limits: a limit used up leaves next to nothing.
+    hungarian what_is_left() const {
+        hungarian rest = solver_;
+        if (rest.most_iterations > 0) rest.most_iterations = std::max<index_t>(1, rest.most_iterations - iterations_);
+        if (rest.time_limit > 0) {
+            const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - began_;
+            rest.time_limit = std::max(1e-9, rest.time_limit - spent.count());
+        }
+        return rest;
+    }
+
+    /// Prices at which few tokens are beyond the quotas. The look of the parcel before has left its counts.
     void find_prices(const price_search_on_device<C>& on, int attempt) {
+        if (attempt > 0) policy_.launch(clear_counts<C>{on}, 1);
         const index_t stride = std::clamp<index_t>(rows_ / (8 * experts_), 1, 8);
         if (attempt == 0 && problem_.initial_prices == nullptr && stride > 1) {
             const auto sampled = static_cast<double>(sampled_rows(rows_, stride));
@@ -173,19 +191,24 @@ class exact_on_device {
         passes_ += 1;
     }
 
-    void hand_out(const parcel<S>& there, const candidates_on_host<S>& candidates, index_t count) {
+    /// The candidates' experts, and to `prices` [E] on the device the prices, if somebody wants them there.
+    void hand_out(const parcel<S>& there, const candidates_on_host<S>& candidates, index_t count, const quotas& bounds,
+                  double* prices, bool is_certified_there) {
         send_experts_of(policy_, there.row, candidates.experts(), count, out_.expert_of_token, scratch_);
-        if (out_.prices != nullptr) send_to_device(policy_, out_.prices, candidates.prices(), experts_);
+        if (out_.prices != nullptr || is_certified_there) {
+            send_to_device(policy_, prices, candidates.prices(), experts_);
+            price_closed_experts(policy_, source_, bounds, out_.expert_of_token, prices, scratch_, host_scratch_);
+        }
         if (host_prices_ != nullptr) std::copy_n(candidates.prices(), experts_, host_prices_);
     }
 
-    /// The certificate of what is written, by a look at all scores.
-    assignment_result certify(const quotas& bounds, index_t tokens, const double* prices,
+    /// The certificate of what is written, by a look at all scores, at prices on the host and on the device. Those of
+    /// closed experts may differ: no load, no place, no term.
+    assignment_result certify(const quotas& bounds, index_t tokens, const double* prices, const double* prices_there,
                               const price_search_on_device<C>& on) {
         const auto scope = scratch_.open();
-        send_to_device(policy_, on.best, prices, experts_);
         auto* const sums = scratch_.template take<certified_sums>(1);
-        certify_rows<Policy, S>(policy_, source_, out_.expert_of_token, on.best, sums, on.looked.load, scratch_);
+        certify_rows<Policy, S>(policy_, source_, out_.expert_of_token, prices_there, sums, on.looked.load, scratch_);
         certified_sums found;
         policy_.copy_to_host(&found, sums, sizeof found);
         const auto host_scope = host_scratch_.open();
@@ -208,8 +231,9 @@ class exact_on_device {
         effort_.looks += 1 + (whole.mask.data != nullptr ? 1 : 0) + (problem_.initial_prices != nullptr ? 1 : 0);
         assignment_problem<S> posed = copy.problem;
         if (is_balanced_) posed.bounds = balanced_quotas(count_tokens(posed.mask, rows_), experts_);
-        assignment_result result = solve(
-            seq, solver_, posed, {.expert_of_token = copy.experts.data(), .prices = copy.prices.data()}, host_scratch_);
+        assignment_result result =
+            solve(seq, what_is_left(), posed, {.expert_of_token = copy.experts.data(), .prices = copy.prices.data()},
+                  host_scratch_);
         if (copy.experts.size() > 0) {
             policy_.copy_to_device(out_.expert_of_token, copy.experts.data(),
                                    bytes_of<std::int32_t>(copy.experts.size()));
@@ -219,6 +243,7 @@ class exact_on_device {
         }
         if (host_prices_ != nullptr) std::copy_n(copy.prices.data(), experts_, host_prices_);
         result.passes += passes_;
+        result.iterations += iterations_;
         return result;
     }
 
@@ -242,7 +267,9 @@ class exact_on_device {
     index_t experts_;
     device_scores<S, space> source_;
     double* host_prices_ = nullptr;
+    std::chrono::steady_clock::time_point began_ = std::chrono::steady_clock::now();
     index_t passes_ = 0;
+    index_t iterations_ = 0;  ///< of all parcels
 };
 
 inline void require_settings(const hungarian& solver) {

@@ -1,8 +1,10 @@
 // Jacobi rounds of an auction by kernels: all open tokens bid at once, every expert keeps its best bids. 5 launches.
 //
-//   bid_rows        a group of lanes for each token without a place: its best expert at the prices, and how much it
-//   bids place_choices   3 launches (plan/kernel_slots.hpp): tokens by expert, in their order keep_best_bids  a block
-//   for each expert: the bids it has places for, found digit by digit; the others are open again
+//   bid_rows         a group of lanes for each token without a place: its best expert at the prices, and how much it
+//                    bids
+//   place_choices    3 launches (plan/kernel_slots.hpp): tokens by expert, in their order
+//   keep_best_bids   a block for each expert: the bids it has places for, found digit by digit; the others are open
+//                    again
 //
 // Steps grow from round to round: a token that bids late is further from its best expert, but ever fewer do, and what
 // they may lose is their own steps alone, since prices only rise.

@@ -2,7 +2,8 @@
 // `hungarian` on one thread with what the fixed tokens leave of the quotas, and the certificate of all tokens.
 //
 // Fixed tokens have no regret as long as no two prices have moved apart by more than the band; the certificate adds
-// their scores, which the device summed up, to the candidates' terms.
+// their scores, which the device summed up, to the candidates' terms. Closed experts (upper quota 0) have no terms, as
+// long as no token prefers them at their prices: the device finds such prices afterwards, from all tokens.
 #pragma once
 
 #include <switchyard/assignment/assignment.hpp>
@@ -88,7 +89,7 @@ class candidates_on_host {
 
     /// [candidates]
     const std::int32_t* experts() const { return expert_; }
-    /// [E]
+    /// [E]; of closed experts only after kernel_closed.hpp has looked at all tokens.
     const double* prices() const { return price_; }
 
   private:
@@ -139,7 +140,7 @@ class candidates_on_host {
         for (index_t e = 0; e < experts_; ++e) {
             if (upper_[e] > 0) continue;
             const bool is_closed = std::min<index_t>(bounds_.upper(e), header_.tokens) == 0;
-            if (is_closed) continue;  // nobody is there: the price found does
+            if (is_closed) continue;  // its price depends on all tokens: kernel_closed.hpp
             double price = given_.price[e] + shift;
             if (bounds_.lower(e) < given_.load[e]) price = std::max(price, 0.0);
             for (index_t i = 0; i < count_; ++i) {

@@ -153,12 +153,12 @@ struct choose_quotas {
         }
         sum = fold_block_again<threads>(here, sum, room, add{});
         if (here.thread() == 0) {
-            auto missing = here.load(&on.state->tokens) - static_cast<std::int32_t>(sum);
+            index_t missing = here.load(&on.state->tokens) - static_cast<index_t>(sum);
             for (index_t e = 0; e < market.experts && missing != 0; ++e) {
-                const std::int32_t most = missing > 0 ? up[e] : down[e];
-                const std::int32_t size = missing > 0 ? missing : -missing;
-                const std::int32_t moved = size < most ? size : most;
-                quota[e] += missing > 0 ? moved : -moved;
+                const index_t most = missing > 0 ? up[e] : down[e];
+                const index_t size = missing > 0 ? missing : -missing;
+                const index_t moved = size < most ? size : most;
+                quota[e] += static_cast<std::int32_t>(missing > 0 ? moved : -moved);
                 missing += missing > 0 ? -moved : moved;
             }
         }
@@ -258,7 +258,8 @@ struct place_left_over {
     }
 };
 
-/// Prices counted from where the bounds' part of the gap is least, the result, and the status. One block.
+/// Prices counted from where the bounds' part of the gap is least, the result, and the status. Where a score cannot be
+/// used, or tokens do not fit the bounds, nothing is certified. One block.
 template <class S, class Space>
 struct write_result {
     static constexpr int threads = 256;
@@ -347,8 +348,8 @@ struct write_result {
                            : static_cast<index_t>(bad != none_bad ? bad : here.load(unroutable)));
         }
         if (result == nullptr) return;
-        const double gap =
-            status == plan_status::good ? here.load(&sums->regretted) + terms : std::numeric_limits<double>::infinity();
+        const bool holds = status == plan_status::good && here.load(&on.state->fits) != 0;
+        const double gap = holds ? here.load(&sums->regretted) + terms : std::numeric_limits<double>::infinity();
         const double primal = here.load(&sums->primal);
         const double tolerance = 1e-9 * here.load(&sums->magnitude) + 1e-12;
         const double sign = source.are_costs ? -1.0 : 1.0;
@@ -357,7 +358,7 @@ struct write_result {
         here.store(&result->dual, sign * (primal + gap));
         here.store(&result->gap, gap);
         here.store(&result->tolerance, tolerance);
-        here.store(&result->converged, gap <= tolerance);
+        here.store(&result->converged, holds && gap <= tolerance);
         here.store(&result->iterations, index_t{0});
         here.store(&result->passes, index_t{0});
         here.store(&result->steps, index_t{0});

@@ -55,7 +55,7 @@ struct price_search_on_device {
 
     index_t rows;
     index_t experts;
-    index_t* lower;         ///< [E]
+    index_t* lower;         ///< [E], at most all tokens
     index_t* upper;         ///< [E], at most all tokens
     double* price;          ///< [E]: to be looked at
     double* best;           ///< [E]: the best so far
@@ -183,6 +183,7 @@ struct begin_search {
     SWITCHYARD_DEVICE void operator()(Here& here) const {
         double* const room = here.template shared<double>(threads / warp_lanes);
         const index_t tokens = is_counted ? here.load(&on.state->tokens) : on.rows;
+        double needed = 0;  // by the lower bounds as they are given
         double lower_sum = 0;
         double upper_sum = 0;
         for (index_t e = here.thread(); e < on.experts; e += threads) {
@@ -196,22 +197,26 @@ struct begin_search {
                 upper = lower + (tokens % on.experts != 0 ? 1 : 0);
             }
             upper = upper < tokens ? upper : tokens;
-            here.store(on.lower + e, lower);
+            const index_t least = lower < tokens ? lower : tokens;
+            here.store(on.lower + e, least);
             here.store(on.upper + e, upper);
-            lower_sum += static_cast<double>(lower);
+            needed += static_cast<double>(lower);
+            lower_sum += static_cast<double>(least);
             upper_sum += static_cast<double>(upper);
             here.store(on.looked.load + e, 0);
             here.store(on.step + e, 0.0);
         }
         for (index_t b = here.thread(); b < margin_bins; b += threads) here.store(on.looked.bins + b, 0);
         for (index_t i = here.thread(); i < on.torn_size(); i += threads) here.store(on.torn + i, 0);
+        needed = fold_block_again<threads>(here, needed, room, add{});
         lower_sum = fold_block_again<threads>(here, lower_sum, room, add{});
         upper_sum = fold_block_again<threads>(here, upper_sum, room, add{});
         const auto places = static_cast<double>(tokens);
         if (here.thread() == 0) {
             search_state& state = *on.state;
-            here.store(&state.open_part, upper_sum > lower_sum ? (places - lower_sum) / (upper_sum - lower_sum) : 0.0);
-            here.store(&state.fits, lower_sum <= places && places <= upper_sum ? 1 : 0);
+            const double part = upper_sum > lower_sum ? (places - lower_sum) / (upper_sum - lower_sum) : 0.0;
+            here.store(&state.open_part, part < 0 ? 0.0 : part > 1 ? 1.0 : part);
+            here.store(&state.fits, needed <= places && places <= upper_sum ? 1 : 0);
             here.store(&state.tokens, static_cast<std::int32_t>(tokens));
             here.store(&state.bad_row, none_bad);
             here.store(&state.is_done, 0);

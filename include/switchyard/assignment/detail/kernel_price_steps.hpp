@@ -33,7 +33,7 @@ inline namespace SWITCHYARD_TARGET {
 namespace detail {
 
 /// The smallest bin with at least `wanted` margins up to and including it; the last finite one if there are too few.
-/// `room` is shared memory for margin_bins + 1 numbers. One block of 256 threads.
+/// `room` is shared memory for 257 numbers: a thread's bins together, and what is found. One block of 256 threads.
 template <class Here>
 SWITCHYARD_DEVICE index_t find_bin(Here& here, const std::int32_t* bins, index_t wanted, std::int32_t* room) {
     constexpr index_t each = margin_bins / 256;
