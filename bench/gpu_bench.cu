@@ -6,7 +6,16 @@
 // Medians of 31 runs, after 5 that do not count; before each run a buffer of twice the L2 cache is overwritten, so that
 // nothing is found there. Launches are included, on one stream: the event before the first and that after the last.
 // Compulsory bytes: each input read once, each output written once (docs/gpu.md). `memcpy` is a copy on the device of
-// as many bytes as dispatch moves, the measure of what bandwidth can be had.
+// as many bytes as dispatch moves, the measure of what bandwidth can be had. Rows of `bf16` read and write bfloat16
+// numbers; arithmetic, gates and their gradients are float.
+//
+// Balanced assignment is compared with reading its scores once, 4 T E bytes, and nothing else: that any solver has to.
+// What ours read is many times that (docs/assignment/device.md), and `base_exact` has a copy to the host, the wait for
+// it and the host's own solver between its two events; so these shares say how far a balanced step is from a greedy
+// one, not how well its kernels use the memory. `cold` begins without prices, `warm` with those of the run before on
+// the same scores.
+//
+// Where the driver does not tell clock and width of the memory, the peak is not known, and the last column is `-`.
 //
 // Without a GPU it says so and exits with 77.
 #include <switchyard/cuda.hpp>
@@ -15,6 +24,7 @@
 #include <cstdio>
 #include <cstring>
 #include <exception>
+#include <string>
 #include <vector>
 
 namespace sy = switchyard;
@@ -22,7 +32,9 @@ using sy::index_t;
 
 namespace {
 
-using device_floats = sy::matrix<float, sy::cuda_memory>;
+template <class T>
+using device_numbers = sy::matrix<T, sy::cuda_memory>;
+using device_floats = device_numbers<float>;
 
 /// Times what is enqueued on a stream.
 class stopwatch {
@@ -87,12 +99,14 @@ double peak_bandwidth() {
 }
 
 /// Gaussian-like scores: a sum of uniform numbers.
-device_floats random_floats(const sy::cuda& on, index_t rows, index_t columns, std::uint64_t seed) {
-    sy::matrix<float> host(rows, columns);
+template <class Storage = float>
+device_numbers<Storage> random_numbers(const sy::cuda& on, index_t rows, index_t columns, std::uint64_t seed) {
+    sy::matrix<Storage> host(rows, columns);
     for (index_t i = 0; i < rows; ++i) {
         for (index_t j = 0; j < columns; ++j) {
             const sy::philox_words words = sy::noise_words({.seed = seed}, i, j);
-            host(i, j) = sy::uniform(words.word[0]) + sy::uniform(words.word[1]) + sy::uniform(words.word[2]) - 1.5f;
+            host(i, j) = sy::store_scalar<Storage>(sy::uniform(words.word[0]) + sy::uniform(words.word[1]) +
+                                                   sy::uniform(words.word[2]) - 1.5f);
         }
     }
     return copy_to_device(on, host);
@@ -112,42 +126,79 @@ class table {
     template <class F>
     void row(const char* operation, const shape& s, double bytes, const F& enqueue) const {
         const double time = watch_(enqueue);
-        std::printf("| %s | %lld x %lld, %lld, %lld | %.1f | %.2f | %.0f | %.0f %% |\n", operation,
+        std::printf("| %s | %lld x %lld, %lld, %lld | %.1f | %.2f | %.0f | %s |\n", operation,
                     static_cast<long long>(s.tokens), static_cast<long long>(s.experts),
                     static_cast<long long>(s.choices), static_cast<long long>(s.width), time, bytes / 1e6,
-                    bytes / time / 1e3, peak_ > 0 ? 100 * bytes / (1e-6 * time) / peak_ : 0.0);
+                    bytes / time / 1e3, share_of_peak(bytes / (1e-6 * time)).c_str());
         std::fflush(stdout);
     }
 
   private:
+    /// In words: a share of what is not known is none.
+    std::string share_of_peak(double bytes_a_second) const {
+        if (peak_ <= 0) return "-";
+        char share[32];
+        std::snprintf(share, sizeof share, "%.0f %%", 100 * bytes_a_second / peak_);
+        return share;
+    }
+
     const stopwatch& watch_;
     double peak_;
 };
 
-template <class Router>
-void time_routing(const sy::cuda& on, const table& rows, const shape& s, const char* name, const Router& router) {
-    const auto scores = random_floats(on, s.tokens, s.experts, 1);
-    const auto d_gates = random_floats(on, s.tokens, s.choices, 2);
+/// Forward and backward of a softmax router. `name` ends in what the scores are stored as, where that is not float.
+template <class Storage, class Router>
+void time_routing(const sy::cuda& on, const table& rows, const shape& s, const std::string& name,
+                  const Router& router) {
+    const auto scores = random_numbers<Storage>(on, s.tokens, s.experts, 1);
+    const auto d_gates = random_numbers(on, s.tokens, s.choices, 2);
+    device_numbers<Storage> d_scores(s.tokens, s.experts, memory_of(on));
+    sy::basic_plan<float, sy::cuda_memory> plan(memory_of(on));
+    sy::basic_workspace<sy::cuda_memory> scratch(memory_of(on));
+    const double t = static_cast<double>(s.tokens);
+    const double score_bytes = sizeof(Storage) * t * static_cast<double>(s.experts);
+    const double choice_bytes = t * static_cast<double>(s.choices);
+    // A choice's expert, slot, gate and place in the order; a row's maximum and sum.
+    rows.row((name + "_route").c_str(), s, score_bytes + 20 * choice_bytes + 8 * t,
+             [&] { route_scores(on, router, scores, sy::training{.seed = 1}, plan, scratch); });
+    rows.row((name + "_route_backward").c_str(), s, 2 * score_bytes + 12 * choice_bytes + 8 * t,
+             [&] { route_scores_backward(on, router, plan, scores, d_gates, d_scores, scratch); });
+    check(on, plan);
+}
+
+/// BASE: greedy at inference, and in training by each of the solvers that are kernels.
+void time_base(const sy::cuda& on, const table& rows, const shape& s) {
+    const auto scores = random_numbers(on, s.tokens, s.experts, 1);
+    const auto d_gates = random_numbers(on, s.tokens, 1, 2);
     device_floats d_scores(s.tokens, s.experts, memory_of(on));
     sy::basic_plan<float, sy::cuda_memory> plan(memory_of(on));
     sy::basic_workspace<sy::cuda_memory> scratch(memory_of(on));
     const double t = static_cast<double>(s.tokens);
     const double score_bytes = 4.0 * t * static_cast<double>(s.experts);
-    const double choice_bytes = t * static_cast<double>(s.choices);
-    char label[64];
-    std::snprintf(label, sizeof label, "%s_route", name);
-    // A choice's expert, slot, gate and place in the order; a row's maximum and sum.
-    rows.row(label, s, score_bytes + 20 * choice_bytes + 8 * t,
-             [&] { route_scores(on, router, scores, sy::training{.seed = 1}, plan, scratch); });
-    std::snprintf(label, sizeof label, "%s_route_backward", name);
-    rows.row(label, s, 2 * score_bytes + 12 * choice_bytes + 8 * t,
-             [&] { route_scores_backward(on, router, plan, scores, d_gates, d_scores, scratch); });
+    const auto train = [&](const char* name, const auto& router) {
+        rows.row(name, s, score_bytes, [&] { route_scores(on, router, scores, sy::training{}, plan, scratch); });
+        check(on, plan);
+    };
+    rows.row("base_greedy_route", s, score_bytes + 20 * t,
+             [&] { route_scores(on, sy::base_router<>{}, scores, sy::inference{}, plan, scratch); });
     check(on, plan);
+
+    train("base_exact_cold", sy::base_router<>{});
+    // Expert, slot and gradient of a choice, the one score of it, and d_scores, most of them zeros.
+    rows.row("base_route_backward", s, score_bytes + 16 * t,
+             [&] { route_scores_backward(on, sy::base_router<>{}, plan, scores, d_gates, d_scores, scratch); });
+    sy::expert_prices prices;
+    train("base_exact_warm", sy::base_router<>{.prices = &prices});
+
+    train("base_async_cold", sy::base_router<sy::async_auction>{});
+    sy::buffer<double, sy::cuda_memory> prices_there(s.experts, memory_of(on));
+    sy::require_cuda(cudaMemsetAsync(prices_there.data(), 0, sizeof(double) * s.experts, on.stream), "cudaMemsetAsync");
+    train("base_async_warm", sy::base_router<sy::async_auction>{.solver = {.prices = prices_there.data()}});
 }
 
 void time_rows(const sy::cuda& on, const table& rows, const shape& s) {
-    const auto scores = random_floats(on, s.tokens, s.experts, 1);
-    const auto x = random_floats(on, s.tokens, s.width, 2);
+    const auto scores = random_numbers(on, s.tokens, s.experts, 1);
+    const auto x = random_numbers(on, s.tokens, s.width, 2);
     const auto plan = route_scores(on, sy::top_k_router{.k = s.choices}, scores);
     const index_t kept = s.tokens * s.choices;
     device_floats moved(kept, s.width, memory_of(on));
@@ -157,17 +208,23 @@ void time_rows(const sy::cuda& on, const table& rows, const shape& s) {
     const double token_bytes = 4.0 * static_cast<double>(s.tokens * s.width);
     const double row_bytes = 4.0 * static_cast<double>(kept * s.width);
     const double one = static_cast<double>(kept);
-    rows.row("dispatch", s, 2 * row_bytes + 8 * one, [&] { dispatch(on, plan, x, moved); });
-    rows.row("memcpy", s, 2 * row_bytes, [&] {
-        sy::require_cuda(cudaMemcpyAsync(d_moved.data(), moved.data(), static_cast<std::size_t>(row_bytes),
-                                         cudaMemcpyDeviceToDevice, on.stream),
-                         "cudaMemcpyAsync");
+    rows.row("dispatch", s, token_bytes + row_bytes + 8 * one, [&] { dispatch(on, plan, x, moved); });
+    // A byte copied is read and written.
+    const index_t copied = (s.tokens + kept) / 2 * s.width;
+    rows.row("memcpy", s, 8.0 * static_cast<double>(copied), [&] {
+        sy::require_cuda(
+            cudaMemcpyAsync(d_moved.data(), moved.data(), sizeof(float) * copied, cudaMemcpyDeviceToDevice, on.stream),
+            "cudaMemcpyAsync");
     });
     rows.row("combine", s, row_bytes + token_bytes + 12 * one, [&] { combine(on, plan, moved, y); });
+    rows.row("combine_accumulating", s, row_bytes + 2 * token_bytes + 12 * one,
+             [&] { combine(on, plan, moved, y, {.accumulate = true}); });
     rows.row("combine_backward", s, token_bytes + 2 * row_bytes + 16 * one,
              [&] { combine_backward(on, plan, moved, x, d_moved, d_gates); });
     rows.row("dispatch_backward", s, row_bytes + token_bytes + 8 * one,
              [&] { dispatch_backward(on, plan, d_moved, y); });
+    rows.row("dispatch_backward_gates", s, row_bytes + 2 * token_bytes + 16 * one,
+             [&] { dispatch_backward(on, plan, x, d_moved, y, d_gates); });
 }
 
 int run(bool quick) {
@@ -177,14 +234,24 @@ int run(bool quick) {
     cudaDeviceProp device{};
     sy::require_cuda(cudaGetDeviceProperties(&device, 0), "cudaGetDeviceProperties");
     const double peak = peak_bandwidth();
-    std::printf("%s, sm_%d%d, %.0f GB/s at most\n\n", device.name, device.major, device.minor, peak / 1e9);
+    std::printf("%s, sm_%d%d, ", device.name, device.major, device.minor);
+    if (peak > 0) {
+        std::printf("%.0f GB/s at most\n\n", peak / 1e9);
+    } else {
+        std::printf("peak bandwidth not known\n\n");
+    }
     const stopwatch watch(stream, quick ? 1 : 31);
     const table rows(watch, peak);
     for (const shape& s : {shape{65536, 8, 1, 0}, {65536, 64, 1, 0}, {65536, 256, 1, 0}, {4096, 64, 1, 0}}) {
-        time_routing(on, rows, s, "switch", sy::switch_router{});
+        time_routing<float>(on, rows, s, "switch", sy::switch_router{});
+        time_routing<__nv_bfloat16>(on, rows, s, "switch_bf16", sy::switch_router{});
     }
     for (const shape& s : {shape{65536, 8, 2, 0}, {65536, 256, 8, 0}, {4096, 256, 8, 0}, {32, 256, 8, 0}}) {
-        time_routing(on, rows, s, "top_k", sy::top_k_router{.k = s.choices});
+        time_routing<float>(on, rows, s, "top_k", sy::top_k_router{.k = s.choices});
+        time_routing<__nv_bfloat16>(on, rows, s, "top_k_bf16", sy::top_k_router{.k = s.choices});
+    }
+    for (const shape& s : {shape{4096, 64, 1, 0}, {16384, 64, 1, 0}, {65536, 16, 1, 0}, {65536, 64, 1, 0}}) {
+        time_base(on, rows, s);
     }
     for (const shape& s : {shape{16384, 64, 1, 2048}, {16384, 256, 8, 2048}, {4096, 64, 2, 4096}}) {
         time_rows(on, rows, s);
