@@ -21,16 +21,17 @@
 //   here.load(p), store(p, x)         one number of device memory
 //   here.template load_vector<N>(p), store_vector(p, v)      N of them in one access of at most 16 bytes, aligned to it
 //   here.atomic_add(p, n), atomic_min(p, n)                  integers alone, in shared or device memory
-//   here.fence()                      what this thread stored to device memory comes before its atomics that follow;
-//   the
-//                                     reader's fence stands between its atomic and its loads (__threadfence)
+//   here.fence()                      what this thread stored to device memory comes before its later atomics; a
+//                                     reader has its fence between its atomic and its loads (__threadfence)
 //
 // Rules, which keep results the same on every machine and order of threads:
 // - All 32 lanes of a warp take part in every warp operation, and all threads in every sync. No thread returns early.
-// - Shuffles and votes order nothing in memory: shared memory written by one lane and read by another needs sync_warp
-// or
-//   sync between.
-// - Device memory is read and written through `here` alone, so that traffic can be counted.
+// - Shuffles and votes order nothing in memory: what one lane writes to shared memory and another reads has a sync_warp
+//   or a sync in between.
+// - Device memory is read and written through `here` alone, so that traffic can be counted. One kernel does not, the
+//   call per index of generic device code (run_for_each, backend/kernel_primitives.hpp): what it calls knows no `here`
+//   and dereferences pointers, so its launches are counted and its bytes are not. BASE's gates in training and its
+//   backward are such calls.
 // - No number may depend on which thread came first: atomics count and take minima, they hand out no places.
 #pragma once
 

@@ -1,8 +1,10 @@
 // What generic device code asks of a policy (backend/device.hpp), by kernels: a call per index, a stable sort, a sum.
 //
-//   run_for_each(policy, count, f)                      1 launch
-//   run_sort_by_key(policy, keys, values, count, scratch)   stable, rising; 8 bits of the key at a time, 3 launches
-//   each run_inclusive_sum(policy, values, count, scratch)   int64, in place; 1 launch up to 4,096 numbers, 3 beyond
+//   run_for_each(policy, count, f)                          1 launch
+//   run_sort_by_key(policy, keys, values, count, scratch)   stable, rising; 3 launches for each 8 bits of the key
+//   run_inclusive_sum(policy, values, count, scratch)       int64, in place; 1 launch up to 4,096 numbers, 3 beyond
+//
+// What a call per index reads and writes is not counted by the tests' executor: f knows no `here` (backend/kernel.hpp).
 //
 // The sort is the textbook's: counts of each digit by block, their running sum, and then each number's place: its
 // block's first place of that digit plus its rank in the block. Ranks come from votes of the warp, in order, so that

@@ -194,10 +194,10 @@ inline constexpr int finish_threads = 512;
 
 /// Sums up the counts; the last thread block to arrive makes loads, offsets and totals of them. `Extra` adds what else
 /// can only be known at the end:
-///   extra.blocks()                           thread blocks of its own
-///   extra.run(here, i, room)                 what the i-th of them does; room: a double for each thread
-///   extra.term(here, expert, counted)        a summand for each expert, a double; counted: what the balance loss
-///   counts extra.end(here, counted_tokens, sum, room)  by all threads of the last block
+///   extra.blocks()                             thread blocks of its own
+///   extra.run(here, i, room)                   what the i-th of them does; room: a double for each thread
+///   extra.term(here, expert, counted)          a summand for each expert, a double; `counted` choices enter the loss
+///   extra.end(here, counted_tokens, sum, room) at the end, by all threads of the last block; sum of the terms
 template <class S, class Space, class Extra>
 struct finish_counts_kernel {
     static constexpr int threads = finish_threads;
