@@ -3,6 +3,7 @@
 
 #include "assignment/instances.hpp"
 #include "support/count_allocations.hpp"
+#include "support/thread_pool.hpp"
 
 using namespace assignment_tests;
 
@@ -37,6 +38,46 @@ TEST_CASE("hungarian: nothing is allocated after the first call for a shape") {
         CHECK(after == before);
         if (kind == score_kind::gaussian) CHECK(before > before_first);  // the counter counts
     }
+}
+
+TEST_CASE("hungarian: nothing is allocated after the first call for a shape, with two experts a token or threads") {
+    switchyard_test::thread_pool pool(3);  // allocates nothing itself
+    const auto check = [](const auto& policy, const sy::hungarian& solver, index_t tokens, index_t choices) {
+        INFO("sampling ", solver.sampling, ", ", tokens, " tokens, k = ", choices);
+        const index_t experts = 17;
+        std::mt19937_64 random(11);
+        instance problem = draw_instance(score_kind::skewed, tokens, experts, 20, true, random);
+        for (index_t t = 0; t < tokens; ++t) problem.scores(t, t % 16) = problem.scores(t, 16) = 0;  // two at least
+        std::vector<std::int32_t> found(static_cast<std::size_t>(tokens * choices));
+        std::vector<double> prices(static_cast<std::size_t>(experts));
+        sy::workspace scratch;
+        const auto step = [&] {
+            auto posed = problem.posed(problem.scores.values.data());
+            posed.choices = choices;
+            posed.bounds = sy::capacity_quotas(tokens * choices / experts + 5, experts);
+            return solve(policy, solver, posed, {found.data(), prices.data()}, scratch);
+        };
+        const long before_first = allocations;
+        step();
+        const long before = allocations;
+        for (int i = 0; i < 3; ++i) {
+            // Other scores of the same shape, other tokens padded, even ones whose sizes need their prices repaired.
+            for (double& score : problem.scores.values) {
+                if (score > -infinity)
+                    score = i < 2 ? -score : score * std::pow(10.0, static_cast<int>(random() % 41) - 20);
+            }
+            problem.mask[i] ^= 1;
+            const auto result = step();
+            CHECK(result.tokens > 0);
+        }
+        const long after = allocations;
+        CHECK(after == before);
+        CHECK(before > before_first);  // the counter counts
+    };
+    check(sy::seq, {}, 2500, 2);
+    const index_t many = sy::detail::scores_worth_threads / 17 + 1;  // certificates of all scores run on threads, too
+    for (const index_t choices : {index_t{1}, index_t{2}}) check(sy::par_on(pool), {}, many, choices);
+    check(sy::par_on(pool), {.sampling = 0}, many, 1);
 }
 
 TEST_CASE("auction: nothing is allocated after the first call for a shape") {

@@ -125,25 +125,43 @@ TEST_CASE("hungarian: prices may be read and written in place") {
 TEST_CASE("hungarian: the same bits for every number of threads") {
     std::mt19937_64 random(6);
     switchyard_test::thread_pool pool(3);
-    for (int kind = 0; kind < static_cast<int>(score_kind::count); ++kind) {
-        const instance problem = draw_instance(static_cast<score_kind>(kind), 6000, 24, 0, false, random);
+    const auto check_threads = [&](const sy::hungarian& solver, const instance& problem, index_t choices) {
+        INFO("k = ", choices);
+        const index_t tokens = problem.scores.rows, experts = problem.scores.columns;
         const std::vector<float> scores(problem.scores.values.begin(), problem.scores.values.end());
-        const solution want = solve_as<float>(sy::hungarian{}, problem);
-        const auto check = [&](const auto& policy) {
+        const auto solve_on = [&](const auto& policy) {
             solution found;
-            found.experts.resize(6000);
-            found.prices.resize(24);
+            found.experts.resize(static_cast<std::size_t>(tokens * choices));
+            found.prices.resize(static_cast<std::size_t>(experts));
+            auto posed = problem.posed(scores.data());
+            posed.choices = choices;
+            if (choices > 1) posed.bounds = sy::capacity_quotas(tokens * choices * 9 / (8 * experts), experts);
             sy::workspace scratch;
-            found.result = solve(policy, sy::hungarian{}, problem.posed(scores.data()),
-                                 {found.experts.data(), found.prices.data()}, scratch);
+            found.result = solve(policy, solver, posed, {found.experts.data(), found.prices.data()}, scratch);
+            return found;
+        };
+        const solution want = solve_on(sy::seq);
+        CHECK(want.result.converged);
+        const auto check = [&](const auto& policy) {
+            const solution found = solve_on(policy);
             CHECK(found.experts == want.experts);
             CHECK(found.prices == want.prices);
             CHECK(found.result.primal == want.result.primal);
             CHECK(found.result.gap == want.result.gap);
+            CHECK(found.result.iterations == want.result.iterations);
         };
         for (const int threads : {1, 2, 3, 8}) check(sy::par_on(sy::openmp{.threads = threads}));
         check(sy::par_on(pool));
+    };
+    for (int kind = 0; kind < static_cast<int>(score_kind::count); ++kind) {
+        INFO("kind ", kind);
+        const instance problem = draw_instance(static_cast<score_kind>(kind), 6000, 24, 0, false, random);
+        for (const index_t choices : {index_t{1}, index_t{3}}) check_threads({}, problem, choices);
     }
+    // All tokens at once: the certificate is then of all scores, and they are enough for threads.
+    const instance large = draw_instance(score_kind::quarters, 6000, 88, 0, false, random);
+    REQUIRE(large.scores.rows * large.scores.columns >= sy::detail::scores_worth_threads);
+    for (const index_t choices : {index_t{1}, index_t{3}}) check_threads({.sampling = 0}, large, choices);
     switchyard_test::covers<switchyard_test::operation("exact assignment")>(sy::par);
 }
 

@@ -1,5 +1,5 @@
 // CUDA's 16-bit types as storage: from the same numbers, the decisions are those of float scores on the CPU, and rows
-// are copied bit by bit.
+// are copied bit by bit. And double, which is computed in.
 #include "thrust/device.hpp"
 
 #include <doctest/doctest.h>
@@ -19,17 +19,20 @@ template <class Storage>
 sy::matrix<Storage> eighths(index_t rows, index_t columns) {
     sy::matrix<Storage> m(rows, columns);
     for (index_t i = 0; i < rows; ++i) {
-        for (index_t j = 0; j < columns; ++j) m(i, j) = sy::store_scalar<Storage>(static_cast<float>(eighth(i, j)));
+        for (index_t j = 0; j < columns; ++j) {
+            m(i, j) = sy::store_scalar<Storage>(static_cast<sy::compute_t<Storage>>(eighth(i, j)));
+        }
     }
     return m;
 }
 
-template <class Storage, class Router>
+/// `Same`: a type of the CPU's that computes as Storage does.
+template <class Storage, class Same = float, class Router>
 void check_storage(const Router& router, index_t experts) {
     constexpr index_t tokens = 777;
     constexpr index_t width = 72;
     const sy::training step{.seed = 2, .step = 1};
-    const auto host = sy::route_scores(sy::seq, router, eighths<float>(tokens, experts), step);
+    const auto host = sy::route_scores(sy::seq, router, eighths<Same>(tokens, experts), step);
     const auto scores = sy::copy_to_device(device, eighths<Storage>(tokens, experts));
     const auto made = sy::route_scores(device, router, scores, step);
     sy::check(device, made);
@@ -51,5 +54,12 @@ TEST_CASE_TEMPLATE("16-bit storage decides as float does", Storage, __half, __nv
     for (const index_t experts : {8, 60, 256, 1500}) {
         check_storage<Storage>(sy::switch_router{}, experts);
         check_storage<Storage>(sy::top_k_router{.k = 8, .capacity = {.factor = 1.0}}, experts);
+    }
+}
+
+TEST_CASE("double scores are decided as on the CPU") {
+    for (const index_t experts : {8, 60, 1500}) {
+        check_storage<double, double>(sy::switch_router{}, experts);
+        check_storage<double, double>(sy::top_k_router{.k = 8, .capacity = {.factor = 1.0}}, experts);
     }
 }
