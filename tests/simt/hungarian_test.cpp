@@ -417,6 +417,32 @@ TEST_CASE("a further parcel begins with counts of its own") {
     CHECK(found.measured == std::vector<index_t>{1024, 8192, 8192});
 }
 
+TEST_CASE("limits are of all parcels together") {
+    // Prices so far off that the first parcel is too narrow for what they turn out to be.
+    std::mt19937_64 random(0);
+    const auto problem = balanced(draw_instance(score_kind::gaussian, 1500, 4, 0, false, random));
+    std::vector<double> warm;
+    for (int e = 0; e < 4; ++e) warm.push_back(3 * std::normal_distribution<double>()(random));
+    const auto free = solve_there<float>(problem, next_order(), warm);
+    check_optimum(problem, free);
+    CHECK(free.looks == 2);
+    // One iteration is used up in the first parcel; one less than there are, in the second. Two more looks certify.
+    const auto first = solve_there<float>(problem, next_order(), warm, {.most_iterations = 1});
+    CHECK(first.looks == 3);
+    CHECK(first.result.iterations == 1);
+    const index_t most = free.result.iterations - 1;
+    const auto second = solve_there<float>(problem, next_order(), warm, {.most_iterations = most});
+    CHECK(second.looks == 4);
+    CHECK(second.result.iterations == most);
+    // No time at all: complete, at the first parcel.
+    const auto none = solve_there<float>(problem, next_order(), warm, {.time_limit = 1e-9});
+    CHECK(none.looks == 3);
+    for (const auto* found : {&first, &second, &none}) {
+        CHECK(is_valid(problem, {found->result, found->experts, found->prices}));
+        CHECK(found->result.dual >= free.result.primal - free.result.tolerance);
+    }
+}
+
 TEST_CASE("random problems have the host's optimum") {
     CHECK(assignment_tests::holds("hungarian on kernels", 60, [] {
         const auto problem = assignment_tests::any_instance(90, 9);
