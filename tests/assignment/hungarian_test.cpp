@@ -159,7 +159,7 @@ TEST_CASE("hungarian: the same bits for every number of threads") {
         for (const index_t choices : {index_t{1}, index_t{3}}) check_threads({}, problem, choices);
     }
     // All tokens at once: the certificate is then of all scores, and they are enough for threads.
-    const instance large = draw_instance(score_kind::quarters, 6000, 88, 0, false, random);
+    const instance large = draw_instance(score_kind::skewed, 6000, 88, 0, false, random);
     REQUIRE(large.scores.rows * large.scores.columns >= sy::detail::scores_worth_threads);
     for (const index_t choices : {index_t{1}, index_t{3}}) check_threads({.sampling = 0}, large, choices);
     switchyard_test::covers<switchyard_test::operation("exact assignment")>(sy::par);

@@ -15,7 +15,9 @@
 // empty are held by dummies (detail/auction_market.hpp): with them the bound holds for any bounds on the loads and any
 // prices to start from, those of larger steps or of samples (detail/auction_phases.hpp), or given (`initial_prices`).
 //
-// Independent of `hungarian` in method and code: each checks the other.
+// What decides is independent of `hungarian` in method and code, so each checks the other. Both draw samples, complete
+// what is left open, prove that nothing fits and add up certificates with the same code (detail/sample.hpp,
+// completion.hpp, certificate.hpp), which tests judge by plain loops of their own.
 //
 // Promise: gap <= tolerance = gap_per_token std(s) T, std over the scores that are not forbidden, or what counts as
 // exact (assignment.hpp) if that is more. It holds unless a limit of the settings was met first (`converged` false; the

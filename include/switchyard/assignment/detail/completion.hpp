@@ -1,8 +1,8 @@
 // Completes a partial assignment to one within the quotas, or proves that none exists.
 //
 //   std::uint8_t* concerned = scratch.take<std::uint8_t>(E);
-//   const completion_result made = complete_assignment(scores, bounds, mask, k, forbidden, experts, concerned,
-//   scratch); if (!made.complete) fail_infeasible(made, E, k, concerned);
+//   const auto made = complete_assignment(scores, bounds, mask, k, forbidden, experts, concerned, scratch);
+//   if (!made.complete) fail_infeasible(made, E, k, concerned);
 //
 // `expert_of_token` [T, k] holds experts and -1 where a place is open; padding is not touched. Scores count only where
 // they forbid a pair (-inf); where nothing is forbidden (`forbidden` false) they are not read at all. A token's k
