@@ -40,12 +40,6 @@ static_assert(sy::kernel_policy<policy_without_waits>);
 using simt::on_device;
 using simt::on_host;
 
-/// The orders of threads and blocks in turn, so that many shapes run in each of them.
-const simt::order& next_order() {
-    static std::size_t turn = 0;
-    return simt::all_orders[turn++ % std::size(simt::all_orders)];
-}
-
 /// A problem in the executor's memory.
 template <class S>
 struct posed_there {
@@ -79,7 +73,7 @@ struct posed_there {
 
 template <class S>
 assignment_tests::solution solve_async(const instance& problem, sy::async_auction solver = {},
-                                       const simt::order& order = next_order(), index_t padding = 0,
+                                       const simt::order& order = simt::next_order(), index_t padding = 0,
                                        simt::traffic* counted = nullptr) {
     posed_there<S> there(problem, padding);
     simt::executor device(order);
@@ -315,7 +309,7 @@ TEST_CASE("async_auction: the same bits in every order, costs, rows with room be
     const auto problem = balanced(draw_instance(score_kind::skewed, 700, 6, 0, true, random));
     simt::traffic traffic;
     const sy::async_auction solver;
-    const auto first = solve_async<float>(problem, solver, next_order(), 0, &traffic);
+    const auto first = solve_async<float>(problem, solver, simt::next_order(), 0, &traffic);
     CHECK(traffic.launches <= 4 * (solver.sample_steps + solver.price_steps) + 5 * solver.rounds + 34);
     check_certified(problem, first);
     for (const simt::order& order : simt::all_orders) {
@@ -326,7 +320,7 @@ TEST_CASE("async_auction: the same bits in every order, costs, rows with room be
         CHECK(found.result.gap == first.result.gap);
         CHECK(counted == traffic);
     }
-    const auto padded = solve_async<float>(problem, {}, next_order(), 3);
+    const auto padded = solve_async<float>(problem, {}, simt::next_order(), 3);
     check_certified(problem, padded);
 }
 

@@ -68,15 +68,9 @@ struct found_on_device {
 using simt::on_device;
 using simt::on_host;
 
-/// The orders of threads and blocks in turn, so that many shapes run in each of them.
-const simt::order& next_order() {
-    static std::size_t turn = 0;
-    return simt::all_orders[turn++ % std::size(simt::all_orders)];
-}
-
 /// Solves on the executor; rows are `padding` numbers apart beyond their own.
 template <class S>
-found_on_device solve_there(const instance& problem, const simt::order& order = next_order(),
+found_on_device solve_there(const instance& problem, const simt::order& order = simt::next_order(),
                             const std::vector<double>& warm = {}, const sy::hungarian& solver = {},
                             index_t padding = 0) {
     const index_t rows = problem.scores.rows;
@@ -183,7 +177,7 @@ TEST_CASE_TEMPLATE("where most tokens are fixed on the device: one look, with pr
     }
     std::vector<double> warm = found.prices;
     for (double& p : warm) p += 0.02 * std::normal_distribution<double>()(random);
-    const auto again = solve_there<S>(problem, next_order(), warm);
+    const auto again = solve_there<S>(problem, simt::next_order(), warm);
     check_optimum(problem, again);
     if (!std::is_same_v<S, Eigen::bfloat16>) {
         CHECK(again.looks == 1);
@@ -200,7 +194,7 @@ TEST_CASE("launches and bytes, as docs/assignment/device.md has them") {
     const auto cold = solve_there<float>(problem);
     CHECK(cold.looks == 1);
     CHECK(cold.counted.launches <= 105);
-    const auto warm = solve_there<float>(problem, next_order(), cold.prices);
+    const auto warm = solve_there<float>(problem, simt::next_order(), cold.prices);
     CHECK(warm.looks == 1);
     CHECK(warm.counted.launches <= 40);
     // Good prices: a look, perhaps a step, and the look that narrows down.
@@ -217,7 +211,7 @@ TEST_CASE("prices to begin with may be anything") {
                                                              {assignment_tests::no_number, 1, 2, 3},
                                                              {0.5, 0.5, 0.5, 0.5},
                                                              {100, 0, 0, 0}}) {
-        check_optimum(problem, solve_there<float>(problem, next_order(), warm));
+        check_optimum(problem, solve_there<float>(problem, simt::next_order(), warm));
     }
 }
 
@@ -262,7 +256,7 @@ TEST_CASE("rows with room behind them, and costs") {
     const auto problem = balanced(draw_instance(score_kind::gaussian, 1400, 6, 0, false, random));
     const auto found = solve_there<float>(problem);
     for (const index_t padding : {1, 2, 10}) {
-        const auto padded = solve_there<float>(problem, next_order(), {}, {}, padding);
+        const auto padded = solve_there<float>(problem, simt::next_order(), {}, {}, padding);
         check_optimum(problem, padded);
         CHECK(std::abs(padded.result.primal - found.result.primal) <= found.result.tolerance);
     }
@@ -317,7 +311,7 @@ TEST_CASE("bad scores and bounds are the host's errors") {
 TEST_CASE("a limit stops the host's part: complete, and certified on the device") {
     std::mt19937_64 random(19);
     const auto problem = balanced(draw_instance(score_kind::gaussian, 2000, 4, 0, false, random));
-    const auto found = solve_there<float>(problem, next_order(), {3, -2, 1, 0}, {.most_iterations = 1});
+    const auto found = solve_there<float>(problem, simt::next_order(), {3, -2, 1, 0}, {.most_iterations = 1});
     CHECK(is_valid(problem, {found.result, found.experts, found.prices}));
     const auto best = solve_there<float>(problem);
     CHECK(found.result.primal <= best.result.primal + best.result.tolerance);
@@ -381,11 +375,11 @@ TEST_CASE("prices of closed experts prove the optimum: no token prefers them, fi
         check_closed_prices(problem, found);
         CHECK(found.looks == 1);
         CHECK(found.writes == 0);
-        const auto warm = solve_there<float>(problem, next_order(), found.prices);
+        const auto warm = solve_there<float>(problem, simt::next_order(), found.prices);
         check_optimum(problem, warm);
         check_closed_prices(problem, warm);
         // A limit: the certificate that the device makes is at these prices, too.
-        const auto stopped = solve_there<float>(problem, next_order(), {}, {.most_iterations = 1});
+        const auto stopped = solve_there<float>(problem, simt::next_order(), {}, {.most_iterations = 1});
         CHECK(is_valid(problem, {stopped.result, stopped.experts, stopped.prices}));
         check_closed_prices(problem, stopped);
         CHECK(stopped.result.primal <= found.result.primal + found.result.tolerance);
@@ -423,19 +417,19 @@ TEST_CASE("limits are of all parcels together") {
     const auto problem = balanced(draw_instance(score_kind::gaussian, 1500, 4, 0, false, random));
     std::vector<double> warm;
     for (int e = 0; e < 4; ++e) warm.push_back(3 * std::normal_distribution<double>()(random));
-    const auto free = solve_there<float>(problem, next_order(), warm);
+    const auto free = solve_there<float>(problem, simt::next_order(), warm);
     check_optimum(problem, free);
     CHECK(free.looks == 2);
     // One iteration is used up in the first parcel; one less than there are, in the second. Two more looks certify.
-    const auto first = solve_there<float>(problem, next_order(), warm, {.most_iterations = 1});
+    const auto first = solve_there<float>(problem, simt::next_order(), warm, {.most_iterations = 1});
     CHECK(first.looks == 3);
     CHECK(first.result.iterations == 1);
     const index_t most = free.result.iterations - 1;
-    const auto second = solve_there<float>(problem, next_order(), warm, {.most_iterations = most});
+    const auto second = solve_there<float>(problem, simt::next_order(), warm, {.most_iterations = most});
     CHECK(second.looks == 4);
     CHECK(second.result.iterations == most);
     // No time at all: complete, at the first parcel.
-    const auto none = solve_there<float>(problem, next_order(), warm, {.time_limit = 1e-9});
+    const auto none = solve_there<float>(problem, simt::next_order(), warm, {.time_limit = 1e-9});
     CHECK(none.looks == 3);
     for (const auto* found : {&first, &second, &none}) {
         CHECK(is_valid(problem, {found->result, found->experts, found->prices}));

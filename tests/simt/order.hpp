@@ -17,7 +17,9 @@
 #include <switchyard/core/config.hpp>
 
 #include <bit>
+#include <cstddef>
 #include <cstdint>
+#include <iterator>
 #include <string>
 #include <utility>
 #include <vector>
@@ -50,6 +52,12 @@ inline constexpr order all_orders[] = {
     {lane_order::random, block_order::random, 1}, {lane_order::random, block_order::random, 2},
     {lane_order::greedy, block_order::random, 3}, {lane_order::greedy_last, block_order::forward},
 };
+
+/// Each of them in turn: tests of many shapes that take an order each run some in every order.
+inline const order& next_order() {
+    static std::size_t turn = 0;
+    return all_orders[turn++ % std::size(all_orders)];
+}
 
 /// SplitMix64: the same numbers on every machine.
 struct random_numbers {
