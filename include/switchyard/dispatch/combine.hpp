@@ -51,7 +51,7 @@ auto combine(const Policy& policy, const Plan& plan, const Rows& rows) {
     return y;
 }
 
-/// Writes d_rows (kept rows only) and d_gates[T, k]; no d_gates where gates are not applied here: they had no part in y.
+/// Writes d_rows (kept rows only) and d_gates[T, k]: not those where gates are not applied here, as in y.
 template <class Policy, class Plan, matrix_like Rows, matrix_like Tokens, matrix_like DRows, matrix_like Gates>
 void combine_backward(const Policy& policy, const Plan& plan, const Rows& rows, const Tokens& d_y, DRows&& d_rows,
                       Gates&& d_gates, const combine_settings& settings = {}) {
