@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Compiles all device code for every major architecture that this nvcc knows, warnings as errors, and runs nothing. Some
-# minutes; .ci/run compiles for sm_80, sm_90 and sm_120 only.
+# Compiles all kernels, Thrust on CUDA, the benchmark and the example for every major architecture that this nvcc knows,
+# warnings as errors, and runs nothing. Ten minutes or more. .ci/run compiles the kernels of resources/kernels.cu for
+# sm_80, sm_90 and sm_120, and all else, the GPU's tests as well, for sm_80.
 #
 #   bash tests/cuda/all_major.sh [NVCC]
 set -euo pipefail
