@@ -61,7 +61,7 @@ def judge(times):
             continue
         ratio = times[row] / times[against] / work
         per = "" if work == 1 else (", a token" if work < 0.01 else ", a score")
-        lines.append(f"| `{row}` | {shown(times[row])} | `{against}`{per} | {shown(times[against])} | {ratio:.2f} | {bar:g} |")
+        lines.append(f"| `{row}` | {shown(times[row])} | `{against}`{per} | {shown(times[against])} | {ratio:.3g} | {bar:g} |")
         if ratio > bar:
             missed.append(f"{row} against {against}: {ratio:.3f}, and the bar is {bar:g}")
     return lines, missed
