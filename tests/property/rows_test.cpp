@@ -30,7 +30,8 @@ std::string rows_mismatch(const plan_pair<S>& pair, index_t width, bool on_input
     ref::matrix onto(want.tokens(), width, 0.5);
     sy::combine(sy::seq, plan, stored<S>(outputs), y, {.apply_gates = !on_input, .accumulate = true});
     ref::combine_onto(want, outputs, weighed, onto);
-    sentence = table_mismatch(table_of(y), onto, allowed);
+    // Sums may be much smaller than their terms, whose sizes are about 1: so is what rounding is measured by.
+    sentence = table_mismatch(table_of(y), onto, allowed, 1);
     if (!sentence.empty()) return "combine: " + sentence;
 
     sy::matrix<S> d_rows(want.kept(), width);
@@ -51,7 +52,7 @@ std::string rows_mismatch(const plan_pair<S>& pair, index_t width, bool on_input
     } else {
         sy::dispatch_backward(sy::seq, plan, stored<S>(outputs), d_x);
     }
-    sentence = table_mismatch(table_of(d_x), of_dispatch.d_x, allowed);
+    sentence = table_mismatch(table_of(d_x), of_dispatch.d_x, allowed, 1);
     return sentence.empty() ? "" : "dispatch_backward: " + sentence;
 }
 
