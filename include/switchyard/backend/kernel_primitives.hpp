@@ -13,10 +13,10 @@
 #pragma once
 
 #include <switchyard/backend/kernel.hpp>
+#include <switchyard/core/bits.hpp>
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/workspace.hpp>
 
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
@@ -106,7 +106,7 @@ struct scatter_digits {
             const Key key = is_key ? here.load(keys + i) : Key{};
             const std::int32_t digit = is_key ? digit_of(key, shift) : -1;
             const std::uint32_t same = here.match(digit);
-            const int rank = std::popcount(same & ((std::uint32_t{1} << here.thread()) - 1));
+            const int rank = count_bits(same & ((std::uint32_t{1} << here.thread()) - 1));
             if (is_key) {
                 const std::int64_t place = next[digit] + rank;
                 here.store(sorted_keys + place, key);
@@ -114,7 +114,7 @@ struct scatter_digits {
             }
             here.sync_warp();
             if (is_key && rank == 0) {
-                next[digit] += std::popcount(same);
+                next[digit] += count_bits(same);
             }
             here.sync_warp();
         }

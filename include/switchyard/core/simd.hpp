@@ -8,9 +8,9 @@
 // All reductions have a fixed order that depends on W alone, never on addresses.
 #pragma once
 
+#include <switchyard/core/bits.hpp>
 #include <switchyard/core/config.hpp>
 
-#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -311,7 +311,7 @@ struct pack {
             // Those not below, minus those equal at or after i.
             const std::uint32_t not_below = at_least_bits(a, all(lanes[i]));
             const std::uint32_t equal = equal_bits(a, all(lanes[i]));
-            ranks[i] = std::popcount(not_below) - std::popcount(equal >> i);
+            ranks[i] = count_bits(not_below) - count_bits(equal >> i);
         }
     }
 
@@ -337,7 +337,7 @@ struct pack {
         a.store(lanes);
         S found = -std::numeric_limits<S>::infinity();
         for (int i = 0; i < W; ++i) {
-            const bool eligible = std::popcount(at_least_bits(a, all(lanes[i]))) >= k;
+            const bool eligible = count_bits(at_least_bits(a, all(lanes[i]))) >= k;
             const S candidate = eligible ? lanes[i] : -std::numeric_limits<S>::infinity();
             found = candidate > found ? candidate : found;
         }
@@ -361,7 +361,7 @@ struct pack {
         }
 #endif
         for (; bits != 0; bits &= bits - 1) {
-            *positions++ = first + std::countr_zero(bits);
+            *positions++ = first + first_bit(bits);
         }
     }
 

@@ -13,6 +13,7 @@
 
 #include <switchyard/backend/kernel.hpp>
 #include <switchyard/backend/lane_group.hpp>
+#include <switchyard/core/bits.hpp>
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/workspace.hpp>
 #include <switchyard/plan/detail/kernel_counts.hpp>
@@ -21,7 +22,6 @@
 #include <switchyard/plan/slots.hpp>
 
 #include <algorithm>
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 
@@ -92,11 +92,11 @@ struct hand_out_kernel {
             const index_t token = start + lane;
             const std::int32_t next_code = code_of(token + warp_lanes);
             const std::uint32_t same = here.match(code);
-            const int rank = std::popcount(same & lower);
+            const int rank = count_bits(same & lower);
             const std::int32_t slot = code >= 0 ? next[code] + rank : 0;
             here.sync_warp();
             if (code >= 0 && rank == 0) {
-                next[code] = slot + std::popcount(same);
+                next[code] = slot + count_bits(same);
             }
             here.sync_warp();
             if (token < last) {

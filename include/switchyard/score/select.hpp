@@ -4,11 +4,11 @@
 // forbids its expert; when fewer than k experts are allowed, the forbidden ones follow in index order.
 #pragma once
 
+#include <switchyard/core/bits.hpp>
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/simd.hpp>
 
 #include <algorithm>
-#include <bit>
 #include <cstdint>
 #include <limits>
 
@@ -83,7 +83,7 @@ index_t collect_at_least(const S* row, index_t experts, S threshold, std::int32_
     const auto visit = [&](index_t j, P scores) {
         const std::uint32_t bits = at_least_bits(scores, level);
         P::store_positions(found + std::min(count, room), bits, static_cast<std::int32_t>(j));
-        count += std::popcount(bits);
+        count += count_bits(bits);
     };
     index_t j = 0;
     for (; j + W <= experts; j += W) {
@@ -130,7 +130,7 @@ void rank_candidates(const S* row, const std::int32_t* found, index_t count, ind
             not_below |= static_cast<std::uint64_t>(at_least_bits(others, mine)) << j;
             equal |= static_cast<std::uint64_t>(equal_bits(others, mine)) << j;
         }
-        const int rank = std::popcount(not_below) - std::popcount(equal >> i);
+        const int rank = count_bits(not_below) - count_bits(equal >> i);
         ranked_score[rank] = value[i];
         ranked[rank] = found[i];
     }

@@ -6,10 +6,10 @@
 // check of the scores costs nothing on good rows.
 #pragma once
 
+#include <switchyard/core/bits.hpp>
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/simd.hpp>
 
-#include <bit>
 #include <cstdint>
 #include <limits>
 
@@ -49,7 +49,7 @@ struct first_positions {
     }
     SWITCHYARD_HD void flush(index_t (&best)[R]) {
         for (int r = 0; r < R; ++r) {
-            const index_t position = start + std::countr_zero(bits[r]);
+            const index_t position = start + first_bit(bits[r]);
             best[r] = best[r] < 0 && bits[r] != 0 ? position : best[r];
             bits[r] = 0;
         }

@@ -6,11 +6,11 @@
 #pragma once
 
 #include <switchyard/assignment/detail/score_rows.hpp>
+#include <switchyard/core/bits.hpp>
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/simd.hpp>
 
 #include <algorithm>
-#include <bit>
 #include <cstdint>
 #include <limits>
 #include <type_traits>
@@ -36,7 +36,7 @@ index_t position_of(const Real* margins, index_t experts, Real margin, index_t t
         if (e >= experts) e = 0;
         bits = equal_from(e);
     }
-    return e + std::countr_zero(bits);
+    return e + first_bit(bits);
 }
 
 /// The largest of the margins [padded_row(E)], which end in -inf.
@@ -87,7 +87,7 @@ best_two<Real> find_best_two(const Real* row, const Real* prices, index_t expert
     for (; e + W <= experts; e += W) look(numbers::load(row + e));
     if (e < experts) look(numbers::load_first(row + e, experts - e, -infinity));
     const Real best = highest(first);
-    const bool tie = std::popcount(equal_bits(first, numbers::all(best))) > 1;
+    const bool tie = count_bits(equal_bits(first, numbers::all(best))) > 1;
     const Real next =
         tie ? best : std::max(highest(second), highest(replaced(first, numbers::all(best), numbers::all(-infinity))));
     return {position_of(margins, experts, best, next == best ? turn : 0), best, next};

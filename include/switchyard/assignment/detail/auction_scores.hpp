@@ -5,13 +5,13 @@
 #include <switchyard/assignment/detail/pass_threads.hpp>
 #include <switchyard/assignment/detail/score_rows.hpp>
 #include <switchyard/backend/policy.hpp>
+#include <switchyard/core/bits.hpp>
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/matrix_view.hpp>
 #include <switchyard/core/simd.hpp>
 #include <switchyard/core/workspace.hpp>
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -86,7 +86,7 @@ class row_looker {
         usable_ = usable_ &&
                   at_least_bits(pack_t::all(largest_score), scores) == all_lanes &&  // NaN is at least nothing
                   at_least_bits(finite, pack_t::all(-largest_score)) == all_lanes;
-        allowed_ += width - std::popcount(equal_bits(scores, forbidden));
+        allowed_ += width - count_bits(equal_bits(scores, forbidden));
         const pack_t distance = (replaced(scores, forbidden, origin_) - origin_) * per_unit_;
         sums_ = sums_ + distance;
         squares_ = multiply_add(distance, distance, squares_);

@@ -36,10 +36,10 @@
 
 #include <switchyard/assignment/assignment.hpp>
 #include <switchyard/assignment/detail/candidate_lists.hpp>
+#include <switchyard/core/bits.hpp>
 #include <switchyard/core/simd.hpp>
 
 #include <algorithm>
-#include <bit>
 #include <cstdint>
 #include <functional>
 #include <limits>
@@ -217,7 +217,7 @@ void expert_graph<S>::each_at_least(double margin, F&& f) const {
     for (index_t e = 0; e < experts_; e += P::width) {
         const P here = e + P::width <= experts_ ? P::load(row_ + e) : P::load_first(row_ + e, experts_ - e, -infinity);
         for (std::uint32_t bits = at_least_bits(here, P::all(margin)); bits != 0; bits &= bits - 1) {
-            f(e + std::countr_zero(bits));
+            f(e + first_bit(bits));
         }
     }
 }

@@ -6,10 +6,10 @@
 #pragma once
 
 #include <switchyard/assignment/detail/expert_graph.hpp>
+#include <switchyard/core/bits.hpp>
 #include <switchyard/core/simd.hpp>
 
 #include <algorithm>
-#include <bit>
 #include <cstdint>
 
 namespace switchyard {
@@ -82,7 +82,7 @@ std::int32_t expert_graph<S>::nearest_node() const {
     std::int32_t found = nobody;
     const auto among = [&](index_t v, P here) {
         for (std::uint32_t bits = equal_bits(here, P::all(distance)); bits != 0; bits &= bits - 1) {
-            const index_t node = v + std::countr_zero(bits);
+            const index_t node = v + first_bit(bits);
             if (found == nobody || (excess_[node] < 0 && excess_[found] >= 0)) found = static_cast<std::int32_t>(node);
         }
     };
@@ -127,7 +127,7 @@ void expert_graph<S>::relax(index_t u, const double* keys) {
         double distances[P::width];
         there.store(distances);
         for (; bits != 0; bits &= bits - 1) {
-            const int i = std::countr_zero(bits);
+            const int i = first_bit(bits);
             distance_[v + i] = nearest_[v + i] = distances[i];
             from_[v + i] = static_cast<std::int32_t>(u);
         }

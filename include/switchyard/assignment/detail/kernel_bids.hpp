@@ -17,6 +17,7 @@
 #include <switchyard/backend/device.hpp>
 #include <switchyard/backend/kernel.hpp>
 #include <switchyard/backend/lane_group.hpp>
+#include <switchyard/core/bits.hpp>
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/matrix_view.hpp>
 #include <switchyard/core/workspace.hpp>
@@ -285,9 +286,9 @@ struct keep_best_bids {
             const std::uint64_t key = i < last ? key_at(here, i) : 0;
             const bool is_equal = i < last && kept > 0 && key == lowest;
             const std::uint32_t lanes = here.ballot(is_equal);
-            if (lane == 0) warp_counts[warp] = std::popcount(lanes);
+            if (lane == 0) warp_counts[warp] = count_bits(lanes);
             here.sync();
-            std::int64_t before = seen + std::popcount(lanes & ((std::uint32_t{1} << lane) - 1));
+            std::int64_t before = seen + count_bits(lanes & ((std::uint32_t{1} << lane) - 1));
             for (int other = 0; other < threads / warp_lanes; ++other) {
                 before += other < warp ? warp_counts[other] : 0;
                 seen += warp_counts[other];

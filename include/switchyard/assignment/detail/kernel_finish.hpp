@@ -10,10 +10,10 @@
 #include <switchyard/backend/device.hpp>
 #include <switchyard/backend/kernel.hpp>
 #include <switchyard/backend/lane_group.hpp>
+#include <switchyard/core/bits.hpp>
 #include <switchyard/core/config.hpp>
 #include <switchyard/plan/plan.hpp>
 
-#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -183,7 +183,7 @@ struct count_left_over {
         index_t open = 0;
         for (index_t j = here.thread(); j < rows_a_warp; j += threads) {
             const index_t t = here.block() * rows_a_warp + j;
-            open += std::popcount(here.ballot(t < market.rows && market.is_open(here, t)));
+            open += count_bits(here.ballot(t < market.rows && market.is_open(here, t)));
         }
         if (here.thread() == 0) here.store(count + here.block(), open);
     }
@@ -222,8 +222,8 @@ struct place_left_over {
             const bool is_row = t < market.rows;
             const bool is_open = is_row && market.is_open(here, t);
             const std::uint32_t lanes = here.ballot(is_open);
-            const index_t place = next + std::popcount(lanes & ((std::uint32_t{1} << here.thread()) - 1));
-            next += std::popcount(lanes);
+            const index_t place = next + count_bits(lanes & ((std::uint32_t{1} << here.thread()) - 1));
+            next += count_bits(lanes);
             if (is_open) {
                 here.store(expert_of_token + t, expert_of_place(here, t, place));
             } else if (is_row) {

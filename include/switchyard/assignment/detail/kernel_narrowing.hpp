@@ -17,11 +17,11 @@
 #include <switchyard/backend/device.hpp>
 #include <switchyard/backend/kernel.hpp>
 #include <switchyard/backend/lane_group.hpp>
+#include <switchyard/core/bits.hpp>
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/workspace.hpp>
 
 #include <algorithm>
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -209,9 +209,9 @@ struct list_candidates {
             const bool is_one =
                 t < on.rows && is_candidate(here.load(on.looked.expert + t), here.load(on.looked.margin + t), band);
             const std::uint32_t lanes = here.ballot(is_one);
-            const index_t place = next + std::popcount(lanes & ((std::uint32_t{1} << here.thread()) - 1));
+            const index_t place = next + count_bits(lanes & ((std::uint32_t{1} << here.thread()) - 1));
             if (is_one && place < to.room) here.store(to.row + place, static_cast<std::int32_t>(t));
-            next += std::popcount(lanes);
+            next += count_bits(lanes);
         }
         if (here.block() == 0) add_up(here);
     }

@@ -10,12 +10,12 @@
 #pragma once
 
 #include <switchyard/assignment/detail/score_rows.hpp>
+#include <switchyard/core/bits.hpp>
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/scalar_traits.hpp>
 #include <switchyard/core/simd.hpp>
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -140,7 +140,7 @@ token_wish<C> wish_of(const C* row, const rounded_prices<C>& prices, index_t exp
     }
     const C best = highest(first);
     const P all_best = P::all(best);
-    const bool tied = std::popcount(equal_bits(first, all_best)) > 1;
+    const bool tied = count_bits(equal_bits(first, all_best)) > 1;
     const C next = tied ? best : highest(max(second, replaced(first, all_best, lowest)));
 
     token_wish<C> wish{best, safe_margin(best, next, prices.largest), -1, -1, usable == all_bits && best > -infinity};
@@ -160,12 +160,12 @@ token_wish<C> wish_of(const C* row, const rounded_prices<C>& prices, index_t exp
             if constexpr (Next) is_next |= std::uint64_t{equal_bits(d, all_next)} << i;
         }
         if (wish.expert < 0 && is_best != 0) {
-            wish.expert = static_cast<std::int32_t>(e + std::countr_zero(is_best));
+            wish.expert = static_cast<std::int32_t>(e + first_bit(is_best));
             if (next == best) is_next &= is_next - 1;  // the tied one that comes first is the best
         }
         if constexpr (Next) {
             if (wants_next && wish.next < 0 && is_next != 0) {
-                wish.next = static_cast<std::int32_t>(e + std::countr_zero(is_next));
+                wish.next = static_cast<std::int32_t>(e + first_bit(is_next));
             }
         }
     }
@@ -184,7 +184,7 @@ index_t place_of_largest(const C* numbers, index_t count) {
         for (index_t i = 0; i < 64 && first + i < count; i += W) {
             bits |= std::uint64_t{equal_bits(P::load(numbers + first + i), all_largest)} << i;
         }
-        if (bits != 0) return first + std::countr_zero(bits);
+        if (bits != 0) return first + first_bit(bits);
     }
     return 0;
 }
