@@ -6,6 +6,7 @@
 // as the CPU backend's (tests/support/compare.hpp): the two differ from each other in the order of their sums alone.
 #pragma once
 
+#include "support/address_space.hpp"
 #include "support/compare.hpp"
 #include "support/covers.hpp"
 #include "support/scores.hpp"

@@ -15,6 +15,7 @@
 #pragma once
 
 #include <switchyard/core/philox.hpp>
+#include <switchyard/core/rounding.hpp>
 #include <switchyard/reference/softmax.hpp>
 
 #include <cmath>
@@ -60,8 +61,8 @@ inline float uniform_for(noise_key key, noise_purpose purpose, index_t token, in
     return uniform_at(key, token, column);
 }
 
-/// 1 - eps + 2 eps u, in float.
-inline float jitter_factor(float eps, float u) { return 1.0f - eps + 2.0f * eps * u; }
+/// 1 - eps + 2 eps u, in float, each step rounded.
+inline float jitter_factor(float eps, float u) { return 1.0f - eps + rounded_product(2.0f * eps, u); }
 
 /// 0 with probability `rate`, else what keeps the mean.
 inline double dropout_factor(float rate, float u) { return u >= rate ? 1.0 / (1.0 - static_cast<double>(rate)) : 0.0; }

@@ -10,6 +10,7 @@
 
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/philox.hpp>
+#include <switchyard/core/rounding.hpp>
 
 #include <cmath>
 #include <cstdint>
@@ -32,10 +33,10 @@ SWITCHYARD_HD constexpr noise_key for_purpose(noise_key key, noise_purpose purpo
     return key;
 }
 
-/// Uniform in [1 - eps, 1 + eps).
+/// Uniform in [1 - eps, 1 + eps): the same bits on every target.
 template <class S>
 SWITCHYARD_HD constexpr S jitter_factor(float u, float epsilon) {
-    return static_cast<S>(1.0f - epsilon + 2.0f * epsilon * u);
+    return static_cast<S>(1.0f - epsilon + rounded_product(2.0f * epsilon, u));
 }
 
 /// 0 or 1 / (1 - rate).
