@@ -214,11 +214,28 @@ struct sigmoid_backward_pass {
             d_scores(token, e) = store_scalar<ScoreStorage>(0);
         }
         if (plan.slot[token] >= 0) {
-            const std::int32_t expert = plan.expert[token];
-            const S score = load_scalar(source.scores(token, expert));
-            const S gradient = static_cast<S>(load_scalar(d_gates(token, 0))) * sigmoid_derivative(score);
-            d_scores(token, expert) = store_scalar<ScoreStorage>(static_cast<compute_t<ScoreStorage>>(gradient));
+            d_scores(token, plan.expert[token]) = gradient_of_choice(token);
         }
+    }
+
+    SWITCHYARD_HD ScoreStorage gradient_of_choice(index_t token) const {
+        const S score = load_scalar(source.scores(token, plan.expert[token]));
+        const S gradient = static_cast<S>(load_scalar(d_gates(token, 0))) * sigmoid_derivative(score);
+        return store_scalar<ScoreStorage>(static_cast<compute_t<ScoreStorage>>(gradient));
+    }
+};
+
+/// The same for each score alone: neighbouring threads of a device then write side by side.
+template <class Pass>
+struct each_score_of {
+    Pass pass;
+
+    SWITCHYARD_HD void operator()(index_t i) const {
+        const index_t token = i / pass.plan.experts;
+        const index_t expert = i % pass.plan.experts;
+        const bool is_chosen = pass.plan.slot[token] >= 0 && pass.plan.expert[token] == expert;
+        using storage = std::remove_cvref_t<decltype(pass.d_scores(token, expert))>;
+        pass.d_scores(token, expert) = is_chosen ? pass.gradient_of_choice(token) : store_scalar<storage>(0);
     }
 };
 
@@ -249,12 +266,16 @@ void route_scores_backward(const Policy& policy, const base_router<Solver>& rout
     require_same_shape("d_scores", out, "scores", input);
     const auto source = score_rows_of(input, 0.0f, made.origin.noise);
     using S = typename std::remove_cvref_t<decltype(made)>::scalar;
-    if constexpr (host_policy<Policy>) require_gates_of_plan(source, made);
-    for_each_index(
-        policy, made.tokens,
+    using pass =
         sigmoid_backward_pass<std::remove_const_t<decltype(source)>, S,
-                              typename std::remove_cvref_t<decltype(made)>::space, scalar_of<Gates>, scalar_of<Out>>{
-            source, made, gates, out});
+                              typename std::remove_cvref_t<decltype(made)>::space, scalar_of<Gates>, scalar_of<Out>>;
+    const pass rows{source, made, gates, out};
+    if constexpr (host_policy<Policy>) {
+        require_gates_of_plan(source, made);
+        for_each_index(policy, made.tokens, rows);
+    } else {
+        for_each_index(policy, made.tokens * made.experts, each_score_of<pass>{rows});
+    }
 }
 
 }  // namespace SWITCHYARD_TARGET
