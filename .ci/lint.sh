@@ -3,6 +3,12 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+# nvcc takes these into kernels without a word and makes something else of them: core/bits.hpp has what it understands.
+if grep -rnE 'std::(popcount|count[lr]_(zero|one)|bit_(width|floor|ceil)|has_single_bit|rot[lr])\b' include | grep -v '^include/switchyard/core/bits.hpp:'; then
+    echo "Use switchyard/core/bits.hpp instead." >&2
+    exit 1
+fi
+
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 # Thrust's headers come from elsewhere and take minutes, CUDA's are for nvcc; both are compiled with warnings as errors by

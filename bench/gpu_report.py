@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """Runs everything that waits for a GPU, and writes what came of it: the tests of the label gpu, then gpu_bench.
 
-usage: gpu_report.py [BUILD_DIR] [--out FILE]        default: build/release, gpu-report.md
+usage: gpu_report.py [BUILD_DIR] [--out FILE] [--record FILE]        default: build/release, gpu-report.md
+
+--record keeps what the tests showed, for tests/docs/support_matrix.py --recorded.
 
 The build is that of the preset release on a machine with nvcc, for the device's own architecture:
     cmake --preset release -DCMAKE_CUDA_ARCHITECTURES=90 && cmake --build --preset release
@@ -24,10 +26,25 @@ def run(command, **settings):
         return 127, f"{command[0]} is not here\n"
 
 
+def record_of(build, device):
+    """Every operation that a test case showed and passed, and which programs had cases that failed."""
+    _, commit = run(["git", "rev-parse", "--short", "HEAD"])
+    claims, failed = set(), []
+    for path in sorted((build / "covers").glob("gpu.*.txt")):
+        lines = path.read_text().splitlines()
+        claims |= {line for line in lines if line.startswith(("device\t", "CUDA run\t"))}
+        if not lines or lines[-1] != "end\tpassed":
+            failed.append(path.stem.replace(".", "/"))
+    head = [f"# What passing test cases showed on a GPU at commit {commit.strip()} (bench/gpu_report.py --record).",
+            f"# {device}", *(f"# {name} had cases that failed." for name in failed)]
+    return "\n".join(head + sorted(claims, key=lambda line: (not line.startswith("device"), line))) + "\n"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("build", nargs="?", type=pathlib.Path, default=pathlib.Path("build/release"))
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("gpu-report.md"))
+    parser.add_argument("--record", type=pathlib.Path)
     options = parser.parse_args()
     bench = options.build / "bench" / "gpu_bench"
     if not bench.exists():
@@ -50,6 +67,8 @@ def main():
     if tests_status != 0:
         lines += ["", "## What ctest said", "", "```", tests.strip(), "```"]
     options.out.write_text("\n".join(lines) + "\n")
+    if options.record:
+        options.record.write_text(record_of(options.build, driver.strip()))
     print(f"{sum(result == 'Passed' for _, result in results)} of {len(results)} tests passed; the report is {options.out}")
     return 0 if status == 0 and tests_status == 0 and results else 1
 

@@ -59,10 +59,10 @@ class SupportMatrix(unittest.TestCase):
         self.page = self.build.folder / "page.md"
         self.page.write_text(PAGE)
 
-    def run_script(self, manner):
+    def run_script(self, manner, *options):
         """Exit status and what it says."""
         out = io.StringIO()
-        arguments = ["support_matrix.py", str(self.build.folder), manner, str(self.page)]
+        arguments = ["support_matrix.py", str(self.build.folder), manner, str(self.page), *options]
         with unittest.mock.patch.object(sys, "argv", arguments), contextlib.redirect_stdout(out):
             status = matrix.main()
         return status, out.getvalue()
@@ -125,6 +125,29 @@ class SupportMatrix(unittest.TestCase):
         self.assertEqual(self.row("dispatch")[-1], "run on GPU 1")
         self.assertEqual(self.row("combine")[-1], "never run")
         self.assertEqual(self.run_script("--check")[0], 0)
+
+    def test_a_recorded_run_is_the_column_of_a_build_without_a_gpu(self):
+        record = self.build.folder / "record.txt"
+        record.write_text("# made up\ndevice\tGPU 2\nCUDA run\tdispatch\n")
+        self.build.ran("gpu/rows", "CUDA compiled\tdispatch", "CUDA compiled\tcombine", end="skipped")
+        options = ["--recorded", str(record)]
+        self.run_script("--write", *options)
+        self.assertEqual(self.row("dispatch")[-1], "run on GPU 2")
+        self.assertEqual(self.row("combine")[-1], "no passing run")
+        self.assertEqual(self.row("Switch, forward")[-1], "-")
+        self.assertEqual(self.run_script("--check", *options)[0], 0)
+        record.write_text("device\tGPU 2\nCUDA run\tcombine\n")
+        self.assertEqual(self.run_script("--check", *options)[0], 1)
+        # A GPU that is there counts alone.
+        self.build.ran("gpu/rows", "device\tGPU 3", "CUDA compiled\tdispatch", "CUDA run\tdispatch")
+        self.run_script("--write", *options)
+        self.assertEqual(self.row("dispatch")[-1], "run on GPU 3")
+        self.page.write_text(PAGE)
+        for wrong in ("", "device\n", "Eigen seq\tdispatch\n"):
+            record.write_text(wrong)
+            self.build.ran("gpu/rows", "CUDA compiled\tdispatch", end="skipped")
+            with self.assertRaises(matrix.Unusable):
+                self.run_script("--check", *options)
 
     def assert_unusable(self, sentence):
         for manner in ("--check", "--write"):

@@ -7,6 +7,8 @@ BUILD is a build folder whose tests have all run: `cmake --build BUILD && ctest 
 file that says which operations it exercised on which backend, and that it ended well (tests/support/claims.hpp). A test
 that left none, failed, or was built anew since is an error, with 2, as is a page without the marks.
 
+    --recorded FILE    for a build that has no GPU: what the tests showed on one, as bench/gpu_report.py --record wrote it
+
 A build has not every column: no CUDA without nvcc, no TBB without its library, and CUDA runs where there is a GPU. The
 columns it has not stay as they are in the pages, and the check names them as not compared.
 """
@@ -30,6 +32,7 @@ COLUMNS = [
 ]
 NOTHING = "-"
 NEVER_RUN = "never run"
+NOT_SHOWN = "no passing run"  # there was a GPU, and no test case that passed there showed it
 BEGIN, END = "<!-- matrix -->", "<!-- /matrix -->"
 OPERATIONS_HEADER = pathlib.Path(__file__).resolve().parent.parent / "support" / "claims.hpp"
 
@@ -72,33 +75,51 @@ def lines_of(name, program, claims):
     return lines[:-1]
 
 
+def recorded_lines(path):
+    """Claims of a run on a GPU; lines that begin with # are about it."""
+    if not path.exists():
+        raise Unusable(f"there is no record {path}")
+    lines = [tuple(line.split("\t", 1)) for line in path.read_text().splitlines() if line and not line.startswith("#")]
+    if any(len(line) != 2 or line[0] not in ("device", "CUDA run") for line in lines) or not lines:
+        raise Unusable(f"{path} is no record of a run on a GPU")
+    return lines
+
+
 class Shown:
     """What the tests of a build showed: claims, columns that it can make, the GPU."""
 
-    def __init__(self, tests, operations):
+    def __init__(self, tests, operations, recorded=None):
         self.claims = set()
         self.devices = set()
+        self.operations = operations
         names = []
         for name, program, path in tests:
             names.append(name)
-            for column, value in lines_of(name, program, path):
-                if column == "device":
-                    self.devices.add(value)
-                elif column not in [c[0] for c in COLUMNS] or value not in operations:
-                    raise Unusable(f"{name} claims '{value}' on '{column}', which the table has not")
-                else:
-                    self.claims.add((value, column))
+            self.take(name, lines_of(name, program, path))
         if not names:
             raise Unusable("no test leaves claims")
         self.columns = {c[0] for c in COLUMNS if any(name.startswith(c[3]) for name in names)}
+        if recorded and not self.devices:
+            self.take(recorded, recorded_lines(recorded))
         if not self.devices:
             self.columns.discard("CUDA run")
+        elif recorded:
+            self.columns.add("CUDA run")
+
+    def take(self, name, lines):
+        for column, value in lines:
+            if column == "device":
+                self.devices.add(value)
+            elif column not in [c[0] for c in COLUMNS] or value not in self.operations:
+                raise Unusable(f"{name} claims '{value}' on '{column}', which the table has not")
+            else:
+                self.claims.add((value, column))
 
     def cell(self, operation, column, word):
         if (operation, column) in self.claims:
             return word.format(device=", ".join(sorted(self.devices)))
         if column == "CUDA run" and any((operation, c) in self.claims for c in ("CUDA compiled", "CUDA emulated")):
-            return NEVER_RUN
+            return NOT_SHOWN if self.devices else NEVER_RUN
         return NOTHING
 
 
@@ -164,9 +185,10 @@ def main():
     manner = parser.add_mutually_exclusive_group(required=True)
     manner.add_argument("--check", action="store_true")
     manner.add_argument("--write", action="store_true")
+    parser.add_argument("--recorded", type=pathlib.Path)
     arguments = parser.parse_intermixed_args()
     operations = operations_of(OPERATIONS_HEADER.read_text())
-    shown = Shown(tests_of(arguments.build), operations)
+    shown = Shown(tests_of(arguments.build), operations, arguments.recorded)
     left_out = [c[0] for c in COLUMNS if c[0] not in shown.columns]
     found = []
     for page in arguments.pages:
