@@ -227,6 +227,16 @@ inline std::vector<float> gaussian_scores(index_t tokens, index_t experts, unsig
     return scores;
 }
 
+/// The same with balanced bounds: every expert floor or ceil of tokens / experts.
+inline instance balanced(instance problem) {
+    const sy::quotas same = sy::balanced_quotas(problem.tokens(), problem.scores.columns);
+    for (index_t e = 0; e < problem.scores.columns; ++e) {
+        problem.lower[e] = same.lower(e);
+        problem.upper[e] = same.upper(e);
+    }
+    return problem;
+}
+
 /// What became of scores as they are, [rows, columns] row-major.
 struct solved {
     sy::assignment_result result;

@@ -22,6 +22,7 @@ namespace {
 
 using namespace switchyard_test;
 namespace sy = switchyard;
+using assignment_tests::balanced;
 using assignment_tests::draw_instance;
 using assignment_tests::infinity;
 using assignment_tests::instance;
@@ -126,15 +127,6 @@ void check_optimum(const instance& problem, const found_on_device& found) {
     CHECK(std::abs(found.result.primal - host.result.primal) <= found.result.tolerance + host.result.tolerance);
     const double slack = 1e-9 * (1 + std::abs(found.result.primal));
     CHECK(is_complementary(problem, there, slack));
-}
-
-instance balanced(instance problem) {
-    const sy::quotas same = sy::balanced_quotas(problem.tokens(), problem.scores.columns);
-    for (index_t e = 0; e < problem.scores.columns; ++e) {
-        problem.lower[e] = same.lower(e);
-        problem.upper[e] = same.upper(e);
-    }
-    return problem;
 }
 
 }  // namespace
