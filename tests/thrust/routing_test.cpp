@@ -118,6 +118,30 @@ input any_input(bool may_forbid, bool may_be_huge) {
                  coin() ? draw_mask(tokens, seed) : ref::mask_list{});
 }
 
+/// What decisions rest on, computed where the policy runs.
+struct probed {
+    std::int32_t set_of_32, set_of_64, first_of_32, first_of_64;
+    float u, jitter;
+    friend bool operator==(const probed&, const probed&) = default;
+};
+struct probe_numbers {
+    probed* to;
+
+    SWITCHYARD_HD void operator()(index_t i) const {
+        const sy::philox_words words = sy::noise_words({.seed = 3}, i, i);
+        const std::uint64_t wide = (std::uint64_t{words.word[0]} << 32 | words.word[1])
+                                   << i % 65 / 2 << (i % 65 + 1) / 2;
+        const auto narrow = static_cast<std::uint32_t>(wide >> 32);
+        const float u = sy::uniform(words.word[2]);
+        to[i] = {sy::count_bits(narrow),
+                 sy::count_bits(wide),
+                 sy::first_bit(narrow),
+                 sy::first_bit(wide),
+                 u,
+                 sy::jitter_factor<float>(u, 0.02f)};
+    }
+};
+
 template <class Plan>
 sy::plan_totals noted(const Plan& plan) {
     return sy::totals_of(device, plan);
@@ -191,6 +215,17 @@ TEST_CASE("Switch on Thrust: drop order by gate, and sampling, away from near-ti
     const input random(gaussian_scores(200, 16, 8));
     CHECK(difference(sy::switch_router{.sample_temperature = 1}, random, true, scratch) == "");
     covers<operation("drops by gate"), operation("sampling")>(device);
+}
+
+TEST_CASE("routing on Thrust: counts of bits, random numbers and jitter are the host's, bit by bit") {
+    constexpr index_t count = 1000;
+    sy::buffer<probed, device_memory> made(count, sy::memory_of(device));
+    sy::for_each_index(device, count, probe_numbers{made.data()});
+    std::vector<probed> got(count);
+    std::vector<probed> want(count);
+    device.copy_to_host(got.data(), made.data(), count * sizeof(probed));
+    for (index_t i = 0; i < count; ++i) probe_numbers{want.data()}(i);
+    CHECK(got == want);
 }
 
 TEST_CASE("routing on Thrust: against the reference") {
