@@ -58,7 +58,9 @@ struct posed_there {
                    .bounds = from.bounds(),
                    .mask = {from.mask.empty() ? nullptr : mask.data(), from.mask.length()}};
     }
-    assignment_tests::solution solution() const { return {*found.data(), simt::on_host(experts), simt::on_host(prices)}; }
+    assignment_tests::solution solution() const {
+        return {*found.data(), simt::on_host(experts), simt::on_host(prices)};
+    }
 };
 
 template <class S>
