@@ -1,5 +1,6 @@
 // The price pass, the auction's rounds by kernels and `async_auction`, on the executor, in every order of threads.
 #include "simt/auction_problem.hpp"
+#include "simt/sweep.hpp"
 #include "support/covers.hpp"
 
 #include <switchyard/assignment/kernel_auction.hpp>
@@ -128,7 +129,7 @@ TEST_CASE("bytes of the price pass: the scores once, and what it writes") {
 TEST_CASE_TEMPLATE("bids of lane groups are the generic ones, bit by bit, in as many launches", S, float, double,
                    Eigen::bfloat16) {
     std::mt19937_64 random(2);
-    for (int kind = 0; kind < static_cast<int>(score_kind::count); ++kind) {
+    for (int kind = 0; kind < static_cast<int>(score_kind::count); kind += simt::sweep_step) {
         const auto problem =
             draw_instance(static_cast<score_kind>(kind), 40 + kind, 5 + kind, 20, kind % 2 == 0, random);
         const auto run = [&](auto make, simt::traffic& counted) {
@@ -158,7 +159,7 @@ TEST_CASE_TEMPLATE("bids of lane groups are the generic ones, bit by bit, in as 
 
 TEST_CASE_TEMPLATE("async_auction: within the quotas and certified, whatever the scores", S, float, double) {
     std::mt19937_64 random(3);
-    for (int kind = 0; kind < static_cast<int>(score_kind::count); ++kind) {
+    for (int kind = 0; kind < static_cast<int>(score_kind::count); kind += simt::sweep_step) {
         for (const auto& shape : std::vector<std::pair<index_t, index_t>>{{1, 1}, {7, 1}, {3, 8}, {64, 4}, {200, 9}}) {
             const index_t rows = shape.first;
             const index_t experts = shape.second;

@@ -3,6 +3,7 @@
 #pragma once
 
 #define SWITCHYARD_TEST_DEVICE "simt/device.hpp"
+#include "simt/sweep.hpp"
 #include "thrust/device.hpp"
 
 #include <switchyard/backend/eigen.hpp>
@@ -156,12 +157,6 @@ inline sy::top_k_router list_router(index_t k) {
     return {.k = k, .renormalize = k > 1, .capacity = {.factor = 1.1}, .z_weight = 1e-3};
 }
 
-/// Sanitizers take their time: under them every second case of a sweep, or every third, which still is every kernel.
-inline std::vector<index_t> sweep(std::initializer_list<index_t> all) {
-    constexpr index_t each = simt::sanitizer::thread ? 3 : simt::sanitizer::address ? 2 : 1;
-    std::vector<index_t> some;
-    for (index_t i = 0; i < static_cast<index_t>(all.size()); i += each) some.push_back(all.begin()[i]);
-    return some;
-}
+inline std::vector<index_t> sweep(std::initializer_list<index_t> all) { return simt::sweep<index_t>(all); }
 
 }  // namespace routing_tests
