@@ -6,6 +6,8 @@
 //   sampling         expert = argmax(s + temperature * Gumbel); the gate stays the unperturbed probability
 //   logit jitter     s *= U[1 - eps, 1 + eps): for callers that have only scores. It is not the paper's; the jittered
 //                    scores feed choice, gates and losses.
+//
+// The factors of jitter and dropout are the same bits on every target; Gumbel numbers are as good as its logarithm.
 #pragma once
 
 #include <switchyard/core/config.hpp>
