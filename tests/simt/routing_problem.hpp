@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <initializer_list>
+#include <iterator>
 #include <vector>
 
 namespace routing_tests {
@@ -143,14 +144,10 @@ void check_in_every_order(const Router& router, const problem& in) {
     });
 }
 
-/// One order of threads after the other, for many inputs.
+/// An executor of the next order, for many inputs.
 inline simt::executor& next_executor() {
-    static std::vector<simt::executor> executors;
-    static std::size_t turn = 0;
-    if (executors.empty()) {
-        simt::for_each_order([&](simt::executor& executor) { executors.emplace_back(executor.order()); });
-    }
-    return executors[turn++ % executors.size()];
+    static std::vector<simt::executor> executors(std::begin(simt::all_orders), std::end(simt::all_orders));
+    return executors[static_cast<std::size_t>(&simt::next_order() - std::begin(simt::all_orders))];
 }
 
 inline sy::top_k_router list_router(index_t k) {
