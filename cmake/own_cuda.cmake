@@ -14,8 +14,12 @@ if(NOT CMAKE_CUDA_COMPILER)
     endif()
     message(FATAL_ERROR "SWITCHYARD_CUDA is ${SWITCHYARD_CUDA}, but no CUDA compiler is found")
 endif()
+# Without a wish for other devices everything is compiled for sm_80, and files given these options for sm_90 and sm_120, too:
+# ptxas translates the same intermediate code once more for each.
+set(switchyard_more_architectures "")
 if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
     set(CMAKE_CUDA_ARCHITECTURES 80)
+    set(switchyard_more_architectures "--generate-code=arch=compute_80,code=[sm_90,sm_120]")
 endif()
 enable_language(CUDA)
 set(SWITCHYARD_HAS_NVCC TRUE)
