@@ -11,6 +11,7 @@
 #include <cmath>
 #include <vector>
 
+using assignment_tests::balanced;
 using assignment_tests::draw_instance;
 using assignment_tests::instance;
 using assignment_tests::solution;
@@ -68,15 +69,6 @@ void check_certified(const instance& problem, const solution& found) {
     CHECK(found.result.gap >= 0);
     CHECK(found.result.primal <= best.result.primal + best.result.tolerance);
     CHECK(found.result.primal + found.result.gap >= best.result.primal - best.result.tolerance);
-}
-
-instance balanced(instance problem) {
-    const sy::quotas same = sy::balanced_quotas(problem.tokens(), problem.scores.columns);
-    for (index_t e = 0; e < problem.scores.columns; ++e) {
-        problem.lower[e] = same.lower(e);
-        problem.upper[e] = same.upper(e);
-    }
-    return problem;
 }
 
 }  // namespace
