@@ -6,7 +6,7 @@ namespace switchyard may be in both, but for those that must be one in the whole
 and no function of any namespace that is in both may use AVX-512 where it comes from the AVX-512 object. The first catches
 what differs in any way; the second also what the library makes the compiler emit of std:: and Eigen.
 
-usage: check_mixed_targets.py --source DIR --build DIR [--eigen DIR] COMPILER [FLAGS...]
+usage: check_mixed_targets.py --source DIR --build DIR [--eigen DIR] [--level O0]... COMPILER [FLAGS...]
 """
 
 import argparse
@@ -109,10 +109,11 @@ def main():
     parser.add_argument("--source", required=True)
     parser.add_argument("--build", required=True, type=pathlib.Path)
     parser.add_argument("--eigen")
+    parser.add_argument("--level", action="append", help="of optimisation, O0 or O2; both if not given")
     parser.add_argument("command", nargs=argparse.REMAINDER)
     args = parser.parse_args()
     shutil.rmtree(args.build, ignore_errors=True)
-    for level in ("O0", "O2"):
+    for level in args.level or ["O0", "O2"]:
         check(args, level)
 
 
