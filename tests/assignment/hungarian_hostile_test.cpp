@@ -1,7 +1,6 @@
 // Scores and quotas that make solvers stumble: every size of numbers, ties by the thousand, strange prices, bad input.
 #include "assignment/instances.hpp"
-
-#include <sys/mman.h>
+#include "support/address_space.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -257,11 +256,10 @@ TEST_CASE("hungarian: any stride, the same assignment") {
 
 TEST_CASE("hungarian: rows further apart than 2^31 numbers") {
     const index_t row_stride = (index_t{1} << 31) + 1024;
-    const std::size_t bytes = static_cast<std::size_t>(3 * row_stride) * sizeof(float);
-    void* const memory =
-        mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    REQUIRE(memory != MAP_FAILED);
-    sy::matrix_view<float> view(static_cast<float*>(memory), 3, 3, row_stride, 1);
+    const switchyard_test::address_space<sy::seq_policy> memory(static_cast<std::size_t>(3 * row_stride) *
+                                                                sizeof(float));
+    REQUIRE(memory.data() != nullptr);
+    sy::matrix_view<float> view(static_cast<float*>(memory.data()), 3, 3, row_stride, 1);
     const reference::matrix scores{{3, 2, 1}, {3, 1, 0}, {2, 0, 0}};
     for (index_t t = 0; t < 3; ++t) {
         for (index_t e = 0; e < 3; ++e) view(t, e) = static_cast<float>(scores(t, e));
@@ -271,7 +269,6 @@ TEST_CASE("hungarian: rows further apart than 2^31 numbers") {
     const sy::assignment_problem<float> problem{.scores = view, .bounds = sy::balanced_quotas(3, 3)};
     const auto found = solve(sy::seq, sy::hungarian{}, problem, {.expert_of_token = experts.data()}, scratch);
     CHECK(found.primal == 5);
-    munmap(memory, bytes);
 }
 
 TEST_CASE("hungarian: problems made to let methods with prices crawl are solved all the same") {

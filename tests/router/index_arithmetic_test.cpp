@@ -13,7 +13,7 @@
 #include <vector>
 
 #if defined(__linux__)
-#include <sys/mman.h>
+#include "support/address_space.hpp"
 #endif
 
 using namespace switchyard_test;
@@ -24,19 +24,9 @@ constexpr index_t two_to_31 = index_t{1} << 31;
 
 #if defined(__linux__)
 /// Address space whose pages exist once they are written.
-struct lazy_memory {
-    std::size_t bytes;
-    void* start;
-
-    explicit lazy_memory(index_t count)
-        : bytes(static_cast<std::size_t>(count) * sizeof(float)),
-          start(mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)) {}
-    lazy_memory(const lazy_memory&) = delete;
-    lazy_memory& operator=(const lazy_memory&) = delete;
-    ~lazy_memory() {
-        if (start != MAP_FAILED) munmap(start, bytes);
-    }
-    float* numbers() const { return start == MAP_FAILED ? nullptr : static_cast<float*>(start); }
+struct lazy_memory : address_space<sy::seq_policy> {
+    explicit lazy_memory(index_t count) : address_space(static_cast<std::size_t>(count) * sizeof(float)) {}
+    float* numbers() const { return static_cast<float*>(data()); }
 };
 #endif
 

@@ -1,8 +1,6 @@
 // `hungarian` on a kernel policy: the host's optimum on every kind of problem, in every order of threads and blocks,
 // with one look at the device.
-#include "assignment/instances.hpp"
-#include "simt/arrays.hpp"
-#include "simt/executor.hpp"
+#include "simt/auction_problem.hpp"
 #include "simt/sweep.hpp"
 #include "support/covers.hpp"
 
@@ -67,7 +65,6 @@ struct found_on_device {
     simt::traffic counted;
 };
 
-using simt::on_device;
 using simt::on_host;
 
 /// Solves on the executor; rows are `padding` numbers apart beyond their own.
@@ -75,24 +72,9 @@ template <class S>
 found_on_device solve_there(const instance& problem, const simt::order& order = simt::next_order(),
                             const std::vector<double>& warm = {}, const sy::hungarian& solver = {},
                             index_t padding = 0) {
-    const index_t rows = problem.scores.rows;
-    const index_t experts = problem.scores.columns;
-    sy::buffer<S, simt::memory> scores(rows * (experts + padding));
-    for (index_t t = 0; t < rows; ++t) {
-        for (index_t e = 0; e < experts; ++e) {
-            scores.data()[t * (experts + padding) + e] =
-                sy::store_scalar<S>(static_cast<sy::compute_t<S>>(problem.scores(t, e)));
-        }
-    }
-    const auto mask = on_device(std::vector<std::uint8_t>(problem.mask.begin(), problem.mask.end()));
-    const auto initial = on_device(warm);
-    sy::buffer<std::int32_t, simt::memory> expert(rows);
-    sy::buffer<double, simt::memory> prices(experts);
-    const sy::device_assignment_problem<S, simt::device_space> posed{
-        .scores = {scores.data(), rows, experts, experts + padding, 1},
-        .bounds = problem.bounds(),
-        .mask = {problem.mask.empty() ? nullptr : mask.data(), problem.mask.length()},
-        .initial_prices = warm.empty() ? nullptr : initial.data()};
+    posed_there<S> there(problem, padding);
+    const auto initial = simt::on_device(warm);
+    there.problem.initial_prices = warm.empty() ? nullptr : initial.data();
     simt::executor device(order);
     found_on_device found;
     counting_policy on;
@@ -101,9 +83,10 @@ found_on_device solve_there(const instance& problem, const simt::order& order = 
     on.writes = &found.writes;
     on.measured = &found.measured;
     sy::device_workspace<counting_policy> scratch;
-    found.result = solve(on, solver, posed, {.expert_of_token = expert.data(), .prices = prices.data()}, scratch);
-    found.experts = on_host(expert);
-    found.prices = on_host(prices);
+    found.result = solve(on, solver, there.problem,
+                         {.expert_of_token = there.experts.data(), .prices = there.prices.data()}, scratch);
+    found.experts = simt::on_host(there.experts);
+    found.prices = simt::on_host(there.prices);
     found.counted = device.counted();
     return found;
 }
