@@ -1,19 +1,27 @@
-// What each operation takes on a GPU: microseconds by CUDA's events, the bytes that it cannot avoid to move, and what
-// share of the device's peak bandwidth that is.
+// What each operation takes on a GPU: microseconds by CUDA's events, the bytes that it cannot avoid moving, and the
+// share of the device's peak bandwidth that this is.
 //
-//   gpu_bench [--quick]        a table of Markdown on stdout; --quick times every row once
+//   gpu_bench [--quick] [--only TEXT]     a table of Markdown on stdout; --quick times every row once, --only those
+//                                         whose operation and shape contain TEXT ("top_k_route 65536 x 256")
 //
-// Medians of 31 runs, after 5 that do not count; before each run a buffer of twice the L2 cache is overwritten, so that
-// nothing is found there. Launches are included, on one stream: the event before the first and that after the last.
-// Compulsory bytes: each input read once, each output written once (docs/gpu.md). `memcpy` is a copy on the device of
-// as many bytes as dispatch moves, the measure of what bandwidth can be had. Rows of `bf16` read and write bfloat16
-// numbers; arithmetic, gates and their gradients are float.
+// Medians of 31 runs, after 5 that do not count. Four figures per row, launches included:
+//   cold     on a stream, after a buffer of twice the L2 cache was read: the cache holds clean lines of other data
+//   graph    the same, captured in a CUDA graph; - where the operation waits for the host
+//   dirty    on a stream, after that buffer was written: the cache has to write it back meanwhile
+//   warm     on a stream, after a run of the same operation on the same data
+// A short wait on the device stands before each timed run, so that the host has enqueued the whole operation when it
+// begins.
+//
+// The share is that of `cold`. Compulsory bytes: each input read once, each output written once (docs/gpu.md). The
+// first rows are what to compare with: a copy, and launches of an empty kernel, once, three times and 300 times.
+// `memcpy` copies as many bytes as dispatch moves. Rows of `bf16` read and write bfloat16 numbers; arithmetic, gates
+// and their gradients are float.
 //
 // Balanced assignment is compared with reading its scores once, 4 T E bytes, and nothing else: that any solver has to.
 // What ours read is many times that (docs/assignment/device.md), and `base_exact` has a copy to the host, the wait for
 // it and the host's own solver between its two events; so these shares say how far a balanced step is from a greedy
-// one, not how well its kernels use the memory. `cold` begins without prices, `warm` with those of the run before on
-// the same scores.
+// one, not how well its kernels use the memory. `cold` in a name begins without prices, `warm` with those of the run
+// before on the same scores.
 //
 // Where the driver does not tell clock and width of the memory, the peak is not known, and the last column is `-`.
 //
@@ -36,6 +44,28 @@ template <class T>
 using device_numbers = sy::matrix<T, sy::cuda_memory>;
 using device_floats = device_numbers<float>;
 
+/// What the L2 cache holds when an operation begins.
+enum class cache { read, written, warm };
+
+constexpr int block_threads = 256;
+
+/// Reads `count` words; the store never happens, and the compiler does not know it.
+__global__ void read_all(const unsigned* words, std::size_t count, unsigned* never) {
+    unsigned sum = 0;
+    for (std::size_t i = blockIdx.x * std::size_t{block_threads} + threadIdx.x; i < count;
+         i += std::size_t{gridDim.x} * block_threads) {
+        sum |= words[i];
+    }
+    if (sum == 0x9e3779b9u) *never = sum;
+}
+
+__global__ void nothing() {}
+
+/// Keeps a stream busy for about `microseconds`.
+__global__ void wait_for(unsigned microseconds) {
+    for (unsigned i = 0; i < microseconds; ++i) __nanosleep(1000);
+}
+
 /// Times what is enqueued on a stream.
 class stopwatch {
   public:
@@ -43,11 +73,13 @@ class stopwatch {
         sy::require_cuda(cudaEventCreate(&begin_), "cudaEventCreate");
         sy::require_cuda(cudaEventCreate(&end_), "cudaEventCreate");
         int device = 0;
-        int cache = 0;
+        int cache_bytes = 0;
         sy::require_cuda(cudaGetDevice(&device), "cudaGetDevice");
-        sy::require_cuda(cudaDeviceGetAttribute(&cache, cudaDevAttrL2CacheSize, device), "cudaDeviceGetAttribute");
-        flush_bytes_ = 2 * static_cast<std::size_t>(std::max(cache, 1 << 20));
+        sy::require_cuda(cudaDeviceGetAttribute(&cache_bytes, cudaDevAttrL2CacheSize, device),
+                         "cudaDeviceGetAttribute");
+        flush_bytes_ = 2 * static_cast<std::size_t>(std::max(cache_bytes, 1 << 20));
         sy::require_cuda(cudaMalloc(&flush_, flush_bytes_), "cudaMalloc");
+        sy::require_cuda(cudaMemsetAsync(flush_, 1, flush_bytes_, stream_), "cudaMemsetAsync");
     }
     stopwatch(const stopwatch&) = delete;
     stopwatch& operator=(const stopwatch&) = delete;
@@ -59,11 +91,11 @@ class stopwatch {
 
     /// The median of the runs, in microseconds.
     template <class F>
-    double operator()(const F& enqueue) const {
+    double operator()(cache before, const F& enqueue) const {
         const int warming = runs_ > 1 ? 5 : 1;
         std::vector<float> times;
         for (int run = 0; run < warming + runs_; ++run) {
-            sy::require_cuda(cudaMemsetAsync(flush_, run, flush_bytes_, stream_), "cudaMemsetAsync");
+            prepare(before, run, enqueue);
             sy::require_cuda(cudaEventRecord(begin_, stream_), "cudaEventRecord");
             enqueue();
             sy::require_cuda(cudaEventRecord(end_, stream_), "cudaEventRecord");
@@ -76,7 +108,38 @@ class stopwatch {
         return times[times.size() / 2];
     }
 
+    /// The same of a graph of what `enqueue` enqueues.
+    template <class F>
+    double in_graph(cache before, const F& enqueue) const {
+        cudaGraph_t graph = nullptr;
+        cudaGraphExec_t ready = nullptr;
+        enqueue();
+        sy::require_cuda(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
+        enqueue();
+        sy::require_cuda(cudaStreamEndCapture(stream_, &graph), "cudaStreamEndCapture");
+        sy::require_cuda(cudaGraphInstantiate(&ready, graph, 0), "cudaGraphInstantiate");
+        const double time =
+            (*this)(before, [&] { sy::require_cuda(cudaGraphLaunch(ready, stream_), "cudaGraphLaunch"); });
+        cudaGraphExecDestroy(ready);
+        cudaGraphDestroy(graph);
+        return time;
+    }
+
   private:
+    template <class F>
+    void prepare(cache before, int run, const F& enqueue) const {
+        if (before == cache::read) {
+            read_all<<<1024, block_threads, 0, stream_>>>(
+                static_cast<const unsigned*>(flush_), flush_bytes_ / sizeof(unsigned), static_cast<unsigned*>(flush_));
+        } else if (before == cache::written) {
+            sy::require_cuda(cudaMemsetAsync(flush_, run % 2, flush_bytes_, stream_), "cudaMemsetAsync");
+        } else {
+            enqueue();
+        }
+        wait_for<<<1, 1, 0, stream_>>>(100);
+        sy::require_cuda(cudaGetLastError(), "a launch");
+    }
+
     cudaStream_t stream_;
     int runs_;
     cudaEvent_t begin_ = nullptr;
@@ -116,20 +179,33 @@ struct shape {
     index_t tokens, experts, choices, width;
 };
 
+/// Whether an operation can be captured in a graph: it waits for nothing.
+enum class capture { yes, no };
+
 class table {
   public:
-    table(const stopwatch& watch, double peak) : watch_(watch), peak_(peak) {
-        std::printf("| operation | tokens x experts, k, width | microseconds | MB | GB/s | of peak |\n");
-        std::printf("|---|---|---:|---:|---:|---:|\n");
+    table(const stopwatch& watch, double peak, std::string only) : watch_(watch), peak_(peak), only_(std::move(only)) {
+        std::printf("| operation | tokens x experts, k, width | cold | graph | dirty | warm | MB | GB/s | of peak |\n");
+        std::printf("|---|---|---:|---:|---:|---:|---:|---:|---:|\n");
     }
 
     template <class F>
-    void row(const char* operation, const shape& s, double bytes, const F& enqueue) const {
-        const double time = watch_(enqueue);
-        std::printf("| %s | %lld x %lld, %lld, %lld | %.1f | %.2f | %.0f | %s |\n", operation,
-                    static_cast<long long>(s.tokens), static_cast<long long>(s.experts),
-                    static_cast<long long>(s.choices), static_cast<long long>(s.width), time, bytes / 1e6,
-                    bytes / time / 1e3, share_of_peak(bytes / (1e-6 * time)).c_str());
+    void row(const std::string& operation, const shape& s, double bytes, const F& enqueue,
+             capture captured = capture::yes) const {
+        char sizes[96];
+        std::snprintf(sizes, sizeof sizes, "%lld x %lld, %lld, %lld", static_cast<long long>(s.tokens),
+                      static_cast<long long>(s.experts), static_cast<long long>(s.choices),
+                      static_cast<long long>(s.width));
+        if ((operation + " " + sizes).find(only_) == std::string::npos) return;
+        const double cold = watch_(cache::read, enqueue);
+        const double dirty = watch_(cache::written, enqueue);
+        const double warm = watch_(cache::warm, enqueue);
+        char graph[32] = "-";
+        if (captured == capture::yes) {
+            std::snprintf(graph, sizeof graph, "%.1f", watch_.in_graph(cache::read, enqueue));
+        }
+        std::printf("| %s | %s | %.1f | %s | %.1f | %.1f | %.2f | %.0f | %s |\n", operation.c_str(), sizes, cold, graph,
+                    dirty, warm, bytes / 1e6, bytes / cold / 1e3, share_of_peak(bytes / (1e-6 * cold)).c_str());
         std::fflush(stdout);
     }
 
@@ -144,7 +220,27 @@ class table {
 
     const stopwatch& watch_;
     double peak_;
+    std::string only_;
 };
+
+/// What any operation is compared with: moving bytes, and launching nothing.
+void time_ceilings(const sy::cuda& on, const table& rows) {
+    constexpr index_t numbers = index_t{1} << 28;
+    const device_numbers<float> from(1, numbers, memory_of(on));
+    device_numbers<float> to(1, numbers, memory_of(on));
+    sy::require_cuda(cudaMemsetAsync(const_cast<float*>(from.data()), 0, sizeof(float) * numbers, on.stream), "memset");
+    rows.row("copy", {1, 0, 0, numbers}, 8.0 * static_cast<double>(numbers), [&] {
+        sy::require_cuda(
+            cudaMemcpyAsync(to.data(), from.data(), sizeof(float) * numbers, cudaMemcpyDeviceToDevice, on.stream),
+            "cudaMemcpyAsync");
+    });
+    for (const index_t launches : {1, 2, 3, 300}) {
+        rows.row("launches", {launches, 0, 0, 0}, 0, [&] {
+            for (index_t i = 0; i < launches; ++i) nothing<<<132, block_threads, 0, on.stream>>>();
+            sy::require_cuda(cudaGetLastError(), "a launch");
+        });
+    }
+}
 
 /// Forward and backward of a softmax router. `name` ends in what the scores are stored as, where that is not float.
 template <class Storage, class Router>
@@ -159,9 +255,9 @@ void time_routing(const sy::cuda& on, const table& rows, const shape& s, const s
     const double score_bytes = sizeof(Storage) * t * static_cast<double>(s.experts);
     const double choice_bytes = t * static_cast<double>(s.choices);
     // A choice's expert, slot, gate and place in the order; a row's maximum and sum.
-    rows.row((name + "_route").c_str(), s, score_bytes + 20 * choice_bytes + 8 * t,
+    rows.row(name + "_route", s, score_bytes + 20 * choice_bytes + 8 * t,
              [&] { route_scores(on, router, scores, sy::training{.seed = 1}, plan, scratch); });
-    rows.row((name + "_route_backward").c_str(), s, 2 * score_bytes + 12 * choice_bytes + 8 * t,
+    rows.row(name + "_route_backward", s, 2 * score_bytes + 12 * choice_bytes + 8 * t,
              [&] { route_scores_backward(on, router, plan, scores, d_gates, d_scores, scratch); });
     check(on, plan);
 }
@@ -175,25 +271,27 @@ void time_base(const sy::cuda& on, const table& rows, const shape& s) {
     sy::basic_workspace<sy::cuda_memory> scratch(memory_of(on));
     const double t = static_cast<double>(s.tokens);
     const double score_bytes = 4.0 * t * static_cast<double>(s.experts);
-    const auto train = [&](const char* name, const auto& router) {
-        rows.row(name, s, score_bytes, [&] { route_scores(on, router, scores, sy::training{}, plan, scratch); });
+    const auto train = [&](const char* name, const auto& router, capture captured) {
+        rows.row(
+            name, s, score_bytes, [&] { route_scores(on, router, scores, sy::training{}, plan, scratch); }, captured);
         check(on, plan);
     };
     rows.row("base_greedy_route", s, score_bytes + 20 * t,
              [&] { route_scores(on, sy::base_router<>{}, scores, sy::inference{}, plan, scratch); });
     check(on, plan);
 
-    train("base_exact_cold", sy::base_router<>{});
+    train("base_exact_cold", sy::base_router<>{}, capture::no);
     // Expert, slot and gradient of a choice, the one score of it, and d_scores, most of them zeros.
     rows.row("base_route_backward", s, score_bytes + 16 * t,
              [&] { route_scores_backward(on, sy::base_router<>{}, plan, scores, d_gates, d_scores, scratch); });
     sy::expert_prices prices;
-    train("base_exact_warm", sy::base_router<>{.prices = &prices});
+    train("base_exact_warm", sy::base_router<>{.prices = &prices}, capture::no);
 
-    train("base_async_cold", sy::base_router<sy::async_auction>{});
+    train("base_async_cold", sy::base_router<sy::async_auction>{}, capture::yes);
     sy::buffer<double, sy::cuda_memory> prices_there(s.experts, memory_of(on));
     sy::require_cuda(cudaMemsetAsync(prices_there.data(), 0, sizeof(double) * s.experts, on.stream), "cudaMemsetAsync");
-    train("base_async_warm", sy::base_router<sy::async_auction>{.solver = {.prices = prices_there.data()}});
+    train("base_async_warm", sy::base_router<sy::async_auction>{.solver = {.prices = prices_there.data()}},
+          capture::yes);
 }
 
 void time_rows(const sy::cuda& on, const table& rows, const shape& s) {
@@ -227,7 +325,7 @@ void time_rows(const sy::cuda& on, const table& rows, const shape& s) {
              [&] { dispatch_backward(on, plan, x, d_moved, y, d_gates); });
 }
 
-int run(bool quick) {
+int run(bool quick, const std::string& only) {
     cudaStream_t stream = nullptr;
     sy::require_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
     const sy::cuda on{.stream = stream};
@@ -241,12 +339,19 @@ int run(bool quick) {
         std::printf("peak bandwidth not known\n\n");
     }
     const stopwatch watch(stream, quick ? 1 : 31);
-    const table rows(watch, peak);
+    const table rows(watch, peak, only);
+    time_ceilings(on, rows);
     for (const shape& s : {shape{65536, 8, 1, 0}, {65536, 64, 1, 0}, {65536, 256, 1, 0}, {4096, 64, 1, 0}}) {
         time_routing<float>(on, rows, s, "switch", sy::switch_router{});
         time_routing<__nv_bfloat16>(on, rows, s, "switch_bf16", sy::switch_router{});
     }
-    for (const shape& s : {shape{65536, 8, 2, 0}, {65536, 256, 8, 0}, {4096, 256, 8, 0}, {32, 256, 8, 0}}) {
+    for (const shape& s : {shape{65536, 8, 2, 0},
+                           {65536, 128, 8, 0},
+                           {65536, 256, 8, 0},
+                           {4096, 256, 8, 0},
+                           {512, 256, 8, 0},
+                           {32, 256, 8, 0},
+                           {1, 256, 8, 0}}) {
         time_routing<float>(on, rows, s, "top_k", sy::top_k_router{.k = s.choices});
         time_routing<__nv_bfloat16>(on, rows, s, "top_k_bf16", sy::top_k_router{.k = s.choices});
     }
@@ -262,10 +367,17 @@ int run(bool quick) {
 }  // namespace
 
 int main(int argc, char** argv) {
-    const bool quick = argc == 2 && std::strcmp(argv[1], "--quick") == 0;
-    if (argc > 1 && !quick) {
-        std::fprintf(stderr, "gpu_bench: %s is no option; there is --quick\n", argv[1]);
-        return 2;
+    bool quick = false;
+    std::string only;
+    for (int i = 1; i < argc; ++i) {
+        if (std::strcmp(argv[i], "--quick") == 0) {
+            quick = true;
+        } else if (std::strcmp(argv[i], "--only") == 0 && i + 1 < argc) {
+            only = argv[++i];
+        } else {
+            std::fprintf(stderr, "gpu_bench: %s is no option; there are --quick and --only TEXT\n", argv[i]);
+            return 2;
+        }
     }
     int devices = 0;
     const cudaError_t status = cudaGetDeviceCount(&devices);
@@ -275,7 +387,7 @@ int main(int argc, char** argv) {
         return 77;
     }
     try {
-        return run(quick);
+        return run(quick, only);
     } catch (const std::exception& problem) {
         std::fprintf(stderr, "gpu_bench: %s\n", problem.what());
         return 1;

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Times what users of PyTorch write for routing on a GPU beside gpu_bench's rows, on the same device in the same run.
 
-usage: gpu_peers.py [--bench gpu_bench] [--no-compile] [--json FILE]
+usage: gpu_peers.py [--bench gpu_bench | --rows FILE] [--no-compile] [--json FILE]
 
 Every form runs as it is written, under torch.compile, and, where it waits for nothing, captured in a CUDA graph. Times
-are gpu_bench's kind: between two CUDA events, medians of 31 runs after 5, the L2 cache overwritten before each. A form
-that reads a number back waits between the events, as it does for its users. float32 scores, gaussian; the forms are
-those of peers.py (docs/peers.md), whose results that script compares with the library's.
+are gpu_bench's `cold`: between two CUDA events, medians of 31 runs after 5, a buffer of twice the L2 cache read before
+each. A form that reads a number back waits between the events, as it does for its users. float32 scores, gaussian; the
+forms are those of peers.py (docs/peers.md), whose results that script compares with the library's.
+--rows reads what gpu_bench printed in an earlier run on the same device.
 Exit status: 0; 2 bad usage; 77 where there is no GPU or no PyTorch.
 """
 
@@ -24,15 +25,14 @@ RUNS, WARMING = 31, 5
 DEVICE = "cuda"
 
 
-def library_rows(bench):
-    """{(operation, tokens, experts, k, width): microseconds} of gpu_bench, and the line that names the device."""
-    done = subprocess.run([str(bench)], capture_output=True, text=True, check=True)
+def library_rows(table):
+    """{(operation, tokens, experts, k, width): microseconds} of gpu_bench's output, and the line that names the device."""
     rows = {}
-    for line in done.stdout.splitlines():
-        match = re.match(r"\| (\w+) \| (\d+) x (\d+), (\d+), (\d+) \| ([\d.]+) \|", line)
+    for line in table.splitlines():
+        match = re.match(r"\| (\w+) \| (\d+) x (\d+), (\d+), (\d+) \| ([\d.]+) \|", line)  # cold
         if match:
             rows[match[1], *map(int, match.groups()[1:5])] = float(match[6])
-    return done.stdout.splitlines()[0], rows
+    return table.splitlines()[0], rows
 
 
 class Stopwatch:
@@ -41,13 +41,14 @@ class Stopwatch:
     def __init__(self, torch):
         self.torch = torch
         cache = torch.cuda.get_device_properties(0).L2_cache_size
-        self.flush = torch.empty(2 * cache, dtype=torch.uint8, device=DEVICE)
+        self.flush = torch.ones(2 * cache // 4, dtype=torch.int32, device=DEVICE)
 
     def __call__(self, call):
         times = []
         for run in range(WARMING + RUNS):
             begin, end = (self.torch.cuda.Event(enable_timing=True) for _ in range(2))
-            self.flush.fill_(run)
+            self.flush.max()
+            self.torch.cuda._sleep(200_000)  # cycles: the host has enqueued the call when it begins
             begin.record()
             result = call()
             end.record()
@@ -118,11 +119,12 @@ def measured(torch, watch, name, call, compiles):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bench", type=pathlib.Path, default=RELEASE / "bench" / "gpu_bench")
+    parser.add_argument("--rows", type=pathlib.Path, help="what gpu_bench printed, instead of running it")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out: it takes minutes")
     parser.add_argument("--json", type=pathlib.Path, help="write every time to this file")
     args = parser.parse_args()
-    if not args.bench.exists():
-        print(f"gpu_peers.py: there is no {args.bench}; build it where nvcc is", file=sys.stderr)
+    if not (args.rows or args.bench).exists():
+        print(f"gpu_peers.py: there is no {args.rows or args.bench}; gpu_bench is built where nvcc is", file=sys.stderr)
         return 2
     try:
         import torch
@@ -135,7 +137,11 @@ def main():
         print("skipped: PyTorch sees no GPU")
         return 77
 
-    device, library = library_rows(args.bench)
+    if args.rows:
+        table = args.rows.read_text()
+    else:
+        table = subprocess.run([str(args.bench)], capture_output=True, text=True, check=True).stdout
+    device, library = library_rows(table)
     print(f"{device}; PyTorch {torch.__version__}\n")
     print("| operation | tokens x experts, k, width | library, us | form | us | ratio |\n|---|---|---:|---|---:|---:|")
     watch, times = Stopwatch(torch), []
