@@ -5,8 +5,8 @@
 #   bash bench/gpu_visit.sh [--build DIR] [--out DIR] [--parts LIST]     default: build/gpu, gpu-visit, all parts
 #   parts: device tests sanitizer bench counters peers
 #
-# The programs are built beforehand where nvcc is, for the device's architecture, and need nothing but a driver and the C
-# library where they run; where DIR holds none, they are built first:
+# The programs are built beforehand where nvcc is, for the device's architecture, and need nothing but a driver, CUDA's runtime
+# library and the C library where they run; where DIR holds none, they are built first:
 #   cmake --preset release -B build/gpu -DCMAKE_CUDA_ARCHITECTURES=90 -DSWITCHYARD_NATIVE=OFF \
 #       -DCMAKE_EXE_LINKER_FLAGS="-static-libstdc++ -static-libgcc"
 #   cmake --build build/gpu --target gpu_visit
@@ -76,7 +76,7 @@ test_row() {
         127) result="no such program" ;;
         *) result="**failed** ($code)" ;;
     esac
-    if [ $code -ne 0 ] && [ $code -ne 77 ]; then
+    if [ $code -ne 0 ] && [ $code -ne 77 ] && { [ $code -ne 124 ] || [ -z "${may_stop:-}" ]; }; then
         status=1
     fi
     say "| $name | $result | $((SECONDS - began)) |"
@@ -111,11 +111,11 @@ tests() {
 }
 
 sanitizer() {
-    local tool name
-    say "" && say "| compute-sanitizer | result | s |" && say "|---|---|---:|"
+    local tool name may_stop=yes
+    say "" && say "| compute-sanitizer (stopped: no complaint until then) | result | s |" && say "|---|---|---:|"
     for tool in memcheck racecheck synccheck; do
         for name in slots rows routing; do
-            test_row "$tool gpu/$name" 40 compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 5 \
+            test_row "$tool gpu/$name" 25 compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 5 \
                 "$test_gpu" "--source-file=*/${name}_test.*" --abort-after=1
         done
     done
@@ -140,7 +140,7 @@ counters() {
         "top_k_route 65536 x 256" "top_k_route_backward 65536 x 256" "top_k_route 32 x 256" "base_async_warm 65536 x 64"; do
         printf '# %s\n' "$row" >>"$out/counters.csv"
         timeout 40 ncu --clock-control none --csv --metrics "$metrics" \
-            --kernel-name 'regex:^(?!read_all|nothing|wait_for).*' --launch-count 60 \
+            --kernel-name regex:run_kernel --launch-count 60 \
             "$gpu_bench" --quick --only "$row" >>"$out/counters.csv" 2>>"$out/log.txt" ||
             printf '# stopped or failed: %s\n' "$?" >>"$out/counters.csv"
     done
