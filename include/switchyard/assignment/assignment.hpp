@@ -34,6 +34,7 @@
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/error.hpp>
 #include <switchyard/core/matrix_view.hpp>
+#include <switchyard/core/rounding.hpp>
 #include <switchyard/core/scalar_traits.hpp>
 #include <switchyard/core/simd.hpp>
 #include <switchyard/core/workspace.hpp>
@@ -100,8 +101,8 @@ struct score_range {
 class accurate_sum {
   public:
     void add(double term) {
-        const double next = sum_ + term;
-        lost_ += std::abs(sum_) >= std::abs(term) ? (sum_ - next) + term : (term - next) + sum_;
+        const double next = settled(sum_ + term);
+        lost_ += std::abs(sum_) >= std::abs(term) ? settled(sum_ - next) + term : settled(term - next) + sum_;
         sum_ = next;
     }
     double value() const { return sum_ + lost_; }

@@ -22,6 +22,12 @@
 
 #include <cstdint>
 
+#if defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__
+#error \
+    "switchyard needs NaN and infinities: compile without -ffinite-math-only, part of -ffast-math and -Ofast, or add \
+-fno-finite-math-only after it. -infinity forbids an expert, and NaN is refused by a comparison that the flag removes"
+#endif
+
 #if defined(__CUDACC__)
 #define SWITCHYARD_HD __host__ __device__
 #define SWITCHYARD_DEVICE __device__

@@ -1,7 +1,9 @@
-// A product that is rounded before anything is added to it, on every target.
+// Numbers that are rounded where the code says so, on every target and under every flag.
 //
 // Compilers fuse a * b + c into one rounding where the processor can, as GCC and nvcc do unless told otherwise. Where a
 // number decides something, such as a jittered score, that would make the decision depend on the instruction set.
+// Under -fassociative-math, part of -ffast-math, they also take (a + b) - b for a, although code that says so asks for
+// what the addition lost.
 #pragma once
 
 #include <switchyard/core/config.hpp>
@@ -14,6 +16,21 @@ inline namespace SWITCHYARD_TARGET {
 SWITCHYARD_HD constexpr float rounded_product(float a, float b) {
     const float product = a * b;
     return product > 0.0f ? product : 0.0f;
+}
+
+/// x itself, rounded: what is computed from it is not rearranged with what it was computed from. Costs nothing.
+template <class S>
+SWITCHYARD_HD inline S settled(S x) {
+#if (defined(__GNUC__) || defined(__clang__)) && !defined(__CUDA_ARCH__)
+#if defined(__SSE2__)
+    asm("" : "+x"(x));
+#elif defined(__aarch64__)
+    asm("" : "+w"(x));
+#else
+    asm("" : "+m"(x));
+#endif
+#endif
+    return x;
 }
 
 }  // namespace SWITCHYARD_TARGET

@@ -10,6 +10,7 @@
 
 #include <switchyard/core/bits.hpp>
 #include <switchyard/core/config.hpp>
+#include <switchyard/core/rounding.hpp>
 
 #include <cmath>
 #include <cstdint>
@@ -105,6 +106,8 @@ struct pack<S, 1> {
         return {a.v * b.v + c.v};
 #endif
     }
+    /// As rounding.hpp has it for a number.
+    SWITCHYARD_HD friend pack settled(pack a) { return {switchyard::settled(a.v)}; }
     SWITCHYARD_HD friend std::uint32_t equal_bits(pack a, pack b) { return a.v == b.v ? 1u : 0u; }
     SWITCHYARD_HD friend std::uint32_t at_least_bits(pack a, pack b) { return a.v >= b.v ? 1u : 0u; }
     SWITCHYARD_HD friend S highest(pack a) { return a.v; }
@@ -259,6 +262,23 @@ struct pack {
         }
 #endif
         return {a.v * b.v + c.v};
+    }
+    /// As rounding.hpp has it for a number.
+    friend pack settled(pack a) {
+        if constexpr (sizeof(numbers) > register_bytes) {
+            asm("" : "+m"(a.v));
+        } else {
+#if SWITCHYARD_DETAIL_AVX512
+            asm("" : "+v"(a.v));
+#elif defined(__SSE2__)
+            asm("" : "+x"(a.v));
+#elif defined(__aarch64__)
+            asm("" : "+w"(a.v));
+#else
+            asm("" : "+m"(a.v));
+#endif
+        }
+        return a;
     }
 
     /// Bit i is set where a[i] == b[i].
@@ -456,14 +476,15 @@ template <class S, int W>
 SWITCHYARD_HD pack<S, W> exp_nonpositive(pack<S, W> x) {
     using P = pack<S, W>;
     using facts = float_bits<S>;
-    // Adding 1.5 * 2^mantissa + bias leaves round(x / ln 2) + bias in the low bits of the sum.
+    // Adding 1.5 * 2^mantissa + bias leaves round(x / ln 2) + bias in the low bits of the sum. The sum and the first
+    // difference are settled, since a compiler that may rearrange would take `shifted - magic` for x / ln 2.
     constexpr S magic = sizeof(S) == 4 ? S(12582912.0 + 127.0) : S(6755399441055744.0 + 1023.0);
     constexpr S log2_e = S(1.44269504088896340736);
     constexpr S ln2_high = sizeof(S) == 4 ? S(0.693145751953125) : S(6.93147180369123816490e-01);
     constexpr S ln2_low = sizeof(S) == 4 ? S(1.42860682030941723212e-6) : S(1.90821492927058770002e-10);
-    const P shifted = multiply_add(x, P::all(log2_e), P::all(magic));
+    const P shifted = settled(multiply_add(x, P::all(log2_e), P::all(magic)));
     const P n = shifted - P::all(magic);
-    P r = multiply_add(n, P::all(-ln2_high), x);
+    P r = settled(multiply_add(n, P::all(-ln2_high), x));
     r = multiply_add(n, P::all(-ln2_low), r);
     P y;
     if constexpr (sizeof(S) == 4) {

@@ -7,6 +7,7 @@
 #include <switchyard/backend/device.hpp>
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/matrix_view.hpp>
+#include <switchyard/core/rounding.hpp>
 #include <switchyard/core/workspace.hpp>
 
 #include <cstdint>
@@ -181,13 +182,13 @@ struct count_prices {
 
 /// a - b - (c - d), each difference exact: what is left of it is rounded once.
 SWITCHYARD_HD inline double exact_difference(double a, double b, double c, double d) {
-    const double first = a - b;
-    const double second = c - d;
-    const double seen_first = a - first;
-    const double seen_second = c - second;
-    const double lost_first = (a - (first + seen_first)) + (seen_first - b);
-    const double lost_second = (c - (second + seen_second)) + (seen_second - d);
-    return (first - second) + (lost_first - lost_second);
+    const double first = settled(a - b);
+    const double second = settled(c - d);
+    const double seen_first = settled(a - first);
+    const double seen_second = settled(c - second);
+    const double lost_first = settled(a - settled(first + seen_first)) + settled(seen_first - b);
+    const double lost_second = settled(c - settled(second + seen_second)) + settled(seen_second - d);
+    return settled(first - second) + settled(lost_first - lost_second);
 }
 
 /// A token's score, and by how much it would rather be elsewhere.

@@ -9,6 +9,7 @@
 
 #include <switchyard/assignment/detail/expert_graph.hpp>
 #include <switchyard/assignment/detail/expert_paths.hpp>
+#include <switchyard/core/rounding.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -23,9 +24,9 @@ inline constexpr int most_repair_passes = 500;
 
 /// a + b, rounded down.
 inline double sum_below(double a, double b) {
-    const double sum = a + b;
-    const double b_seen = sum - a;
-    const double rounding = (a - (sum - b_seen)) + (b - b_seen);
+    const double sum = settled(a + b);
+    const double b_seen = settled(sum - a);
+    const double rounding = settled(a - settled(sum - b_seen)) + settled(b - b_seen);
     return rounding < 0 ? std::nextafter(sum, -std::numeric_limits<double>::infinity()) : sum;
 }
 
