@@ -7,7 +7,7 @@ BUILD is a build folder whose tests have all run: `cmake --build BUILD && ctest 
 file that says which operations it exercised on which backend, and that it ended well (tests/support/claims.hpp). A test
 that left none, failed, or was built anew since is an error, with 2, as is a page without the marks.
 
-    --recorded FILE    for a build that has no GPU: what the tests showed on one, as bench/gpu_report.py --record wrote it
+    --recorded FILE    for a build that has no GPU: what the tests showed on one, as bench/gpu_visit.sh wrote it
 
 A build has not every column: no CUDA without nvcc, no TBB without its library, and CUDA runs where there is a GPU. The
 columns it has not stay as they are in the pages, and the check names them as not compared.
