@@ -32,6 +32,7 @@
 #include <cstdio>
 #include <cstring>
 #include <exception>
+#include <initializer_list>
 #include <string>
 #include <vector>
 
@@ -175,6 +176,17 @@ device_numbers<Storage> random_numbers(const sy::cuda& on, index_t rows, index_t
     return copy_to_device(on, host);
 }
 
+/// Memory by cudaMalloc, which profilers know in every version.
+class plain_memory final : public sy::cuda_resource {
+  public:
+    void* allocate(std::size_t bytes, cudaStream_t) override {
+        void* made = nullptr;
+        sy::require_cuda(cudaMalloc(&made, bytes), "cudaMalloc");
+        return made;
+    }
+    void deallocate(void* pointer, std::size_t, cudaStream_t) noexcept override { cudaFree(pointer); }
+};
+
 struct shape {
     index_t tokens, experts, choices, width;
 };
@@ -189,14 +201,17 @@ class table {
         std::printf("|---|---|---:|---:|---:|---:|---:|---:|---:|\n");
     }
 
+    /// Whether any of these operations is asked for: their numbers need not be drawn otherwise.
+    bool wants(const shape& s, std::initializer_list<std::string> operations) const {
+        return std::any_of(operations.begin(), operations.end(), [&](const std::string& operation) {
+            return (operation + " " + sizes_of(s)).find(only_) != std::string::npos;
+        });
+    }
+
     template <class F>
     void row(const std::string& operation, const shape& s, double bytes, const F& enqueue,
              capture captured = capture::yes) const {
-        char sizes[96];
-        std::snprintf(sizes, sizeof sizes, "%lld x %lld, %lld, %lld", static_cast<long long>(s.tokens),
-                      static_cast<long long>(s.experts), static_cast<long long>(s.choices),
-                      static_cast<long long>(s.width));
-        if ((operation + " " + sizes).find(only_) == std::string::npos) return;
+        if (!wants(s, {operation})) return;
         const double cold = watch_(cache::read, enqueue);
         const double dirty = watch_(cache::written, enqueue);
         const double warm = watch_(cache::warm, enqueue);
@@ -204,12 +219,18 @@ class table {
         if (captured == capture::yes) {
             std::snprintf(graph, sizeof graph, "%.1f", watch_.in_graph(cache::read, enqueue));
         }
-        std::printf("| %s | %s | %.1f | %s | %.1f | %.1f | %.2f | %.0f | %s |\n", operation.c_str(), sizes, cold, graph,
-                    dirty, warm, bytes / 1e6, bytes / cold / 1e3, share_of_peak(bytes / (1e-6 * cold)).c_str());
+        std::printf("| %s | %s | %.1f | %s | %.1f | %.1f | %.2f | %.0f | %s |\n", operation.c_str(),
+                    sizes_of(s).c_str(), cold, graph, dirty, warm, bytes / 1e6, bytes / cold / 1e3,
+                    share_of_peak(bytes / (1e-6 * cold)).c_str());
         std::fflush(stdout);
     }
 
   private:
+    static std::string sizes_of(const shape& s) {
+        return std::to_string(s.tokens) + " x " + std::to_string(s.experts) + ", " + std::to_string(s.choices) + ", " +
+               std::to_string(s.width);
+    }
+
     /// In words: a share of what is not known is none.
     std::string share_of_peak(double bytes_a_second) const {
         if (peak_ <= 0) return "-";
@@ -226,6 +247,7 @@ class table {
 /// What any operation is compared with: moving bytes, and launching nothing.
 void time_ceilings(const sy::cuda& on, const table& rows) {
     constexpr index_t numbers = index_t{1} << 28;
+    if (!rows.wants({1, 0, 0, numbers}, {"copy"})) return;
     const device_numbers<float> from(1, numbers, memory_of(on));
     device_numbers<float> to(1, numbers, memory_of(on));
     sy::require_cuda(cudaMemsetAsync(const_cast<float*>(from.data()), 0, sizeof(float) * numbers, on.stream), "memset");
@@ -246,6 +268,7 @@ void time_ceilings(const sy::cuda& on, const table& rows) {
 template <class Storage, class Router>
 void time_routing(const sy::cuda& on, const table& rows, const shape& s, const std::string& name,
                   const Router& router) {
+    if (!rows.wants(s, {name + "_route", name + "_route_backward"})) return;
     const auto scores = random_numbers<Storage>(on, s.tokens, s.experts, 1);
     const auto d_gates = random_numbers(on, s.tokens, s.choices, 2);
     device_numbers<Storage> d_scores(s.tokens, s.experts, memory_of(on));
@@ -264,6 +287,10 @@ void time_routing(const sy::cuda& on, const table& rows, const shape& s, const s
 
 /// BASE: greedy at inference, and in training by each of the solvers that are kernels.
 void time_base(const sy::cuda& on, const table& rows, const shape& s) {
+    if (!rows.wants(s, {"base_greedy_route", "base_route_backward", "base_exact_cold", "base_exact_warm",
+                        "base_async_cold", "base_async_warm"})) {
+        return;
+    }
     const auto scores = random_numbers(on, s.tokens, s.experts, 1);
     const auto d_gates = random_numbers(on, s.tokens, 1, 2);
     device_floats d_scores(s.tokens, s.experts, memory_of(on));
@@ -295,6 +322,10 @@ void time_base(const sy::cuda& on, const table& rows, const shape& s) {
 }
 
 void time_rows(const sy::cuda& on, const table& rows, const shape& s) {
+    if (!rows.wants(s, {"dispatch", "memcpy", "combine", "combine_accumulating", "combine_backward",
+                        "dispatch_backward", "dispatch_backward_gates"})) {
+        return;
+    }
     const auto scores = random_numbers(on, s.tokens, s.experts, 1);
     const auto x = random_numbers(on, s.tokens, s.width, 2);
     const auto plan = route_scores(on, sy::top_k_router{.k = s.choices}, scores);
@@ -328,7 +359,8 @@ void time_rows(const sy::cuda& on, const table& rows, const shape& s) {
 int run(bool quick, const std::string& only) {
     cudaStream_t stream = nullptr;
     sy::require_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
-    const sy::cuda on{.stream = stream};
+    plain_memory memory;
+    const sy::cuda on{.stream = stream, .resource = &memory};
     cudaDeviceProp device{};
     sy::require_cuda(cudaGetDeviceProperties(&device, 0), "cudaGetDeviceProperties");
     const double peak = peak_bandwidth();

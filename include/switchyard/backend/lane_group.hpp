@@ -1,6 +1,6 @@
 // Lane groups: the threads of a kernel that work on one row together.
 //
-//   lane_group      a power of two of neighbouring lanes of a warp, 1 .. 32: several rows a warp where rows are short
+//   lane_group<L>   L neighbouring lanes of a warp, a power of two: several rows a warp where rows are short
 //   block_group     all threads of a block: long rows
 //
 // Both have the same members, so that a row program is written once:
@@ -9,6 +9,8 @@
 //   group.count(threads)               groups of a block
 //   group.rank(here), number(here)     place in the group, place of the group in the block
 //   group.sum(here, x)                 of all, in a fixed order: the same bits in every thread
+//   group.highest(here, x)             the largest of all, to every thread; NaN is none of them
+//   group.lowest(here, column)         the smallest of all, to every thread
 //   group.best(here, score, column)    the highest score, equal ones by the lower column, to every thread
 //   group.any(here, condition)         whether it holds in a thread of the group
 //   group.any_nearby(here, condition)  the same for all groups that must run in step with this one
@@ -19,6 +21,7 @@
 #include <switchyard/backend/kernel.hpp>
 #include <switchyard/core/config.hpp>
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <utility>
@@ -56,29 +59,24 @@ SWITCHYARD_HD constexpr scored_column<S> better(const scored_column<S>& a, const
 
 namespace detail {
 
-/// x of all `lanes` neighbours, combined in pairs: the halves of the group first.
-template <class Here, class T, class Combine>
-SWITCHYARD_DEVICE T fold_lanes(Here& here, int lanes, T x, const Combine& combine) {
-    unrolled<5>([&](int i) {
-        const int distance = 16 >> i;
-        if (distance < lanes) {
-            x = combine(x, here.shuffle_xor(x, distance));
-        }
-    });
-    return x;
+/// x of all `Lanes` neighbours, combined in pairs: the halves of the group first.
+template <int Lanes, class Here, class T, class Combine>
+SWITCHYARD_DEVICE T fold_lanes(Here& here, T x, const Combine& combine) {
+    if constexpr (Lanes > 1) {
+        return fold_lanes<Lanes / 2>(here, combine(x, here.shuffle_xor(x, Lanes / 2)), combine);
+    } else {
+        return x;
+    }
 }
 
-template <class Here, class S>
-SWITCHYARD_DEVICE scored_column<S> best_of_lanes(Here& here, int lanes, scored_column<S> mine) {
-    unrolled<5>([&](int i) {
-        const int distance = 16 >> i;
-        if (distance < lanes) {
-            const S score = here.shuffle_xor(mine.score, distance);
-            const std::int32_t column = here.shuffle_xor(mine.column, distance);
-            mine = better(mine, scored_column<S>{score, column});
-        }
-    });
-    return mine;
+template <int Lanes, class Here, class S>
+SWITCHYARD_DEVICE scored_column<S> best_of_lanes(Here& here, const scored_column<S>& mine) {
+    if constexpr (Lanes > 1) {
+        const scored_column<S> other{here.shuffle_xor(mine.score, Lanes / 2), here.shuffle_xor(mine.column, Lanes / 2)};
+        return best_of_lanes<Lanes / 2>(here, better(mine, other));
+    } else {
+        return mine;
+    }
 }
 
 struct add {
@@ -102,11 +100,19 @@ struct higher_of {
     }
 };
 
+/// The larger of two scores, and the other of NaN and a score: one instruction.
+struct higher_score {
+    template <class S>
+    SWITCHYARD_DEVICE S operator()(S a, S b) const {
+        return std::fmax(a, b);
+    }
+};
+
 /// x of all threads of the block, combined in a fixed order; every thread has the result. `room` holds a number for
 /// each warp and is free again after the next sync.
 template <int Threads, class Here, class T, class Combine>
 SWITCHYARD_DEVICE T fold_block(Here& here, T x, T* room, const Combine& combine) {
-    x = fold_lanes(here, warp_lanes, x, combine);
+    x = fold_lanes<warp_lanes>(here, x, combine);
     if (here.thread() % warp_lanes == 0) {
         room[here.thread() / warp_lanes] = x;
     }
@@ -127,17 +133,19 @@ SWITCHYARD_DEVICE T fold_block_again(Here& here, T x, T* room, const Combine& co
 
 }  // namespace detail
 
-/// `lanes` neighbouring lanes, a power of two.
+/// `Lanes` neighbouring lanes, a power of two.
+template <int Lanes>
 struct lane_group {
+    static_assert(Lanes >= 1 && Lanes <= warp_lanes && (Lanes & (Lanes - 1)) == 0);
     static constexpr bool is_block = false;
-    int lanes;
+    static constexpr int lanes = Lanes;
 
     static constexpr std::size_t room(int) { return 0; }
     template <class Here>
     SWITCHYARD_DEVICE void begin(Here&, int) {}
 
-    SWITCHYARD_HD int size() const { return lanes; }
-    SWITCHYARD_HD int count(int threads) const { return threads / lanes; }
+    SWITCHYARD_HD static constexpr int size() { return lanes; }
+    SWITCHYARD_HD static constexpr int count(int threads) { return threads / lanes; }
     template <class Here>
     SWITCHYARD_DEVICE int rank(Here& here) const {
         return here.thread() & (lanes - 1);
@@ -148,11 +156,19 @@ struct lane_group {
     }
     template <class Here, class S>
     SWITCHYARD_DEVICE S sum(Here& here, S x) const {
-        return detail::fold_lanes(here, lanes, x, detail::add{});
+        return detail::fold_lanes<lanes>(here, x, detail::add{});
+    }
+    template <class Here, class S>
+    SWITCHYARD_DEVICE S highest(Here& here, S x) const {
+        return detail::fold_lanes<lanes>(here, x, detail::higher_score{});
+    }
+    template <class Here>
+    SWITCHYARD_DEVICE std::int32_t lowest(Here& here, std::int32_t x) const {
+        return detail::fold_lanes<lanes>(here, x, detail::lower_of{});
     }
     template <class Here, class S>
     SWITCHYARD_DEVICE scored_column<S> best(Here& here, scored_column<S> mine) const {
-        return detail::best_of_lanes(here, lanes, mine);
+        return detail::best_of_lanes<lanes>(here, mine);
     }
     template <class Here>
     SWITCHYARD_DEVICE bool any(Here& here, bool condition) const {
@@ -200,22 +216,20 @@ struct block_group {
     }
     template <class Here>
     SWITCHYARD_DEVICE S sum(Here& here, S x) {
-        const int place = next_place();
-        x = detail::fold_lanes(here, warp_lanes, x, detail::add{});
-        if (here.thread() % warp_lanes == 0) {
-            number_of_warp[place + here.thread() / warp_lanes] = x;
-        }
-        here.sync();
-        S all = number_of_warp[place];
-        for (int warp = 1; warp < warps(); ++warp) {
-            all += number_of_warp[place + warp];
-        }
-        return all;
+        return fold(here, x, number_of_warp, detail::add{});
+    }
+    template <class Here>
+    SWITCHYARD_DEVICE S highest(Here& here, S x) {
+        return fold(here, x, number_of_warp, detail::higher_score{});
+    }
+    template <class Here>
+    SWITCHYARD_DEVICE std::int32_t lowest(Here& here, std::int32_t x) {
+        return fold(here, x, word_of_warp, detail::lower_of{});
     }
     template <class Here>
     SWITCHYARD_DEVICE scored_column<S> best(Here& here, scored_column<S> mine) {
         const int place = next_place();
-        mine = detail::best_of_lanes(here, warp_lanes, mine);
+        mine = detail::best_of_lanes<warp_lanes>(here, mine);
         if (here.thread() % warp_lanes == 0) {
             number_of_warp[place + here.thread() / warp_lanes] = mine.score;
             word_of_warp[place + here.thread() / warp_lanes] = mine.column;
@@ -228,17 +242,7 @@ struct block_group {
     }
     template <class Here>
     SWITCHYARD_DEVICE bool any(Here& here, bool condition) {
-        const int place = next_place();
-        const bool mine = here.any(condition);
-        if (here.thread() % warp_lanes == 0) {
-            word_of_warp[place + here.thread() / warp_lanes] = mine ? 1 : 0;
-        }
-        here.sync();
-        std::int32_t all = 0;
-        for (int warp = 0; warp < warps(); ++warp) {
-            all |= word_of_warp[place + warp];
-        }
-        return all != 0;
+        return fold(here, std::int32_t{condition ? 1 : 0}, word_of_warp, detail::higher_of{}) != 0;
     }
     template <class Here>
     SWITCHYARD_DEVICE bool any_nearby(Here& here, bool condition) {
@@ -246,12 +250,37 @@ struct block_group {
     }
 
   private:
+    template <class Here, class T, class Combine>
+    SWITCHYARD_DEVICE T fold(Here& here, T x, T* of_warp, const Combine& combine) {
+        const int place = next_place();
+        x = detail::fold_lanes<warp_lanes>(here, x, combine);
+        if (here.thread() % warp_lanes == 0) {
+            of_warp[place + here.thread() / warp_lanes] = x;
+        }
+        here.sync();
+        T all = of_warp[place];
+        for (int warp = 1; warp < warps(); ++warp) {
+            all = combine(all, of_warp[place + warp]);
+        }
+        return all;
+    }
+
     SWITCHYARD_HD int warps() const { return threads / warp_lanes; }
     SWITCHYARD_HD int next_place() {
         turn ^= 1;
         return turn * warps();
     }
 };
+
+/// Threads of a group in a block of so many.
+template <class Group, int Threads>
+inline constexpr int group_threads = [] {
+    if constexpr (Group::is_block) {
+        return Threads;
+    } else {
+        return Group::lanes;
+    }
+}();
 
 }  // namespace SWITCHYARD_TARGET
 }  // namespace switchyard

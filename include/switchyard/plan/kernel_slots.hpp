@@ -75,6 +75,12 @@ struct hand_out_kernel {
     SWITCHYARD_DEVICE void place_level(Here& here, index_t c, const std::int64_t* offsets, std::int32_t* next) const {
         const int lane = here.thread() % warp_lanes;
         const std::uint32_t lower = (1u << lane) - 1;
+        const index_t first = here.block() * counts.block_rows;
+        const index_t last = first + counts.block_rows < plan.tokens ? first + counts.block_rows : plan.tokens;
+        const auto code_of = [&](index_t token) {
+            return token < last ? here.load(plan.expert + token * plan.choices + c) : padding_choice;
+        };
+        std::int32_t code = code_of(first + lane);  // under way while the counts are read
         here.sync_warp();
         for (index_t expert = lane; expert < plan.experts; expert += warp_lanes) {
             const index_t column = c * plan.experts + expert;
@@ -82,12 +88,6 @@ struct hand_out_kernel {
                            (counts.earlier != nullptr ? here.load(counts.earlier + column) : 0);
         }
         here.sync_warp();
-        const index_t first = here.block() * counts.block_rows;
-        const index_t last = first + counts.block_rows < plan.tokens ? first + counts.block_rows : plan.tokens;
-        const auto code_of = [&](index_t token) {
-            return token < last ? here.load(plan.expert + token * plan.choices + c) : padding_choice;
-        };
-        std::int32_t code = code_of(first + lane);
         for (index_t start = first; start < last; start += warp_lanes) {
             const index_t token = start + lane;
             const std::int32_t next_code = code_of(token + warp_lanes);

@@ -65,31 +65,50 @@ bool kernels_route(const plan_view<S, Space>& plan) {
 }
 
 /// Calls f(group, V, is_noisy): who shares a row, how many of its numbers each thread holds, and whether there is noise
-/// to draw. Noise is what costs then, and fewer kernels do.
-template <class S, class F>
+/// to draw. A thread of the group has a choice, so there are at least k. Fewer threads with more numbers each need
+/// fewer steps from thread to thread; each is a kernel of its own. Noise is what costs where there is any, and fewer
+/// kernels do.
+template <class S, bool IsSingle, class F>
 void with_row_group(index_t experts, index_t choices, bool is_noisy, const F& f) {
-    const auto lanes = [&]<int V>(std::integral_constant<int, V> numbers, auto noisy) {
-        f(lane_group{group_size(experts, choices, V)}, numbers, noisy);
-    };
+    const auto lanes = [&]<int Lanes, int V>(std::integral_constant<int, Lanes>, std::integral_constant<int, V> numbers,
+                                             auto noisy) { f(lane_group<Lanes>{}, numbers, noisy); };
     constexpr std::true_type noisy;
     constexpr std::false_type quiet;
+    constexpr std::integral_constant<int, 2> two;
+    constexpr std::integral_constant<int, 4> four;
     constexpr std::integral_constant<int, 8> eight;
+    constexpr std::integral_constant<int, 16> sixteen;
+    constexpr std::integral_constant<int, 32> warp;
     if (is_noisy) {
-        if (experts <= 256 && choices <= most_group_choices) {
-            lanes(eight, noisy);
+        if (experts <= 64 && choices <= 8) {
+            lanes(eight, eight, noisy);
+        } else if (experts <= 256 && choices <= most_group_choices) {
+            lanes(warp, eight, noisy);
         } else {
             f(block_group<S>{}, eight, noisy);
         }
-    } else if (experts > most_group_experts || choices > most_group_choices) {
+        return;
+    }
+    if constexpr (IsSingle) {
+        if (experts <= 32) {
+            return lanes(two, sixteen, quiet);
+        }
+        if (experts <= 64) {
+            return lanes(four, sixteen, quiet);
+        }
+    } else if (experts <= 64 && choices <= 8) {
+        return lanes(eight, eight, quiet);
+    }
+    if (experts > most_group_experts || choices > most_group_choices) {
         f(block_group<S>{}, eight, quiet);
-    } else if (experts <= 32) {
-        lanes(std::integral_constant<int, 4>{}, quiet);
-    } else if (experts <= 256) {
-        lanes(eight, quiet);
+    } else if (experts <= 128 && choices <= 8) {
+        lanes(eight, sixteen, quiet);
+    } else if (experts <= 256 && choices <= 16) {
+        lanes(sixteen, sixteen, quiet);
     } else if (experts <= 512) {
-        lanes(std::integral_constant<int, 16>{}, quiet);
+        lanes(warp, sixteen, quiet);
     } else {
-        lanes(std::integral_constant<int, 32>{}, quiet);
+        lanes(warp, warp, quiet);
     }
 }
 
@@ -163,7 +182,7 @@ void launch_backward(const Policy& policy, const score_rows<Storage, Space>& sou
                          .z_weight = settings.z_weight * backward.loss_scale,
                          .block_rows = rows,
                          .in_vectors = has_vectors<kernel::pieces::vector>(source.scores),
-                         .out_vectors = has_vectors<out_vector<Out, Storage, V>>(d_scores),
+                         .out_vectors = has_vectors<out_vector<Out, typename kernel::pieces>>(d_scores),
                          .group = group},
                   (plan.tokens + rows - 1) / rows, kernel::room(plan.experts, plan.choices, rows));
 }
@@ -183,7 +202,8 @@ void route_softmax(const Policy& policy, const Source& source, const run_mode& m
                                            noisy);
                 }
             };
-            detail::with_row_group<S>(plan.experts, plan.choices, samples || source.logit_jitter != 0, launch);
+            detail::with_row_group<S, detail::is_single<Select>>(plan.experts, plan.choices,
+                                                                 samples || source.logit_jitter != 0, launch);
             return;
         }
     }
@@ -207,7 +227,7 @@ void route_greedily(const Policy& policy, const Pass& pass, const plan_view<S, p
                                    group, numbers, noisy);
         }
     };
-    detail::with_row_group<S>(plan.experts, plan.choices, false, launch);
+    detail::with_row_group<S, true>(plan.experts, plan.choices, false, launch);
 }
 
 /// Backward: see router/softmax_routing.hpp.
@@ -221,7 +241,7 @@ void route_softmax_backward(const Policy& policy, const Source& source, const pl
                 detail::launch_backward(policy, source, plan, d_gates, d_scores, settings, backward, group, numbers,
                                         noisy);
             };
-            detail::with_row_group<S>(plan.experts, plan.choices, source.logit_jitter != 0, launch);
+            detail::with_row_group<S, false>(plan.experts, plan.choices, source.logit_jitter != 0, launch);
             return;
         }
     }

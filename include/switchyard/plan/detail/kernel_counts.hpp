@@ -35,18 +35,19 @@ struct block_counts {
 /// Most tokens of a block: their counts fit 16 bits.
 inline constexpr index_t most_block_rows = 1024;
 
-/// Tokens a block takes: a function of the shape alone. Counts and column sums move `counter_bytes` a block; they stay
-/// below a sixteenth of what the rows move, as far as `most` allows, where that leaves 256 blocks: with fewer, part of
-/// a device would do nothing (one of 132 multiprocessors took as long for 4,096 tokens in 4 blocks as for 65,536 in
-/// 64). No more than about 1,024 blocks are summed up.
+/// Tokens a block takes, a multiple of 64: a function of the shape alone. 384 blocks run at the same time on a device
+/// of 128 multiprocessors that hold three each. Counts and column sums move `counter_bytes` a block; they stay below a
+/// sixteenth of what the rows move, as far as `most` allows, where that leaves 256 blocks: with fewer, part of a device
+/// would do nothing (one of 132 multiprocessors took as long for 4,096 tokens in 4 blocks as for 65,536 in 64).
 inline index_t kernel_block_rows(index_t tokens, index_t row_bytes, index_t counter_bytes, index_t least,
                                  index_t most) {
+    constexpr index_t step = 64;
     constexpr index_t enough_blocks = 256;
-    constexpr index_t most_blocks = 1024;
-    index_t rows = std::max<index_t>(least, 64);
-    while (rows < most &&
-           ((rows * row_bytes < 16 * counter_bytes && rows * enough_blocks < tokens) || rows * most_blocks < tokens)) {
-        rows *= 2;
+    constexpr index_t usual_blocks = 384;
+    const index_t usual = (tokens + usual_blocks * step - 1) / (usual_blocks * step) * step;
+    index_t rows = std::min(std::max({least, step, usual}), most);
+    while (rows < most && rows * row_bytes < 16 * counter_bytes && rows * enough_blocks < tokens) {
+        rows = std::min(rows + step, most);
     }
     return rows;
 }
@@ -158,7 +159,7 @@ struct count_choices_kernel {
 template <int Threads, class Here>
 SWITCHYARD_DEVICE void sum_counts(Here& here, const block_counts& counts, index_t first_column, std::int32_t* room) {
     constexpr int warps = Threads / warp_lanes;
-    constexpr int each = 8;
+    constexpr int each = 24;  // the usual number of blocks in one round
     const int warp = here.thread() / warp_lanes;
     const int lane = here.thread() % warp_lanes;
     const index_t column = first_column + lane;

@@ -80,7 +80,7 @@ template <class Storage, class Space, class GateStorage, class Out, int V, class
 struct backward_kernel {
     static constexpr int threads = Group::is_block ? 512 : 256;
     using S = compute_t<Storage>;
-    using pieces = row_pieces<Storage, V>;
+    using pieces = row_pieces<Storage, V, group_threads<Group, threads>>;
 
     score_rows<Storage, Space> source;
     plan_view<S, Space> plan;
@@ -115,7 +115,7 @@ struct backward_kernel {
         in.rows = static_cast<int>(plan.tokens - in.first < block_rows ? plan.tokens - in.first : block_rows);
         begin(here, in);
         here.sync();
-        const pieces mine{in.group.rank(here), bits_of_size(in.group.size()), static_cast<int>(plan.experts)};
+        const pieces mine{in.group.rank(here), static_cast<int>(plan.experts)};
         const int groups = in.group.count(threads);
         const int number = in.group.number(here);
         incoming coming = call_in(here, in, number, mine);
@@ -253,9 +253,9 @@ struct backward_kernel {
             std::int32_t expert = -1;
             S its_gradient = 0;
             in.choices.see(here, in.group, c, expert, its_gradient);
-            const std::uint32_t bit = expert >= 0 ? mine.bit_of(expert) : 0u;
-            unrolled<V>([&](int j) { gradient[j] = (bit >> j & 1u) != 0 ? its_gradient : gradient[j]; });
-            chosen |= bit;
+            chosen |= expert >= 0 ? mine.bit_of(expert) : 0u;
+            const int distance = expert - mine.first_column();
+            unrolled<V>([&](int j) { gradient[j] = distance == mine.distance(j) ? its_gradient : gradient[j]; });
         }
         return chosen;
     }

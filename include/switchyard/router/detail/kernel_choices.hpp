@@ -16,6 +16,7 @@
 #include <switchyard/score/softmax.hpp>
 
 #include <cstdint>
+#include <limits>
 
 namespace switchyard {
 inline namespace SWITCHYARD_TARGET {
@@ -36,10 +37,10 @@ SWITCHYARD_HD scored_column<S> in_range(const scored_column<S>& picked) {
     return {picked.score, picked.column == no_column ? 0 : picked.column};
 }
 
-template <class Here, class Group, class S, class Storage, int V>
+template <class Here, class Group, class S, class Storage, int V, int Size>
 SWITCHYARD_DEVICE scored_column<S> pick(Here& here, Group& group, const select_best<S>&, index_t, const S (&scores)[V],
-                                        const row_pieces<Storage, V>& mine, S& maximum) {
-    const auto best = group.best(here, best_of_pieces(scores, mine.held(), mine));
+                                        const row_pieces<Storage, V, Size>& mine, S& maximum) {
+    const auto best = best_of_row(here, group, scores, mine);
     maximum = best.score;
     return in_range(best);
 }
@@ -48,10 +49,10 @@ SWITCHYARD_DEVICE S gate_of(Here&, Group&, const select_best<S>&, const scored_c
     return S(1) / sum;
 }
 
-template <class Here, class Group, class S, class Storage, int V>
+template <class Here, class Group, class S, class Storage, int V, int Size>
 SWITCHYARD_DEVICE scored_column<S> pick(Here& here, Group& group, const select_sampled<S>& select, index_t token,
-                                        const S (&scores)[V], const row_pieces<Storage, V>& mine, S& maximum) {
-    maximum = group.best(here, best_of_pieces(scores, mine.held(), mine)).score;
+                                        const S (&scores)[V], const row_pieces<Storage, V, Size>& mine, S& maximum) {
+    maximum = group.highest(here, highest_of_pieces(scores));
     scored_column<S> best{lowest<S>(), no_column};
     for_each_held_uniform(for_purpose(select.noise, noise_purpose::sampling), token, mine, [&](int j, float u) {
         const S score = select.perturbed(scores[j], u);
@@ -71,17 +72,24 @@ SWITCHYARD_DEVICE S gate_of(Here&, Group&, const select_sampled<S>&, const score
     return softmax_value(picked.score, maximum, sum);
 }
 
-template <class Here, class Group, class S, class Storage, int V>
+template <class Here, class Group, class S, class Storage, int V, int Size>
 SWITCHYARD_DEVICE scored_column<S> pick(Here& here, Group& group, const select_list<S>& select, index_t,
-                                        const S (&scores)[V], const row_pieces<Storage, V>& mine, S& maximum) {
-    std::uint32_t open = mine.held();
+                                        const S (&scores)[V], const row_pieces<Storage, V, Size>& mine, S& maximum) {
+    // What is taken, or lies beyond the row, is no number, so that neither maximum nor comparison finds it.
+    constexpr S taken = std::numeric_limits<S>::quiet_NaN();
+    S open[V];
+    unrolled<V>([&](int j) { open[j] = scores[j]; });
+    if (!mine.is_whole()) {
+        unrolled<V>([&](int j) { open[j] = mine.holds(j) ? open[j] : taken; });
+    }
     scored_column<S> picked{lowest<S>(), 0};
     const int k = static_cast<int>(select.k);
     for (int c = 0; c < k; ++c) {
-        const auto best = in_range(group.best(here, best_of_pieces(scores, open, mine)));
+        const auto best = in_range(best_of_row(here, group, open, mine));
         maximum = c == 0 ? best.score : maximum;
         picked = c == mine.rank ? best : picked;
-        open &= ~mine.bit_of(best.column);
+        const int distance = best.column - mine.first_column();
+        unrolled<V>([&](int j) { open[j] = distance == mine.distance(j) ? taken : open[j]; });
     }
     return picked;
 }

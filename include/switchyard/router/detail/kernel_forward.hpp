@@ -48,13 +48,13 @@ struct row_record {
 
 template <class Storage, class Space, class Select, int V, class Group, bool IsNoisy>
 struct forward_kernel {
-    // Blocks of lists take more rows (forward_block_rows), so they have more threads; long rows need the registers.
-    static constexpr bool is_small = V <= 8 && is_single<Select> && !IsNoisy && !Group::is_block;
-    static constexpr int threads = is_small || V > 8 ? 256 : 512;
-    static constexpr int least_blocks = is_small ? 3 : 1;  ///< that a multiprocessor shall have registers for
+    static constexpr bool is_lean = !IsNoisy && !Group::is_block;
+    static constexpr int threads = Group::is_block ? 512 : 256;
+    /// That a multiprocessor shall have registers for.
+    static constexpr int least_blocks = !is_lean || V > 16 ? 1 : is_single<Select> ? 3 : 2;
     static constexpr int warps = threads / warp_lanes;
     using S = compute_t<Storage>;
-    using pieces = row_pieces<Storage, V>;
+    using pieces = row_pieces<Storage, V, group_threads<Group, threads>>;
 
     score_rows<Storage, Space> source;
     token_mask mask;
@@ -67,10 +67,16 @@ struct forward_kernel {
     bool in_vectors;
     Group group;
 
+    /// Columns whose sums, one for each warp, lie in shared memory together.
+    SWITCHYARD_HD static constexpr index_t columns_at_once(index_t experts) {
+        constexpr index_t most = 2048 / static_cast<index_t>(sizeof(S));
+        return experts < most ? experts : most;
+    }
+
     static constexpr std::size_t room(index_t experts, index_t levels, index_t rows) {
         return Group::room(threads) + shared_room<row_record<S>>(rows) + shared_room<double>(warps) +
                shared_room<std::int32_t>(warps) + shared_room<std::int32_t>(2) +
-               shared_room<double>(Group::is_block ? 0 : experts) +
+               shared_room<S>(Group::is_block ? 0 : warps * columns_at_once(experts)) +
                shared_room<std::uint32_t>(choice_histogram::words_for(experts * levels));
     }
 
@@ -83,14 +89,14 @@ struct forward_kernel {
         in.warp_counts = here.template shared<std::int32_t>(warps);
         in.events = here.template shared<std::int32_t>(2);
         in.records = here.template shared<row_record<S>>(counts.block_rows);
-        in.column_sums = here.template shared<double>(Group::is_block ? 0 : plan.experts);
+        in.column_sums = here.template shared<S>(Group::is_block ? 0 : warps * columns_at_once(plan.experts));
         in.histogram.words = here.template shared<std::uint32_t>(choice_histogram::words_for(plan.experts * levels));
         in.first = here.block() * counts.block_rows;
         in.rows =
             static_cast<int>(plan.tokens - in.first < counts.block_rows ? plan.tokens - in.first : counts.block_rows);
         begin(here, in);
         here.sync();
-        const pieces mine{in.group.rank(here), bits_of_size(in.group.size()), static_cast<int>(plan.experts)};
+        const pieces mine{in.group.rank(here), static_cast<int>(plan.experts)};
         S probabilities[V];
         unrolled<V>([&](int j) { probabilities[j] = S(0); });
         run_rows(here, in, mine, probabilities);
@@ -107,7 +113,7 @@ struct forward_kernel {
         double* warp_sums;
         std::int32_t* warp_counts;
         std::int32_t* events;  ///< the first bad and the first unroutable token
-        double* column_sums;
+        S* column_sums;
         choice_histogram histogram;
         index_t first;
         int rows;
@@ -183,14 +189,12 @@ struct forward_kernel {
     template <class Here>
     SWITCHYARD_DEVICE void run_greedy_row(Here& here, block_state& in, int row, bool is_live, const pieces& mine,
                                           const S (&scores)[V]) const {
-        const auto best = in.group.best(here, best_of_pieces(scores, mine.held(), mine));
-        bool is_bad = false;
-        unrolled<V>([&](int j) {
-            const bool is_nan = !(scores[j] == scores[j]);
-            is_bad =
-                is_bad || scores[j] == std::numeric_limits<S>::infinity() || (is_nan && bad != bad_scores::forbid_nan);
-        });
-        is_bad = in.group.any(here, is_bad);
+        const auto best = best_of_row(here, in.group, scores, mine);
+        bool is_nan = false;
+        unrolled<V>([&](int j) { is_nan = is_nan || !(scores[j] == scores[j]); });
+        is_nan = in.group.any(here, is_nan);
+        const bool is_bad =
+            best.score == std::numeric_limits<S>::infinity() || (is_nan && bad != bad_scores::forbid_nan);
         const bool is_open = best.score > lowest<S>();
         const bool is_noted = is_bad ? bad != bad_scores::unchecked : !is_open;
         if (is_live && is_noted && mine.rank == 0) {
@@ -350,23 +354,40 @@ struct forward_kernel {
                 }
             });
         } else {
-            for (int distance = in.group.size(); distance < warp_lanes; distance *= 2) {
-                unrolled<V>([&](int j) { probabilities[j] += here.shuffle_xor(probabilities[j], distance); });
-            }
-            for (int warp = 0; warp < warps; ++warp) {
-                if (here.thread() / warp_lanes == warp && here.thread() % warp_lanes < in.group.size()) {
+            unrolled<V>([&](int j) { probabilities[j] = sum_of_groups<Group::lanes>(here, probabilities[j]); });
+            const auto at_once = static_cast<int>(columns_at_once(experts()));
+            S* const own = in.column_sums + here.thread() / warp_lanes * at_once;
+            for (int first = 0; first < experts(); first += at_once) {
+                if (first != 0) {
+                    here.sync();
+                }
+                if (here.thread() % warp_lanes < Group::lanes) {
                     unrolled<V>([&](int j) {
-                        if (mine.holds(j)) {
-                            double& sum = in.column_sums[mine.column(j)];
-                            sum = (warp == 0 ? 0.0 : sum) + static_cast<double>(probabilities[j]);
+                        const int at = mine.column(j) - first;
+                        if (mine.holds(j) && at >= 0 && at < at_once) {
+                            own[at] = probabilities[j];
                         }
                     });
                 }
                 here.sync();
+                for (int at = here.thread(); at < at_once && first + at < experts(); at += threads) {
+                    double sum = 0;
+                    for (int warp = 0; warp < warps; ++warp) {
+                        sum += static_cast<double>(in.column_sums[warp * at_once + at]);
+                    }
+                    here.store(to + first + at, static_cast<S>(sum));
+                }
             }
-            for (int expert = here.thread(); expert < experts(); expert += threads) {
-                here.store(to + expert, static_cast<S>(in.column_sums[expert]));
-            }
+        }
+    }
+
+    /// x of this lane in all groups of the warp.
+    template <int Distance, class Here>
+    SWITCHYARD_DEVICE S sum_of_groups(Here& here, S x) const {
+        if constexpr (Distance < warp_lanes) {
+            return sum_of_groups<2 * Distance>(here, x + here.shuffle_xor(x, Distance));
+        } else {
+            return x;
         }
     }
 };

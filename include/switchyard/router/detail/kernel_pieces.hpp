@@ -1,8 +1,11 @@
 // A row in the registers of a lane group (backend/lane_group.hpp).
 //
-// A thread holds V numbers of the row: V / piece pieces of neighbouring columns, each piece `size` pieces after the one
+// A thread holds V numbers of the row: V / piece pieces of neighbouring columns, each piece `Size` pieces after the one
 // before, so that a group reads neighbouring pieces together. Its numbers rise in column. Columns beyond the row count
 // as -infinity. Rows are read 16 bytes at a time where they lie so, number by number elsewhere; each number once.
+//
+// The size of the group is a constant, and so is each number's distance from the thread's first column: what depends on
+// the thread is one addition. Rows that fill their group, E = V Size, need no test for their end.
 //
 // Noise takes registers even where it is off, so kernels with and without it (`IsNoisy`) are two.
 #pragma once
@@ -17,36 +20,34 @@
 #include <switchyard/score/select.hpp>
 
 #include <cstdint>
+#include <limits>
 
 namespace switchyard {
 inline namespace SWITCHYARD_TARGET {
 namespace detail {
 
-/// The columns of a row of E numbers, stored as `Storage`, that one thread of its group holds.
-template <class Storage, int V>
+/// The columns of a row of E numbers, stored as `Storage`, that one of the `Size` threads of its group holds.
+template <class Storage, int V, int Size>
 struct row_pieces {
     static constexpr int vector = widest_vector<Storage> < V ? widest_vector<Storage> : V;  ///< numbers of an access
     static constexpr int piece = vector < 4 ? 4 : vector;  ///< whole groups of four columns: they share noise words
     static_assert(V % piece == 0 && V <= 32);
 
     int rank;
-    int size_bits;  ///< log2 of the group's size
-    int columns;    ///< E
+    int columns;  ///< E
 
-    SWITCHYARD_HD int column(int j) const { return (((j / piece) << size_bits) + rank) * piece + j % piece; }
+    /// Where the j-th number lies behind a thread's first column.
+    SWITCHYARD_HD static constexpr int distance(int j) { return j / piece * (Size * piece) + j % piece; }
+    SWITCHYARD_HD int first_column() const { return rank * piece; }
+    SWITCHYARD_HD int column(int j) const { return first_column() + distance(j); }
     SWITCHYARD_HD bool holds(int j) const { return column(j) < columns; }
+    /// Every thread holds V numbers.
+    SWITCHYARD_HD bool is_whole() const { return columns == V * Size; }
 
-    /// Bit j is set where the j-th number lies within the row.
-    SWITCHYARD_DEVICE std::uint32_t held() const {
-        std::uint32_t bits = 0;
-        unrolled<V>([&](int j) { bits |= holds(j) ? 1u << j : 0u; });
-        return bits;
-    }
     /// The bit of a column, 0 where another thread has it.
     SWITCHYARD_HD std::uint32_t bit_of(std::int32_t at) const {
         const int whole = at / piece;
-        const int owner = whole & ((1 << size_bits) - 1);
-        return owner == rank ? 1u << ((whole >> size_bits) * piece + at % piece) : 0u;
+        return whole % Size == rank ? 1u << (whole / Size * piece + at % piece) : 0u;
     }
 };
 
@@ -58,65 +59,66 @@ bool has_vectors(const matrix_view<T, Space>& m) {
 }
 
 /// A thread's numbers of a row.
-template <class Storage, int V, class Here, class Space>
+template <class Storage, int V, int Size, class Here, class Space>
 SWITCHYARD_DEVICE void load_pieces(Here& here, const matrix_view<const Storage, Space>& from, bool in_vectors,
-                                   index_t row, const row_pieces<Storage, V>& mine, Storage (&numbers)[V]) {
-    constexpr int N = row_pieces<Storage, V>::vector;
-    const Storage* const start = from.row(row);
-    unrolled<V / N>([&](int i) {
-        const int first = mine.column(i * N);
-        if (in_vectors) {
-            if (first < mine.columns) {
-                const auto together = here.template load_vector<N>(start + first);
-                unrolled<N>([&](int m) { numbers[i * N + m] = together.at[m]; });
+                                   index_t row, const row_pieces<Storage, V, Size>& mine, Storage (&numbers)[V]) {
+    constexpr int N = row_pieces<Storage, V, Size>::vector;
+    using pieces = row_pieces<Storage, V, Size>;
+    const Storage* const start = from.row(row) + mine.first_column() * (in_vectors ? 1 : from.column_stride);
+    const auto load_together = [&](int i) {
+        const auto together = here.template load_vector<N>(start + pieces::distance(i * N));
+        unrolled<N>([&](int m) { numbers[i * N + m] = together.at[m]; });
+    };
+    if (in_vectors && mine.is_whole()) {
+        unrolled<V / N>(load_together);
+    } else if (in_vectors) {
+        unrolled<V / N>([&](int i) {
+            if (mine.holds(i * N)) {
+                load_together(i);
             }
-        } else {
-            const Storage* number = start + first * from.column_stride;
-            unrolled<N>([&](int m) {
-                if (first + m < mine.columns) {
-                    numbers[i * N + m] = here.load(number);
-                }
-                number += from.column_stride;
-            });
-        }
-    });
+        });
+    } else {
+        unrolled<V>([&](int j) {
+            if (mine.holds(j)) {
+                numbers[j] = here.load(start + pieces::distance(j) * from.column_stride);
+            }
+        });
+    }
 }
 
 /// Numbers of an access that writes a piece stored as `Out`.
-template <class Out, class Storage, int V>
-inline constexpr int out_vector =
-    widest_vector<Out> < row_pieces<Storage, V>::piece ? widest_vector<Out> : row_pieces<Storage, V>::piece;
+template <class Out, class Pieces>
+inline constexpr int out_vector = widest_vector<Out> < Pieces::piece ? widest_vector<Out> : Pieces::piece;
 
-template <class Storage, int V, class Here, class Out, class Space>
+template <class Storage, int V, int Size, class Here, class Out, class Space>
 SWITCHYARD_DEVICE void store_pieces(Here& here, const matrix_view<Out, Space>& to, bool in_vectors, index_t row,
-                                    const row_pieces<Storage, V>& mine, const compute_t<Storage> (&numbers)[V]) {
-    constexpr int N = out_vector<Out, Storage, V>;
+                                    const row_pieces<Storage, V, Size>& mine, const compute_t<Storage> (&numbers)[V]) {
+    using pieces = row_pieces<Storage, V, Size>;
+    constexpr int N = out_vector<Out, pieces>;
     const auto stored = [&](int j) { return store_scalar<Out>(static_cast<compute_t<Out>>(numbers[j])); };
-    Out* const start = to.row(row);
-    unrolled<V / N>([&](int i) {
-        const int first = mine.column(i * N);
-        if (in_vectors) {
-            if (first < mine.columns) {
+    Out* const start = to.row(row) + mine.first_column() * (in_vectors ? 1 : to.column_stride);
+    if (in_vectors) {
+        const bool is_whole = mine.is_whole();
+        unrolled<V / N>([&](int i) {
+            if (is_whole || mine.holds(i * N)) {
                 number_vector<Out, N> together;
                 unrolled<N>([&](int m) { together.at[m] = stored(i * N + m); });
-                here.store_vector(start + first, together);
+                here.store_vector(start + pieces::distance(i * N), together);
             }
-        } else {
-            Out* number = start + first * to.column_stride;
-            unrolled<N>([&](int m) {
-                if (first + m < mine.columns) {
-                    here.store(number, stored(i * N + m));
-                }
-                number += to.column_stride;
-            });
-        }
-    });
+        });
+    } else {
+        unrolled<V>([&](int j) {
+            if (mine.holds(j)) {
+                here.store(start + pieces::distance(j) * to.column_stride, stored(j));
+            }
+        });
+    }
 }
 
 /// Calls f(j, u) with the uniform number of each of a thread's columns, as for_each_uniform does for a whole row.
-template <class Storage, int V, class F>
-SWITCHYARD_DEVICE void for_each_held_uniform(const noise_key& key, index_t token, const row_pieces<Storage, V>& mine,
-                                             const F& f) {
+template <class Storage, int V, int Size, class F>
+SWITCHYARD_DEVICE void for_each_held_uniform(const noise_key& key, index_t token,
+                                             const row_pieces<Storage, V, Size>& mine, const F& f) {
     unrolled<V / 4>([&](int i) {
         if (mine.holds(4 * i)) {
             const philox_words words = noise_words(key, token, mine.column(4 * i) / 4);
@@ -126,8 +128,8 @@ SWITCHYARD_DEVICE void for_each_held_uniform(const noise_key& key, index_t token
 }
 
 /// values *= the jitter of the scores: what score_rows::apply_jitter does to a whole row.
-template <class Storage, int V, class Source>
-SWITCHYARD_DEVICE void jitter_pieces(const Source& source, index_t token, const row_pieces<Storage, V>& mine,
+template <class Storage, int V, int Size, class Source>
+SWITCHYARD_DEVICE void jitter_pieces(const Source& source, index_t token, const row_pieces<Storage, V, Size>& mine,
                                      typename Source::compute (&values)[V]) {
     if (source.logit_jitter != 0) {
         for_each_held_uniform(for_purpose(source.noise, noise_purpose::logit_jitter), token, mine, [&](int j, float u) {
@@ -137,44 +139,44 @@ SWITCHYARD_DEVICE void jitter_pieces(const Source& source, index_t token, const 
 }
 
 /// Stored numbers as scores: computed, jittered where there may be jitter, -infinity beyond the row.
-template <bool IsNoisy, class Storage, int V, class Source>
-SWITCHYARD_DEVICE void scores_of_pieces(const Source& source, index_t token, const row_pieces<Storage, V>& mine,
+template <bool IsNoisy, class Storage, int V, int Size, class Source>
+SWITCHYARD_DEVICE void scores_of_pieces(const Source& source, index_t token, const row_pieces<Storage, V, Size>& mine,
                                         const Storage (&numbers)[V], compute_t<Storage> (&scores)[V]) {
-    unrolled<V>([&](int j) { scores[j] = mine.holds(j) ? load_scalar(numbers[j]) : lowest<compute_t<Storage>>(); });
+    unrolled<V>([&](int j) { scores[j] = load_scalar(numbers[j]); });
+    if (!mine.is_whole()) {
+        unrolled<V>([&](int j) { scores[j] = mine.holds(j) ? scores[j] : lowest<compute_t<Storage>>(); });
+    }
     if constexpr (IsNoisy) {
         jitter_pieces(source, token, mine, scores);
     }
 }
 
-/// The best of a thread's scores that are still open, the first of equal ones; NaN counts as -infinity.
-template <class S, class Storage, int V>
-SWITCHYARD_DEVICE scored_column<S> best_of_pieces(const S (&scores)[V], std::uint32_t open,
-                                                  const row_pieces<Storage, V>& mine) {
-    scored_column<S> best{lowest<S>(), no_column};
-    unrolled<V>([&](int j) {
-        const S score = usable(scores[j]);
-        const bool is_better = score > best.score || best.column == no_column;
-        if (is_better && (open >> j & 1u) != 0) {
-            best = {score, mine.column(j)};
-        }
-    });
-    return best;
+/// The highest of a thread's scores; NaN counts as -infinity.
+template <class S, int V>
+SWITCHYARD_DEVICE S highest_of_pieces(const S (&scores)[V]) {
+    S highest_score = lowest<S>();
+    unrolled<V>([&](int j) { highest_score = higher_score{}(highest_score, scores[j]); });
+    return highest_score;
 }
 
-/// Threads of a lane group for rows of E numbers, V of them a thread, and k choices, one a thread.
-constexpr int group_size(index_t experts, index_t choices, int numbers) {
-    int size = 1;
-    while (size < 32 && (static_cast<index_t>(size) * numbers < experts || size < choices)) {
-        size *= 2;
-    }
-    return size;
+/// The first of a thread's columns with this score, or `no_column`.
+template <class S, class Storage, int V, int Size>
+SWITCHYARD_DEVICE std::int32_t column_in_pieces(const S (&scores)[V], S score,
+                                                const row_pieces<Storage, V, Size>& mine) {
+    std::int32_t distance = no_column;
+    unrolled<V>([&](int i) {
+        constexpr int last = V - 1;
+        distance = scores[last - i] == score ? mine.distance(last - i) : distance;
+    });
+    return distance == no_column ? no_column : mine.first_column() + distance;
 }
-SWITCHYARD_HD constexpr int bits_of_size(int size) {
-    int bits = 0;
-    for (; size > 1; size /= 2) {
-        ++bits;
-    }
-    return bits;
+
+/// The best of a row's scores, equal ones by the lower column, to every thread of the group.
+template <class Here, class Group, class S, class Storage, int V, int Size>
+SWITCHYARD_DEVICE scored_column<S> best_of_row(Here& here, Group& group, const S (&scores)[V],
+                                               const row_pieces<Storage, V, Size>& mine) {
+    const S score = group.highest(here, highest_of_pieces(scores));
+    return {score, group.lowest(here, column_in_pieces(scores, score, mine))};
 }
 
 }  // namespace detail

@@ -47,9 +47,15 @@ struct softmax_totals {
     SWITCHYARD_DEVICE void run(Here& here, index_t i, double* room) const {
         const index_t expert = i * warp_lanes + here.thread() % warp_lanes;
         double sum = 0;
-        for (index_t block = here.thread() / warp_lanes; block < row_blocks; block += warps) {
-            sum +=
-                expert < experts ? static_cast<double>(here.load(facts.probabilities + block * experts + expert)) : 0;
+        constexpr int each = 24;  // loads under way at a time
+        for (index_t block = here.thread() / warp_lanes; block < row_blocks; block += warps * each) {
+            S part[each];
+            unrolled<each>([&](int j) {
+                const index_t its = block + j * warps;
+                part[j] = expert < experts && its < row_blocks ? here.load(facts.probabilities + its * experts + expert)
+                                                               : S(0);
+            });
+            unrolled<each>([&](int j) { sum += static_cast<double>(part[j]); });
         }
         room[here.thread()] = sum;
         here.sync();
