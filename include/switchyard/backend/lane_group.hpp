@@ -36,6 +36,25 @@ SWITCHYARD_DEVICE SWITCHYARD_ALWAYS_INLINE void unrolled(F&& f) {
     (std::make_integer_sequence<int, N>{});
 }
 
+/// Calls take(i, load(i)) for i = first, first + step, ... below `last`, with `Each` loads under way at a time. What
+/// `take` writes does not hold up loads.
+template <int Each, class Load, class Take>
+SWITCHYARD_DEVICE void load_ahead(index_t first, index_t last, index_t step, const Load& load, const Take& take) {
+    for (index_t start = first; start < last; start += Each * step) {
+        decltype(load(start)) loaded[Each];
+        unrolled<Each>([&](int i) {
+            const index_t at = start + i * step;
+            loaded[i] = at < last ? load(at) : decltype(load(start)){};
+        });
+        unrolled<Each>([&](int i) {
+            const index_t at = start + i * step;
+            if (at < last) {
+                take(at, loaded[i]);
+            }
+        });
+    }
+}
+
 /// Bytes of shared memory that `count` numbers take, with what aligns those after them.
 template <class T>
 constexpr std::size_t shared_room(index_t count) {

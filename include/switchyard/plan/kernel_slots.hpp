@@ -59,9 +59,9 @@ struct hand_out_kernel {
         auto* const offsets = here.template shared<std::int64_t>(keeps ? plan.experts : 0);
         auto* const next = here.template shared<std::int32_t>(plan.experts * levels);
         if (keeps) {
-            for (index_t expert = here.thread(); expert < plan.experts; expert += threads) {
-                offsets[expert] = here.load(plan.offsets + expert);
-            }
+            load_ahead<8>(
+                here.thread(), plan.experts, threads, [&](index_t expert) { return here.load(plan.offsets + expert); },
+                [&](index_t expert, std::int64_t offset) { offsets[expert] = offset; });
         }
         here.sync();
         const int warp = here.thread() / warp_lanes;
@@ -82,11 +82,14 @@ struct hand_out_kernel {
         };
         std::int32_t code = code_of(first + lane);  // under way while the counts are read
         here.sync_warp();
-        for (index_t expert = lane; expert < plan.experts; expert += warp_lanes) {
-            const index_t column = c * plan.experts + expert;
-            next[expert] = here.load(counts.count + here.block() * counts.columns + column) +
-                           (counts.earlier != nullptr ? here.load(counts.earlier + column) : 0);
-        }
+        const std::int32_t* const before = counts.count + here.block() * counts.columns + c * plan.experts;
+        const std::int32_t* const earlier = counts.earlier != nullptr ? counts.earlier + c * plan.experts : nullptr;
+        load_ahead<8>(
+            lane, plan.experts, warp_lanes,
+            [&](index_t expert) {
+                return here.load(before + expert) + (earlier != nullptr ? here.load(earlier + expert) : 0);
+            },
+            [&](index_t expert, std::int32_t slot) { next[expert] = slot; });
         here.sync_warp();
         for (index_t start = first; start < last; start += warp_lanes) {
             const index_t token = start + lane;

@@ -68,7 +68,7 @@ bool kernels_route(const plan_view<S, Space>& plan) {
 /// to draw. A thread of the group has a choice, so there are at least k. Fewer threads with more numbers each need
 /// fewer steps from thread to thread; each is a kernel of its own. Noise is what costs where there is any, and fewer
 /// kernels do.
-template <class S, bool IsSingle, class F>
+template <class S, class F>
 void with_row_group(index_t experts, index_t choices, bool is_noisy, const F& f) {
     const auto lanes = [&]<int Lanes, int V>(std::integral_constant<int, Lanes>, std::integral_constant<int, V> numbers,
                                              auto noisy) { f(lane_group<Lanes>{}, numbers, noisy); };
@@ -89,17 +89,13 @@ void with_row_group(index_t experts, index_t choices, bool is_noisy, const F& f)
         }
         return;
     }
-    if constexpr (IsSingle) {
-        if (experts <= 32) {
-            return lanes(two, sixteen, quiet);
-        }
-        if (experts <= 64) {
-            return lanes(four, sixteen, quiet);
-        }
+    if (experts <= 32 && choices <= 2) {
+        lanes(two, sixteen, quiet);
+    } else if (experts <= 64 && choices <= 4) {
+        lanes(four, sixteen, quiet);
     } else if (experts <= 64 && choices <= 8) {
-        return lanes(eight, eight, quiet);
-    }
-    if (experts > most_group_experts || choices > most_group_choices) {
+        lanes(eight, eight, quiet);
+    } else if (experts > most_group_experts || choices > most_group_choices) {
         f(block_group<S>{}, eight, quiet);
     } else if (experts <= 128 && choices <= 8) {
         lanes(eight, sixteen, quiet);
@@ -202,8 +198,7 @@ void route_softmax(const Policy& policy, const Source& source, const run_mode& m
                                            noisy);
                 }
             };
-            detail::with_row_group<S, detail::is_single<Select>>(plan.experts, plan.choices,
-                                                                 samples || source.logit_jitter != 0, launch);
+            detail::with_row_group<S>(plan.experts, plan.choices, samples || source.logit_jitter != 0, launch);
             return;
         }
     }
@@ -227,7 +222,7 @@ void route_greedily(const Policy& policy, const Pass& pass, const plan_view<S, p
                                    group, numbers, noisy);
         }
     };
-    detail::with_row_group<S, true>(plan.experts, plan.choices, false, launch);
+    detail::with_row_group<S>(plan.experts, plan.choices, false, launch);
 }
 
 /// Backward: see router/softmax_routing.hpp.
@@ -241,7 +236,7 @@ void route_softmax_backward(const Policy& policy, const Source& source, const pl
                 detail::launch_backward(policy, source, plan, d_gates, d_scores, settings, backward, group, numbers,
                                         noisy);
             };
-            detail::with_row_group<S, false>(plan.experts, plan.choices, source.logit_jitter != 0, launch);
+            detail::with_row_group<S>(plan.experts, plan.choices, source.logit_jitter != 0, launch);
             return;
         }
     }

@@ -198,12 +198,34 @@ SWITCHYARD_DEVICE void sum_counts(Here& here, const block_counts& counts, index_
 /// Threads of the blocks that sum up.
 inline constexpr int finish_threads = 512;
 
+/// What the last block learns, added up over the blocks of tokens and over the experts.
+struct final_facts {
+    std::int64_t counted_tokens = 0;
+    double terms = 0;  ///< sum over the experts of counted choices times what `Extra` says of the column
+    double squares = 0;
+    std::int32_t bad = no_column;         ///< the first token with a bad score
+    std::int32_t unroutable = no_column;  ///< the first token with every expert forbidden
+
+    /// Of `Lanes` neighbouring lanes.
+    template <int Lanes, class Here>
+    SWITCHYARD_DEVICE final_facts over_lanes(Here& here) const {
+        final_facts all;
+        all.counted_tokens = fold_lanes<Lanes>(here, counted_tokens, add{});
+        all.terms = fold_lanes<Lanes>(here, terms, add{});
+        all.squares = fold_lanes<Lanes>(here, squares, add{});
+        all.bad = fold_lanes<Lanes>(here, bad, lower_of{});
+        all.unroutable = fold_lanes<Lanes>(here, unroutable, lower_of{});
+        return all;
+    }
+};
+
 /// Sums up the counts; the last thread block to arrive makes loads, offsets and totals of them. `Extra` adds what else
 /// can only be known at the end:
-///   extra.blocks()                             thread blocks of its own
-///   extra.run(here, i, room)                   what the i-th of them does; room: a double for each thread
-///   extra.term(here, expert, counted)          a summand for each expert, a double; `counted` choices enter the loss
-///   extra.end(here, counted_tokens, sum, room) at the end, by all threads of the last block; sum of the terms
+///   extra.blocks()                      thread blocks of its own
+///   extra.run(here, i, room)            what the i-th of them does; room: a double for each thread
+///   extra.collect(here, block, facts)   adds what a block of tokens left behind
+///   extra.column(here, expert)          what the expert's counted choices are multiplied with
+///   extra.end(here, facts)              at the end, by one thread
 template <class S, class Space, class Extra>
 struct finish_counts_kernel {
     static constexpr int threads = finish_threads;
@@ -215,13 +237,15 @@ struct finish_counts_kernel {
 
     static index_t blocks_of_counts(index_t columns) { return (columns + warp_lanes - 1) / warp_lanes; }
     static constexpr std::size_t room() {
-        return shared_room<double>(threads) + shared_room<std::int64_t>(warps) + shared_room<std::int32_t>(1);
+        return shared_room<double>(threads) + shared_room<std::int64_t>(warps) + shared_room<final_facts>(warps) +
+               shared_room<std::int32_t>(1);
     }
 
     template <kernel_thread Here>
     SWITCHYARD_DEVICE void operator()(Here& here) const {
         double* const numbers = here.template shared<double>(threads);
         auto* const warp_sums = here.template shared<std::int64_t>(warps);
+        auto* const warp_facts = here.template shared<final_facts>(warps);
         auto* const is_last = here.template shared<std::int32_t>(1);
         const index_t count_blocks = (counts.columns + warp_lanes - 1) / warp_lanes;
         if (here.block() < count_blocks) {
@@ -237,21 +261,27 @@ struct finish_counts_kernel {
         }
         here.sync();
         if (is_last[0] != 0) {
-            finish(here, numbers, warp_sums);
+            finish(here, warp_sums, warp_facts);
         }
     }
 
   private:
+    /// By the last block. Each loop asks for all that it needs of device memory before it waits for any of it.
     template <class Here>
-    SWITCHYARD_DEVICE void finish(Here& here, double* numbers, std::int64_t* warp_sums) const {
-        double sum = 0;
+    SWITCHYARD_DEVICE void finish(Here& here, std::int64_t* warp_sums, final_facts* warp_facts) const {
+        final_facts facts;
+        for (index_t block = here.thread(); block < counts.blocks; block += threads) {
+            const std::int32_t counted = here.load(counts.counted + block);
+            extra.collect(here, block, facts);
+            facts.counted_tokens += counted;
+        }
         std::int64_t kept = 0;
         for (index_t first = 0; first < plan.experts; first += threads) {
             const index_t expert = first + here.thread();
             std::int64_t after = 0;
             if (expert < plan.experts) {
-                const std::int64_t counted = finish_loads(here, expert, after);
-                sum += extra.term(here, expert, counted);
+                const double column = extra.column(here, expert);
+                facts.terms += static_cast<double>(finish_loads(here, expert, after)) * column;
             }
             std::int64_t before = kept;
             kept += sum_before(here, after, warp_sums, before);
@@ -260,17 +290,21 @@ struct finish_counts_kernel {
             }
             here.sync();
         }
-        std::int64_t counted = 0;
-        for (index_t block = here.thread(); block < counts.blocks; block += threads) {
-            counted += here.load(counts.counted + block);
+        facts = facts.template over_lanes<warp_lanes>(here);
+        if (here.thread() % warp_lanes == 0) {
+            warp_facts[here.thread() / warp_lanes] = facts;
         }
-        counted = fold_block<threads>(here, counted, warp_sums, add{});
+        here.sync();
+        if (here.thread() < warp_lanes) {
+            facts = here.thread() < warps ? warp_facts[here.thread()] : final_facts{};
+            facts = facts.template over_lanes<warps>(here);
+        }
         if (here.thread() == 0) {
             here.store(plan.offsets + plan.experts, kept);
             here.store(&plan.totals->kept, kept);
-            here.store(&plan.totals->counted_tokens, counted);
+            here.store(&plan.totals->counted_tokens, facts.counted_tokens);
+            extra.end(here, facts);
         }
-        extra.end(here, counted, sum, numbers);
     }
 
     /// Loads of an expert; returns what the balance loss counts.
@@ -278,13 +312,15 @@ struct finish_counts_kernel {
     SWITCHYARD_DEVICE std::int64_t finish_loads(Here& here, index_t expert, std::int64_t& after) const {
         std::int32_t load = 0;
         std::int32_t counted = 0;
-        for (index_t c = 0; c < plan.choices; ++c) {
-            if (counts.earlier != nullptr) {
-                here.store(counts.earlier + c * plan.experts + expert, load);
-            }
-            load += here.load(counts.total + c * plan.experts + expert);
-            counted = c == 0 || balance == balance_count::all ? load : counted;
-        }
+        load_ahead<8>(
+            0, plan.choices, 1, [&](index_t c) { return here.load(counts.total + c * plan.experts + expert); },
+            [&](index_t c, std::int32_t chosen) {
+                if (counts.earlier != nullptr) {
+                    here.store(counts.earlier + c * plan.experts + expert, load);
+                }
+                load += chosen;
+                counted = c == 0 || balance == balance_count::all ? load : counted;
+            });
         after = load < plan.capacity ? load : plan.capacity;
         here.store(plan.load_before + expert, load);
         here.store(plan.load_after + expert, after);
@@ -324,11 +360,13 @@ struct no_more_totals {
     template <class Here>
     SWITCHYARD_DEVICE void run(Here&, index_t, double*) const {}
     template <class Here>
-    SWITCHYARD_DEVICE double term(Here&, index_t, std::int64_t) const {
+    SWITCHYARD_DEVICE void collect(Here&, index_t, final_facts&) const {}
+    template <class Here>
+    SWITCHYARD_DEVICE double column(Here&, index_t) const {
         return 0;
     }
     template <class Here>
-    SWITCHYARD_DEVICE void end(Here&, std::int64_t, double, double*) const {}
+    SWITCHYARD_DEVICE void end(Here&, const final_facts&) const {}
 };
 
 }  // namespace detail

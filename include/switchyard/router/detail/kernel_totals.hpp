@@ -68,36 +68,32 @@ struct softmax_totals {
     }
 
     template <class Here>
-    SWITCHYARD_DEVICE double term(Here& here, index_t expert, std::int64_t counted) const {
-        return facts.probabilities != nullptr ? static_cast<double>(counted) * here.load(column_sums + expert) : 0.0;
+    SWITCHYARD_DEVICE void collect(Here& here, index_t block, final_facts& found) const {
+        const std::int32_t bad = here.load(facts.bad + block);
+        const std::int32_t unroutable = here.load(facts.unroutable + block);
+        found.squares += facts.squares != nullptr ? here.load(facts.squares + block) : 0.0;
+        found.bad = lower_of{}(found.bad, bad);
+        found.unroutable = lower_of{}(found.unroutable, unroutable);
     }
 
     template <class Here>
-    SWITCHYARD_DEVICE void end(Here& here, std::int64_t counted_tokens, double sum, double* room) const {
-        std::int32_t bad = no_column;
-        std::int32_t unroutable = no_column;
-        double squares = 0;
-        for (index_t block = here.thread(); block < row_blocks; block += threads) {
-            bad = lower_of{}(bad, here.load(facts.bad + block));
-            unroutable = lower_of{}(unroutable, here.load(facts.unroutable + block));
-            squares += facts.squares != nullptr ? here.load(facts.squares + block) : 0.0;
-        }
-        sum = fold_block<threads>(here, sum, room, add{});
-        squares = fold_block<threads>(here, squares, room + warps, add{});
-        auto* const words = reinterpret_cast<std::int32_t*>(room + 2 * warps);
-        bad = fold_block<threads>(here, bad, words, lower_of{});
-        unroutable = fold_block<threads>(here, unroutable, words + warps, lower_of{});
-        if (here.thread() == 0) {
-            const double scale = balance_scale(balance_weight, experts, counted_choices, counted_tokens);
-            here.store(&totals->load_balancing_loss, facts.probabilities != nullptr ? scale * sum : 0.0);
-            here.store(&totals->z_loss, facts.squares != nullptr && counted_tokens > 0
-                                            ? z_weight * squares / static_cast<double>(counted_tokens)
-                                            : 0.0);
-            const row_events events{bad == no_column ? -1 : bad, unroutable == no_column ? -1 : unroutable};
-            const row_outcome outcome = outcome_of(events, may_drop);
-            here.store(&totals->status, outcome.status);
-            here.store(&totals->status_token, outcome.token);
-        }
+    SWITCHYARD_DEVICE double column(Here& here, index_t expert) const {
+        return facts.probabilities != nullptr ? here.load(column_sums + expert) : 0.0;
+    }
+
+    template <class Here>
+    SWITCHYARD_DEVICE void end(Here& here, const final_facts& found) const {
+        const index_t counted = found.counted_tokens;
+        const double scale = balance_scale(balance_weight, experts, counted_choices, counted);
+        here.store(&totals->load_balancing_loss, facts.probabilities != nullptr ? scale * found.terms : 0.0);
+        here.store(&totals->z_loss, facts.squares != nullptr && counted > 0
+                                        ? z_weight * found.squares / static_cast<double>(counted)
+                                        : 0.0);
+        const row_events events{found.bad == no_column ? -1 : found.bad,
+                                found.unroutable == no_column ? -1 : found.unroutable};
+        const row_outcome outcome = outcome_of(events, may_drop);
+        here.store(&totals->status, outcome.status);
+        here.store(&totals->status_token, outcome.token);
     }
 };
 
