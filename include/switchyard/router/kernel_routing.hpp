@@ -89,8 +89,8 @@ void with_row_group(index_t experts, index_t choices, bool is_noisy, const F& f)
         }
         return;
     }
-    if (experts <= 32 && choices <= 2) {
-        lanes(two, sixteen, quiet);
+    if (experts <= 8 && choices <= 2) {
+        lanes(two, four, quiet);
     } else if (experts <= 64 && choices <= 4) {
         lanes(four, sixteen, quiet);
     } else if (experts <= 64 && choices <= 8) {
