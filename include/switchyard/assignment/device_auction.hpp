@@ -35,6 +35,7 @@
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/matrix_view.hpp>
 #include <switchyard/core/memory.hpp>
+#include <switchyard/core/sizes.hpp>
 #include <switchyard/core/workspace.hpp>
 
 #include <algorithm>
@@ -72,7 +73,7 @@ struct problem_on_host {
         : scores(copy_to_host(policy, given.scores)),
           mask(given.mask.data != nullptr ? given.scores.rows : 0),
           prices(given.scores.columns),
-          experts(given.scores.rows * given.choices) {
+          experts(product_of_sizes("choices", given.scores.rows, given.choices)) {
         if (mask.size() > 0) {
             policy.copy_to_host(mask.data(), given.mask.data, bytes_of<std::uint8_t>(mask.size()));
         }

@@ -13,6 +13,7 @@
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/matrix_view.hpp>
 #include <switchyard/core/memory.hpp>
+#include <switchyard/core/sizes.hpp>
 #include <switchyard/core/workspace.hpp>
 #include <switchyard/plan/plan.hpp>
 #include <switchyard/router/routing.hpp>
@@ -45,6 +46,19 @@ struct tokens_of_plan {
 template <class Policy, class Storage>
 using plan_for = basic_plan<compute_t<Storage>, typename Policy::memory>;
 
+namespace detail {
+
+/// x[T, D] and w[D, E] fit together, and what is made of them can be counted.
+template <class X, class W>
+void require_tokens_and_weights(const X& tokens, const W& weights) {
+    require_projection(tokens, weights);
+    (void)product_of_sizes("numbers of x", tokens.rows, tokens.columns);
+    (void)product_of_sizes("numbers of w", weights.rows, weights.columns);
+    (void)product_of_sizes("scores", tokens.rows, weights.columns);
+}
+
+}  // namespace detail
+
 /// The router's noise on its copy of the tokens; none for routers that have no such settings.
 template <class Router>
 input_noise input_noise_of(const Router& router, const noise_key& key, bool is_training) {
@@ -66,7 +80,7 @@ void route(const Policy& policy, const Router& router, const X& x, const W& w, r
     const auto tokens = const_view(as_view(x));
     const auto weights = const_view(as_view(w));
     require_space<Policy, Plan, decltype(tokens), decltype(weights)>();
-    require_projection(tokens, weights);
+    detail::require_tokens_and_weights(tokens, weights);
     require_mask(mode.mask, tokens.rows);
     plan.scores().resize(tokens.rows, weights.columns);
     project(policy, tokens, weights, input_noise_of(router, mode.noise, mode.is_training), mode.mask,
@@ -87,7 +101,7 @@ void route_backward(const Policy& policy, const Router& router, const Plan& plan
     const auto weights = const_view(as_view(w));
     const auto& made = plan.view();
     require_space<Policy, Plan, decltype(tokens), decltype(weights), view_type<DX>, view_type<DW>>();
-    require_projection(tokens, weights);
+    detail::require_tokens_and_weights(tokens, weights);
     require(made.origin.width == tokens.columns, "the plan was made from ",
             made.origin.width == 0 ? "scores" : "tokens of another width", "; backward was given tokens of width ",
             tokens.columns);
