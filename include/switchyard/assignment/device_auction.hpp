@@ -123,7 +123,7 @@ void require_feasible(const Policy& policy, const device_assignment_problem<S, p
 }
 
 /// As require_problem, for what can be said without looking at the mask.
-template <class S, class Space>
+template <class Policy, class S, class Space>
 void require_device_problem(const device_assignment_problem<S, Space>& problem, const assignment_arrays& out) {
     // The same checks, of the shapes alone: with a mask, quotas are checked once tokens have been counted.
     const assignment_problem<S> shapes{
@@ -135,6 +135,7 @@ void require_device_problem(const device_assignment_problem<S, Space>& problem, 
     require((problem.bounds.lower_bounds == nullptr) == (problem.bounds.upper_bounds == nullptr),
             "quotas need both arrays of bounds or none");
     require_problem(shapes, out);
+    require_arrays_apart<Policy>(problem.scores, problem.choices, problem.initial_prices, out);
 }
 
 }  // namespace detail
@@ -146,7 +147,7 @@ assignment_result solve(const Policy& policy, const auction& solver,
                         device_workspace<Policy>& scratch) {
     const auto begun = detail::auction_budget::clock::now();
     detail::require_settings(solver);
-    detail::require_device_problem(problem, out);
+    detail::require_device_problem<Policy>(problem, out);
     const index_t experts = problem.scores.columns;
     const auto scope = scratch.open();
     const detail::device_scores<S, policy_space<Policy>> scores{problem.scores, problem.goal == objective::minimise};

@@ -199,6 +199,16 @@ concept plan_like = requires(const P& p) {
 }
 || requires(const P& p) { p.totals->kept; };
 
+namespace detail {
+
+/// The plan's gates as a matrix.
+template <class S, class Space>
+matrix_view<const S, Space> gates_of(const plan_view<S, Space>& plan) {
+    return {plan.gate, plan.tokens, plan.choices};
+}
+
+}  // namespace detail
+
 template <class S, class Space>
 constexpr const plan_view<S, Space>& view_of_plan(const plan_view<S, Space>& p) {
     return p;

@@ -18,6 +18,7 @@
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/error.hpp>
 #include <switchyard/core/matrix_view.hpp>
+#include <switchyard/core/overlap.hpp>
 #include <switchyard/plan/capacity.hpp>
 #include <switchyard/plan/plan.hpp>
 #include <switchyard/plan/slots.hpp>
@@ -75,7 +76,7 @@ inline softmax_settings softmax_settings_of(const switch_router& r, index_t capa
             .rounds = r.no_token_left_behind};
 }
 
-/// scores[T, E] -> plan, k = 1.
+/// scores[T, E] -> plan, k = 1. The plan's arrays lie apart from the scores.
 template <class Policy, matrix_like Scores, class Plan, class Workspace>
 void route_scores(const Policy& policy, const switch_router& router, const Scores& scores, const run_mode& mode,
                   Plan& plan, Workspace& scratch) {
@@ -87,6 +88,7 @@ void route_scores(const Policy& policy, const switch_router& router, const Score
     const index_t capacity =
         capacity_of(mode.is_training ? router.capacity : router.inference_capacity, input.rows, 1, input.columns);
     plan.resize(input.rows, input.columns, 1, capacity);
+    require_apart<Policy>("the plan's gates", detail::gates_of(plan.view()), "scores", input);
     plan.made_by(origin_of(mode, fingerprint_of(router)));
     const auto source = score_rows_of(input, mode.is_training ? router.logit_jitter : 0.0f, mode.noise);
     const softmax_settings settings = softmax_settings_of(router, capacity);
