@@ -39,13 +39,11 @@ TEST_CASE_TEMPLATE_DEFINE("aliasing: combine's backward with d_rows = rows", B, 
     const auto [plan, want] = random_plan<compute>(150, 7, 3, 0.8, 3, draw_mask(150, 2));
     const auto numbers = gaussian_scores(want.kept(), 21, 4);
     layout d_y(gaussian_scores(150, 21, 5));
-    layout elsewhere(ref::matrix(want.kept(), 21));
-    layout d_gates(ref::matrix(150, 3));
     layout given(numbers);
-    sy::combine_backward(sy::seq, plan, given.argument(), d_y.argument(), elsewhere.argument(), d_gates.argument());
     B::each_policy([&](const auto& policy) {
-        layout rows(numbers);
-        layout again(ref::matrix(150, 3));
+        layout elsewhere(ref::matrix(want.kept(), 21)), d_gates(ref::matrix(150, 3));
+        sy::combine_backward(policy, plan, given.argument(), d_y.argument(), elsewhere.argument(), d_gates.argument());
+        layout rows(numbers), again(ref::matrix(150, 3));
         sy::combine_backward(policy, plan, rows.argument(), d_y.argument(), rows.argument(), again.argument());
         CHECK(table_of_view(rows.view()) == table_of_view(elsewhere.view()));
         CHECK(table_of_view(again.view()) == table_of_view(d_gates.view()));

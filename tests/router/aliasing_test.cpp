@@ -23,10 +23,11 @@ void check_scores_in_place(const Router& router, index_t choices, const ref::mat
     layout scores(table);
     const auto plan = sy::route_scores(sy::seq, router, scores.argument(), training_with(mask));
     layout d_gates(gaussian_scores(table.rows, choices, 6));
-    layout elsewhere(ref::matrix(table.rows, table.columns, 9.0));
     sy::workspace scratch;
-    route_scores_backward(sy::seq, router, plan, scores.argument(), d_gates.argument(), elsewhere.argument(), scratch);
     B::each_policy([&](const auto& policy) {
+        layout elsewhere(ref::matrix(table.rows, table.columns, 9.0));
+        route_scores_backward(policy, router, plan, scores.argument(), d_gates.argument(), elsewhere.argument(),
+                              scratch);
         layout both(table);
         route_scores_backward(policy, router, plan, both.argument(), d_gates.argument(), both.argument(), scratch);
         CHECK(table_of_view(both.view()) == table_of_view(elsewhere.view()));
@@ -81,8 +82,8 @@ TEST_CASE_TEMPLATE_DEFINE("aliasing: d_x = x, and every other output that is an 
         route_backward(on, router, plan, its_x.argument(), w.argument(), d_gates.argument(), its_d_x.argument(),
                        its_d_w.argument(), scratch);
     };
-    backward(sy::seq, x, d_x, d_w);
     B::each_policy([&](const auto& policy) {
+        backward(policy, x, d_x, d_w);
         layout both(numbers), again(ref::matrix(6, 6));
         backward(policy, both, both, again);
         CHECK(table_of_view(both.view()) == table_of_view(d_x.view()));

@@ -5,6 +5,10 @@
 //   carries it. losses: load balancing (balance/load_balancing_loss.hpp) and z-loss (balance/z_loss.hpp), weights
 //   included.
 //
+// At inference nothing is dropped by default: a factor gives a few tokens among many experts a capacity of 0, and
+// decoding would lose them all. Without a capacity a token with every expert forbidden is an error; with one it is
+// dropped. In training the minimum of 1 serves small batches.
+//
 // Exploration, in training only: input jitter or input dropout on the router's copy of the tokens (never on what
 // experts receive), sampling (expert = argmax(s + temperature * Gumbel), gate unperturbed), or, for callers that have
 // only scores, logit jitter. All are off unless asked for; the paper trains with input_jitter = 1e-2.
@@ -31,8 +35,8 @@
 namespace switchyard {
 
 struct switch_router {
-    capacity_rule capacity{.factor = 1.25};           ///< in training
-    capacity_rule inference_capacity{.factor = 2.0};  ///< otherwise
+    capacity_rule capacity{.factor = 1.25, .minimum = 1};  ///< in training
+    capacity_rule inference_capacity{};                    ///< otherwise; none by default, the paper's factor is 2.0
     drop_order order = drop_order::position;
 
     float input_jitter = 0;        ///< epsilon in [0, 1); the paper's is 1e-2. Needs tokens
