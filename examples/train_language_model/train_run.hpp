@@ -15,19 +15,23 @@ namespace study {
 inline layer_settings layer_of(const options& asked, const run_settings& run) {
     layer_settings layer{.experts = asked.experts, .hidden = asked.hidden};
     const sy::capacity_rule capacity{.factor = asked.capacity_factor};
+    const sy::capacity_rule inference_capacity{.factor = 2.0};  // the paper's, for every kind
     switch (run.kind) {
         case contender::dense:
             layer.experts = 1;
             return layer;
         case contender::switch_unbalanced:
-            layer.router = sy::switch_router{.capacity = capacity, .balance_weight = 0};
+            layer.router =
+                sy::switch_router{.capacity = capacity, .inference_capacity = inference_capacity, .balance_weight = 0};
             break;
         // [switch]
         case contender::switch_balanced:
-            layer.router = sy::switch_router{.capacity = capacity, .balance_weight = asked.balance_weight};
+            layer.router = sy::switch_router{
+                .capacity = capacity, .inference_capacity = inference_capacity, .balance_weight = asked.balance_weight};
             break;
         case contender::switch_jitter:
             layer.router = sy::switch_router{.capacity = capacity,
+                                             .inference_capacity = inference_capacity,
                                              .input_jitter = static_cast<float>(asked.jitter),
                                              .balance_weight = asked.balance_weight};
             break;
@@ -37,7 +41,7 @@ inline layer_settings layer_of(const options& asked, const run_settings& run) {
             layer.router = sy::top_k_router{.k = 2,
                                             .renormalize = true,
                                             .capacity = capacity,
-                                            .inference_capacity = {.factor = 2.0},
+                                            .inference_capacity = inference_capacity,
                                             .balance_weight = asked.balance_weight};
             break;
         case contender::base:

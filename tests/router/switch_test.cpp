@@ -211,7 +211,32 @@ TEST_CASE("switch: inference has its own capacity, no noise, no losses, and a pl
     CHECK(sentence_of([&] { routed_backward(router, plan, worked, ref::matrix(4, 1)); }) ==
           "the plan was made by inference; backward needs one made with training{}");
     CHECK(routing_mismatch<float>(router, gaussian_scores(100, 7, 3), draw_mask(100, 2), false) == "");
-    CHECK(routed<float>(sy::switch_router{}, worked, sy::inference{}).capacity() == 4);  // factor 2
+    CHECK(routed<float>(sy::switch_router{}, worked, sy::inference{}).capacity() == sy::unlimited);
+    CHECK(routed<float>(sy::switch_router{.inference_capacity = {.factor = 2}}, worked, sy::inference{}).capacity() ==
+          4);
+}
+
+TEST_CASE("switch: by default one token among many experts is routed, in decoding and in training") {
+    for (const index_t tokens : {1, 2, 31}) {
+        const auto scores = gaussian_scores(tokens, 64, 3);
+        const auto best = ref::route_scores(ref::switch_router{.capacity = {}}, scores);
+        // Decoding: every token at its best expert.
+        const auto decoded = routed<float>(sy::switch_router{}, scores, sy::inference{});
+        CHECK(decoded.kept() == tokens);
+        CHECK(experts_of(decoded.view()) == best.experts);
+        CHECK(decoded.gate()(0, 0) > 0);
+        // Training: an expert has room for one.
+        const auto trained = routed<float>(sy::switch_router{}, scores);
+        CHECK(trained.capacity() == 1);
+        CHECK(trained.slot()(0, 0) == 0);
+        CHECK(routing_mismatch<float>(sy::switch_router{}, scores) == "");
+        CHECK(routing_mismatch<float>(sy::switch_router{}, scores, {}, false) == "");
+    }
+    // The paper's factor alone drops it: a choice of the caller's.
+    const sy::switch_router paper{.inference_capacity = {.factor = 2.0}};
+    CHECK(routed<float>(paper, gaussian_scores(31, 64, 3), sy::inference{}).kept() == 0);
+    // Above a minimum the factor decides, as before.
+    CHECK(routed<float>(sy::switch_router{}, gaussian_scores(640, 8, 3)).capacity() == 100);
 }
 
 TEST_CASE_TEMPLATE("switch: sampling chooses by the reference's noise; the gate is the unperturbed probability", S,

@@ -121,7 +121,7 @@ TEST_CASE("routing kernels: bad scores are a status, and the other tokens are ro
         // The bad tokens have no row; everything else is as if they had been forbidden everything.
         ref::matrix closed = scores;
         for (index_t e = 0; e < experts; ++e) closed(120, e) = closed(121, e) = never;
-        const sy::switch_router drops{.capacity = {.factor = 1.25}};
+        const sy::switch_router drops{.capacity = {.factor = 1.25, .minimum = 1}};  // the default
         CHECK(decision_difference(bad, routed(drops, closed)) == "");
         sy::workspace scratch;
         sy::plan<float> want;

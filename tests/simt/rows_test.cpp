@@ -135,6 +135,13 @@ void check_all(const shape& s, layout how, std::uint64_t seed = 1) {
             CHECK(rows_difference(dots, d_gates, s.tokens, of_dots, size_of_dots) == "");
             CHECK(dots.is_untouched_beyond(s.tokens));
             outcomes.add(dots.bytes(s.tokens));
+            // In place of the expert output.
+            const laid_out<R> both(how, bound + 1, s.width);
+            both.fill(rows);
+            const laid_out<S> again(how, s.tokens, s.k);
+            sy::combine_backward(on, made, both.view(), device_x.view(), both.view(), again.view());
+            CHECK(both.bytes(kept) == out.bytes(kept));
+            CHECK(again.bytes(s.tokens) == dots.bytes(s.tokens));
             // Not weighed, the gradient is a copy.
             const laid_out<R> plain(how, bound + 1, s.width);
             sy::combine_backward(on, made, device_rows.view(), device_x.view(), plain.view(), dots.view(),

@@ -140,3 +140,66 @@ TEST_CASE("routing from tokens on Thrust: projection with noise and padding, and
         }
     }
 }
+
+TEST_CASE("aliasing on Thrust: the expert output's gradient in place, in both layouts") {
+    const plans p(130, 6, 3, 9);
+    const index_t bound = p.made.row_bound();
+    const auto check = [&]<class S>(S, bool turned) {
+        CAPTURE(turned);
+        const auto d_y = sy::copy_to_device(device, gaussian<S>(130, 33, 2));
+        sy::matrix<S, device_memory> memory(turned ? 33 : bound, turned ? bound : 33);
+        const auto rows = turned ? sy::transposed(memory.view()) : memory.view();
+        sy::matrix<S, device_memory> d_rows(bound, 33);
+        sy::matrix<float, device_memory> d_gates(130, 3);
+        sy::matrix<float, device_memory> in_place(130, 3);
+        sy::copy_to_device(device, gaussian<S>(bound, 33, 3), rows);
+        sy::combine_backward(device, p.made, rows, d_y, d_rows, d_gates);
+        sy::combine_backward(device, p.made, rows, d_y, rows, in_place);
+        const auto kept = [&](auto view) {
+            view.rows = p.host.kept();
+            return sy::copy_to_host(device, view);
+        };
+        CHECK(matrix_difference(kept(rows), kept(d_rows.view()), 0) == "");
+        CHECK(matrix_difference(sy::copy_to_host(device, in_place), sy::copy_to_host(device, d_gates), 0) == "");
+    };
+    for (const bool turned : {false, true}) {
+        check(float{}, turned);
+        check(double{}, turned);
+    }
+}
+
+TEST_CASE("aliasing on Thrust: d_x = x, and what is refused by address") {
+    const auto must_lie_apart = [](const char* output, const char* input) {
+        return said(output, " shares memory with ", input, ": it must lie apart");
+    };
+    // k = 1 and one expert: tokens and rows have one shape.
+    const auto scores = sy::copy_to_device(device, gaussian<float>(20, 1, 1));
+    const auto plan = sy::route_scores(device, sy::top_k_router{.k = 1}, scores, sy::inference{});
+    auto a = sy::copy_to_device(device, gaussian<float>(20, 5, 2));
+    auto b = sy::copy_to_device(device, gaussian<float>(20, 5, 3));
+    sy::matrix<float, device_memory> c(20, 5);
+    sy::matrix<float, device_memory> gates(20, 1);
+    CHECK(sentence_of([&] { sy::dispatch(device, plan, a, a); }) == must_lie_apart("rows", "x"));
+    CHECK(sentence_of([&] { sy::combine(device, plan, a, a); }) == must_lie_apart("y", "rows"));
+    CHECK(sentence_of([&] { sy::dispatch_backward(device, plan, a, a); }) == must_lie_apart("d_x", "d_rows"));
+    CHECK(sentence_of([&] { sy::dispatch_backward(device, plan, a, b, a, gates); }) == must_lie_apart("d_x", "x"));
+    CHECK(sentence_of([&] { sy::combine_backward(device, plan, a, b, b, gates); }) == must_lie_apart("d_rows", "d_y"));
+    const sy::matrix_view<float, device_space> narrower(a.data(), 20, 5, 4, 1);
+    CHECK(sentence_of([&] { sy::combine_backward(device, plan, a, b, narrower, gates); }) ==
+          "d_rows shares memory with rows and is another view: it must be the same view, or lie apart");
+
+    const auto x = gaussian<float>(40, 12, 1);
+    auto device_x = sy::copy_to_device(device, x);
+    auto w = sy::copy_to_device(device, gaussian<float>(12, 6, 2));
+    const sy::top_k_router router{.k = 2, .input_jitter = 0.1f};
+    const auto made = sy::route(device, router, device_x, w, sy::training{.seed = 3});
+    const auto d_gates = sy::copy_to_device(device, gaussian<float>(40, 2, 3));
+    sy::matrix<float, device_memory> d_x(40, 12), d_w(12, 6), again(12, 6);
+    device_scratch scratch;
+    sy::route_backward(device, router, made, device_x, w, d_gates, d_x, d_w, scratch);
+    CHECK(sentence_of([&] { sy::route_backward(device, router, made, device_x, w, d_gates, d_x, w, scratch); }) ==
+          must_lie_apart("d_w", "w"));
+    sy::route_backward(device, router, made, device_x, w, d_gates, device_x, again, scratch);
+    CHECK(matrix_difference(sy::copy_to_host(device, device_x), sy::copy_to_host(device, d_x), 0) == "");
+    CHECK(matrix_difference(sy::copy_to_host(device, again), sy::copy_to_host(device, d_w), 0) == "");
+}

@@ -34,6 +34,7 @@
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/error.hpp>
 #include <switchyard/core/matrix_view.hpp>
+#include <switchyard/core/overlap.hpp>
 #include <switchyard/core/rounding.hpp>
 #include <switchyard/core/scalar_traits.hpp>
 #include <switchyard/core/simd.hpp>
@@ -60,10 +61,11 @@ struct assignment_problem {
     const double* initial_prices = nullptr;  ///< [E]: a warm start, of an earlier batch; or null
 };
 
-/// Where a solver writes. On an error it holds nothing of use.
+/// Where a solver writes. On an error it holds nothing of use. `prices` may be the initial ones; otherwise both arrays
+/// lie apart from each other and from what the solver is given.
 struct assignment_arrays {
     std::int32_t* expert_of_token = nullptr;  ///< [T, k], a token's best expert first; -1 for padding
-    double* prices = nullptr;                 ///< [E], those of the certificate; or null. May be the initial ones
+    double* prices = nullptr;                 ///< [E], those of the certificate; or null
 };
 
 /// What a solver found, and how sure it is.
@@ -164,6 +166,18 @@ score_range require_scores(const score_source<S>& scores, const token_mask& mask
         if (mask(t)) require_token(scores, t, choices, row, range);
     }
     return range;
+}
+
+/// What a solver writes lies apart from what it reads; prices may be the initial ones.
+template <class Policy, class S, class Space>
+void require_arrays_apart(const matrix_view<const S, Space>& scores, index_t choices, const double* initial_prices,
+                          const assignment_arrays& out) {
+    const matrix_view<std::int32_t, Space> experts(out.expert_of_token, scores.rows, choices);
+    const matrix_view<double, Space> prices(out.prices, 1, scores.columns);
+    const matrix_view<const double, Space> initial(initial_prices, 1, scores.columns);
+    require_apart<Policy>("expert_of_token", experts, "scores", scores, "initial_prices", initial, "prices", prices);
+    require_apart<Policy>("the array of prices", prices, "scores", scores);
+    require_apart_or_same<Policy>("the array of prices", prices, "initial_prices", initial);
 }
 
 /// The shapes and pointers that every solver is given. Returns how many tokens there are.

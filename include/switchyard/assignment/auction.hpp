@@ -100,6 +100,7 @@ assignment_result solve(const Policy& policy, const auction& solver, const assig
     const auto begun = detail::auction_budget::clock::now();
     detail::require_settings(solver);
     const index_t tokens = detail::require_problem(problem, out);
+    detail::require_arrays_apart<Policy>(problem.scores, problem.choices, problem.initial_prices, out);
     const quotas& bounds = problem.bounds;
     const index_t choices = problem.choices;
     const detail::score_source<S> scores{problem.scores, problem.goal == objective::minimise};

@@ -35,6 +35,7 @@
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/matrix_view.hpp>
 #include <switchyard/core/memory.hpp>
+#include <switchyard/core/sizes.hpp>
 #include <switchyard/core/workspace.hpp>
 
 #include <algorithm>
@@ -72,7 +73,7 @@ struct problem_on_host {
         : scores(copy_to_host(policy, given.scores)),
           mask(given.mask.data != nullptr ? given.scores.rows : 0),
           prices(given.scores.columns),
-          experts(given.scores.rows * given.choices) {
+          experts(product_of_sizes("choices", given.scores.rows, given.choices)) {
         if (mask.size() > 0) {
             policy.copy_to_host(mask.data(), given.mask.data, bytes_of<std::uint8_t>(mask.size()));
         }
@@ -122,7 +123,7 @@ void require_feasible(const Policy& policy, const device_assignment_problem<S, p
 }
 
 /// As require_problem, for what can be said without looking at the mask.
-template <class S, class Space>
+template <class Policy, class S, class Space>
 void require_device_problem(const device_assignment_problem<S, Space>& problem, const assignment_arrays& out) {
     // The same checks, of the shapes alone: with a mask, quotas are checked once tokens have been counted.
     const assignment_problem<S> shapes{
@@ -134,6 +135,7 @@ void require_device_problem(const device_assignment_problem<S, Space>& problem, 
     require((problem.bounds.lower_bounds == nullptr) == (problem.bounds.upper_bounds == nullptr),
             "quotas need both arrays of bounds or none");
     require_problem(shapes, out);
+    require_arrays_apart<Policy>(problem.scores, problem.choices, problem.initial_prices, out);
 }
 
 }  // namespace detail
@@ -145,7 +147,7 @@ assignment_result solve(const Policy& policy, const auction& solver,
                         device_workspace<Policy>& scratch) {
     const auto begun = detail::auction_budget::clock::now();
     detail::require_settings(solver);
-    detail::require_device_problem(problem, out);
+    detail::require_device_problem<Policy>(problem, out);
     const index_t experts = problem.scores.columns;
     const auto scope = scratch.open();
     const detail::device_scores<S, policy_space<Policy>> scores{problem.scores, problem.goal == objective::minimise};

@@ -439,6 +439,7 @@ assignment_result solve(const Policy& policy, const hungarian& solver, const ass
             " must not be negative");
     require(solver.time_limit >= 0, "hungarian::time_limit = ", solver.time_limit, " s must not be negative");
     const index_t tokens = detail::require_problem(problem, out);
+    detail::require_arrays_apart<Policy>(problem.scores, problem.choices, problem.initial_prices, out);
     const auto scope = scratch.open();
     return detail::exact_assignment<Policy, S>(policy, solver, problem, out, tokens, scratch).run();
 }

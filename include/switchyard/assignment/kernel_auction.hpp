@@ -213,7 +213,7 @@ void enqueue_auction(const Policy& policy, const async_auction& solver,
                      const device_assignment_problem<S, policy_space<Policy>>& problem, bool is_balanced,
                      const assignment_arrays& out, plan_totals* totals, device_workspace<Policy>& scratch) {
     require_settings(solver);
-    require_device_problem(problem, out);
+    require_device_problem<Policy>(problem, out);
     require(problem.choices == 1, "async_auction gives tokens one expert each, not choices = ", problem.choices);
     require(problem.scores.columns >= 1 && problem.scores.columns <= most_priced_experts, "async_auction is for 1 to ",
             most_priced_experts, " experts, not ", problem.scores.columns);

@@ -289,7 +289,7 @@ assignment_result solve(const Policy& policy, const hungarian& solver,
                         const device_assignment_problem<S, policy_space<Policy>>& problem, const assignment_arrays& out,
                         device_workspace<Policy>& scratch, workspace& host_scratch) {
     detail::require_settings(solver);
-    detail::require_device_problem(problem, out);
+    detail::require_device_problem<Policy>(problem, out);
     if (problem.mask.data == nullptr) require_quotas(problem.bounds, problem.scores.rows, problem.choices);
     detail::device_effort effort;
     return detail::exact_on_device<Policy, S>(policy, solver, problem, false, out, scratch, host_scratch, effort)

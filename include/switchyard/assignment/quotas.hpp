@@ -19,6 +19,7 @@
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/error.hpp>
 #include <switchyard/core/matrix_view.hpp>
+#include <switchyard/core/sizes.hpp>
 
 #include <algorithm>
 #include <span>
@@ -77,7 +78,7 @@ inline index_t count_tokens(const token_mask& mask, index_t rows) {
 
 /// Fails unless the quotas can hold exactly `tokens` tokens, each at `choices` different experts.
 inline void require_quotas(const quotas& bounds, index_t tokens, index_t choices = 1) {
-    const index_t places = tokens * choices;
+    const index_t places = product_of_sizes("places", tokens, choices);
     const char* const what = choices == 1 ? " tokens" : " places";
     index_t least = 0;
     index_t most = 0;

@@ -22,6 +22,7 @@
 #include <switchyard/core/error.hpp>
 #include <switchyard/core/matrix_view.hpp>
 #include <switchyard/core/memory.hpp>
+#include <switchyard/core/sizes.hpp>
 #include <switchyard/core/workspace.hpp>
 
 #include <concepts>
@@ -146,11 +147,6 @@ constexpr bool is_dense(const View& m) {
     return m.empty() || ((m.column_stride == 1 || m.columns == 1) && (m.row_stride == m.columns || m.rows == 1));
 }
 
-template <class T>
-std::size_t bytes_of(index_t count) {
-    return static_cast<std::size_t>(count) * sizeof(T);
-}
-
 }  // namespace detail
 
 /// Host numbers into a device matrix of the same shape and type. Waits for the copy.
@@ -178,11 +174,11 @@ void copy_to_device(const Policy& policy, const From& from, To&& to) {
         numbers = packed.data();
     }
     if (detail::is_dense(out)) {
-        policy.copy_to_device(out.data, numbers, detail::bytes_of<T>(in.size()));
+        policy.copy_to_device(out.data, numbers, bytes_of<T>(in.size()));
         return;
     }
     device_buffer<Policy, T> staged(in.size(), memory_of(policy));
-    policy.copy_to_device(staged.data(), numbers, detail::bytes_of<T>(in.size()));
+    policy.copy_to_device(staged.data(), numbers, bytes_of<T>(in.size()));
     for_each_index(policy, in.size(), detail::unpack_elements<T, space>{staged.data(), out});
 }
 
@@ -226,11 +222,11 @@ void copy_to_host(const Policy& policy, const From& from, To&& to) {
         numbers = packed.data();
     }
     if (detail::is_dense(out)) {
-        policy.copy_to_host(out.data, numbers, detail::bytes_of<T>(in.size()));
+        policy.copy_to_host(out.data, numbers, bytes_of<T>(in.size()));
         return;
     }
     buffer<T> staged(in.size());
-    policy.copy_to_host(staged.data(), numbers, detail::bytes_of<T>(in.size()));
+    policy.copy_to_host(staged.data(), numbers, bytes_of<T>(in.size()));
     const detail::unpack_elements<T, host_space> unpack_one{staged.data(), out};
     for (index_t i = 0; i < in.size(); ++i) {
         unpack_one(i);

@@ -39,6 +39,7 @@ template <device_policy Policy>
 struct measuring_policy {
     using memory = no_memory<policy_space<Policy>>;
     static constexpr bool runs_kernels = kernel_policy<Policy>;
+    static constexpr bool has_addresses = false;
     static constexpr index_t most_lanes = Policy::most_lanes;
 
     template <class Kernel>

@@ -7,6 +7,7 @@
 
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/error.hpp>
+#include <switchyard/core/sizes.hpp>
 
 #include <concepts>
 #include <span>
@@ -140,8 +141,8 @@ void require_same_shape(const char* name_a, const A& a, const char* name_b, cons
 template <class T, std::size_t N>
 matrix_view<T> view_of(std::span<T, N> numbers, index_t rows, index_t columns) {
     require(rows >= 0 && columns >= 0, "rows = ", rows, " and columns = ", columns, " must not be negative");
-    require(static_cast<index_t>(numbers.size()) == rows * columns, "a span of ", numbers.size(),
-            " numbers cannot be viewed as ", rows, " x ", columns);
+    require(static_cast<index_t>(numbers.size()) == product_of_sizes("numbers", rows, columns), "a span of ",
+            numbers.size(), " numbers cannot be viewed as ", rows, " x ", columns);
     return {numbers.data(), rows, columns};
 }
 

@@ -3,12 +3,14 @@
 // Both are parameterised over `Memory`, which says where the bytes lie and how they are obtained: `host_memory` here,
 // `thrust_memory` in backend/thrust.hpp, or an engine's own. A Memory has a `space`, `allocate(bytes)` (aligned
 // to 64 bytes, never null) and `deallocate(pointer, bytes)`; it is copied into every owner, so that it may refer to a
-// resource and a stream. New elements are not initialised.
+// resource and a stream. New elements are not initialised. A size that is negative, or whose bytes no index_t counts,
+// is an error.
 #pragma once
 
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/error.hpp>
 #include <switchyard/core/matrix_view.hpp>
+#include <switchyard/core/sizes.hpp>
 
 #include <cstddef>
 #include <new>
@@ -52,9 +54,10 @@ class buffer {
     ~buffer() { release(); }
 
     void resize(index_t count) {
+        const std::size_t bytes = bytes_of<T>(count);
         if (count > capacity_) {
             release();
-            data_ = static_cast<T*>(memory_.allocate(static_cast<std::size_t>(count) * sizeof(T)));
+            data_ = static_cast<T*>(memory_.allocate(bytes));
             capacity_ = count;
         }
         size_ = count;
@@ -100,7 +103,9 @@ class matrix {
 
     void resize(index_t rows, index_t columns) {
         require(rows >= 0 && columns >= 0, "a matrix cannot have ", rows, " x ", columns, " elements");
-        numbers_.resize(rows * columns);
+        const index_t count = product_of_sizes("numbers", rows, columns);
+        rows_ = columns_ = 0;  // what stays where no memory is to be had
+        numbers_.resize(count);
         rows_ = rows;
         columns_ = columns;
     }

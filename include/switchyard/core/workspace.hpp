@@ -12,6 +12,7 @@
 
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/memory.hpp>
+#include <switchyard/core/sizes.hpp>
 
 #include <algorithm>
 #include <array>
@@ -50,11 +51,14 @@ class basic_workspace {
 
     [[nodiscard]] scope open() { return scope(*this); }
 
-    /// `count` elements, 64-byte aligned, not initialised, valid until the scope ends.
+    /// `count` elements, 64-byte aligned, not initialised, valid until the scope ends. Fails where no index_t counts
+    /// their bytes.
     template <class T>
     T* take(index_t count) {
-        const index_t bytes = (count * static_cast<index_t>(sizeof(T)) + 63) / 64 * 64;
-        while (used_ + bytes > room()) {
+        const index_t unpadded = static_cast<index_t>(bytes_of<T>(count));
+        require(unpadded <= most_bytes, count, " elements of ", sizeof(T), " bytes are more than a workspace can hold");
+        const index_t bytes = (unpadded + 63) / 64 * 64;
+        while (bytes > room() - used_) {
             require(chunk_ + 1 < max_chunks, "a workspace holds at most ", max_chunks, " chunks");
             ++chunk_;
             used_ = 0;
@@ -93,9 +97,13 @@ class basic_workspace {
 
     static constexpr index_t smallest_chunk = 4096;
 
+    // A quarter of what can be counted, so that no sum of two sizes wraps.
+    static constexpr index_t most_bytes = index_t{1} << 61;
+
     index_t room() const { return chunk_ < 0 ? -1 : chunks_[static_cast<std::size_t>(chunk_)].size(); }
 
     void grow(index_t bytes) {
+        require(total_ <= most_bytes, "a workspace of ", total_, " bytes cannot grow further");
         const index_t twice = 2 * total_;
         const index_t size = std::max({bytes, twice, smallest_chunk});
         chunks_[static_cast<std::size_t>(chunk_)].resize(size);

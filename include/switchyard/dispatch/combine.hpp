@@ -6,11 +6,16 @@
 //
 // Backward: d_rows[r] = gate * d_y[token of r], d_gates[t, c] = rows[row of (t, c)] . d_y[t], 0 for dropped choices.
 // O(kept D). Nothing is allocated by the forms that write into given views; nothing synchronises.
+//
+// d_rows may be rows, the same view of the same numbers: the expert output's gradient then replaces it. Otherwise
+// outputs lie apart from inputs, from each other and from the plan's arrays: an output that shares memory with another
+// matrix of the call is an error, on every policy.
 #pragma once
 
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/matrix_view.hpp>
 #include <switchyard/core/memory.hpp>
+#include <switchyard/core/overlap.hpp>
 #include <switchyard/dispatch/dispatch.hpp>
 #include <switchyard/dispatch/rows.hpp>
 #include <switchyard/plan/plan.hpp>
@@ -39,6 +44,7 @@ void combine(const Policy& policy, const Plan& plan, const Rows& rows, Tokens&& 
     const auto out = as_view(y);
     detail::require_tokens<Policy>("y", p, out);
     detail::require_rows<Policy>("rows", p, as_view(rows), out.columns);
+    require_apart<Policy>("y", out, "rows", as_view(rows));
     sum_rows(policy, p, settings.apply_gates, settings.accumulate, const_view(as_view(rows)), out);
 }
 
@@ -61,9 +67,13 @@ void combine_backward(const Policy& policy, const Plan& plan, const Rows& rows, 
     detail::require_rows<Policy>("rows", p, as_view(rows), out.columns);
     detail::require_rows<Policy>("d_rows", p, as_view(d_rows), out.columns);
     detail::require_gates<Policy>(p, as_view(d_gates));
+    require_apart<Policy>("d_rows", as_view(d_rows), "d_y", out);
+    require_apart_or_same<Policy>("d_rows", as_view(d_rows), "rows", as_view(rows));
     if (!settings.apply_gates) {
         gather_rows(policy, p, false, out, as_view(d_rows));
     } else {
+        require_apart<Policy>("d_gates", as_view(d_gates), "rows", as_view(rows), "d_y", out, "d_rows", as_view(d_rows),
+                              "the plan's gates", detail::gates_of(p));
         gather_and_dot_rows(policy, p, const_view(as_view(rows)), out, as_view(d_rows), as_view(d_gates));
     }
 }

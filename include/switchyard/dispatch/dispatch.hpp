@@ -8,12 +8,16 @@
 // Backward: d_x[t] = sum_c d_rows[row of (t, c)], choices in order, weighted with the gates if they were applied, and
 // then d_gates[t, c] = d_rows[row] . x[t]. No atomics: the plan's token-major inverse gives each sum a fixed order.
 // O(kept D). Nothing is allocated by the forms that write into given views; nothing synchronises.
+//
+// Outputs lie apart from inputs, from each other and from the plan's arrays: an output that shares memory with another
+// matrix of the call is an error, on every policy.
 #pragma once
 
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/error.hpp>
 #include <switchyard/core/matrix_view.hpp>
 #include <switchyard/core/memory.hpp>
+#include <switchyard/core/overlap.hpp>
 #include <switchyard/dispatch/rows.hpp>
 #include <switchyard/plan/plan.hpp>
 
@@ -63,6 +67,7 @@ void dispatch(const Policy& policy, const Plan& plan, const Tokens& x, Rows&& ro
     const auto out = as_view(rows);
     detail::require_tokens<Policy>("x", p, in);
     detail::require_rows<Policy>("rows", p, out, in.columns);
+    require_apart<Policy>("rows", out, "x", in);
     gather_rows(policy, p, settings.apply_gates, in, out);
 }
 
@@ -88,6 +93,7 @@ void dispatch_backward(const Policy& policy, const Plan& plan, const Rows& d_row
     const auto out = as_view(d_x);
     detail::require_tokens<Policy>("d_x", p, out);
     detail::require_rows<Policy>("d_rows", p, as_view(d_rows), out.columns);
+    require_apart<Policy>("d_x", out, "d_rows", as_view(d_rows));
     sum_rows(policy, p, false, false, const_view(as_view(d_rows)), out);
 }
 
@@ -111,6 +117,9 @@ void dispatch_backward(const Policy& policy, const Plan& plan, const Input& x, c
     require_same_shape("d_x", out, "x", in);
     detail::require_rows<Policy>("d_rows", p, as_view(d_rows), in.columns);
     detail::require_gates<Policy>(p, as_view(d_gates));
+    require_apart<Policy>("d_x", out, "x", in, "d_rows", as_view(d_rows));
+    require_apart<Policy>("d_gates", as_view(d_gates), "x", in, "d_rows", as_view(d_rows), "d_x", out,
+                          "the plan's gates", detail::gates_of(p));
     sum_and_dot_rows(policy, p, const_view(as_view(d_rows)), in, out, as_view(d_gates));
 }
 

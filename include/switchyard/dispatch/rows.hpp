@@ -241,7 +241,7 @@ void dot_rows(const Policy& policy, const plan_view<S>& plan, const matrix_view<
 }
 
 /// gather_rows with gates and dot_rows in one pass: out[r] = gate * tokens[token of r], d_gate = rows[r] . tokens[token
-/// of r], 0 for dropped choices.
+/// of r], 0 for dropped choices. `out` may be `rows`.
 template <host_policy Policy, class S, class A, class B, class Out, class G>
 void gather_and_dot_rows(const Policy& policy, const plan_view<S>& plan, const matrix_view<const A>& rows,
                          const matrix_view<const B>& tokens, const matrix_view<Out>& out,
@@ -276,8 +276,8 @@ void gather_and_dot_rows(const Policy& policy, const plan_view<S>& plan, const m
             return;
         }
     }
+    dot_rows(policy, plan, rows, tokens, d_gates);  // first: `out` may be `rows`
     gather_rows(policy, plan, true, tokens, out);
-    dot_rows(policy, plan, rows, tokens, d_gates);
 }
 
 namespace detail {

@@ -50,7 +50,7 @@ plan<S> copy_to_host(const Policy& policy, const plan_view<S, policy_space<Polic
     copy.made_by(from.origin);
     const auto fetch = [&]<class T>(T* to, const T* source, index_t count) {
         if (count > 0) {
-            policy.copy_to_host(to, source, detail::bytes_of<T>(count));
+            policy.copy_to_host(to, source, bytes_of<T>(count));
         }
     };
     const auto& to = copy.view();

@@ -22,6 +22,7 @@
 #include <switchyard/core/matrix_view.hpp>
 #include <switchyard/core/memory.hpp>
 #include <switchyard/core/philox.hpp>
+#include <switchyard/core/sizes.hpp>
 #include <switchyard/plan/capacity.hpp>
 
 #include <cstdint>
@@ -92,9 +93,9 @@ struct plan_view {
 
 inline namespace SWITCHYARD_TARGET {
 
-/// min(T k, E C) without overflow.
+/// min(T k, E C). Fails where no index_t counts T k.
 constexpr index_t row_bound(index_t tokens, index_t choices, index_t experts, index_t capacity) {
-    const index_t all = tokens * choices;
+    const index_t all = product_of_sizes("choices", tokens, choices);
     return experts > 0 && capacity < all / experts + 1 && experts * capacity < all ? experts * capacity : all;
 }
 
@@ -117,9 +118,12 @@ class basic_plan {
           totals_(0, from),
           scores_(from) {}
 
-    /// Shapes the arrays; allocates only what no earlier shape needed. Contents are then undefined.
+    /// Shapes the arrays; allocates only what no earlier shape needed. Contents are then undefined. Fails, and changes
+    /// nothing, where no index_t counts the elements.
     void resize(index_t tokens, index_t experts, index_t choices, index_t capacity) {
-        const index_t positions = tokens * choices;
+        const index_t positions = product_of_sizes("choices", tokens, choices);
+        const index_t statistics = product_of_sizes("statistics of tokens", tokens, 2);
+        const index_t counts = product_of_sizes("counts of experts", experts, 4) + 1;
         view_.tokens = tokens;
         view_.experts = experts;
         view_.choices = choices;
@@ -128,12 +132,12 @@ class basic_plan {
         view_.expert = grown(expert_, positions);
         view_.slot = grown(slot_, positions);
         view_.gate = grown(gate_, positions);
-        view_.offsets = grown(counts_, 4 * experts + 1);
+        view_.offsets = grown(counts_, counts);
         view_.load_before = view_.offsets + experts + 1;
         view_.load_after = view_.load_before + experts;
         view_.balance_load = view_.load_after + experts;
         view_.order = grown(order_, view_.row_bound);
-        view_.row_maximum = grown(row_statistics_, 2 * tokens);
+        view_.row_maximum = grown(row_statistics_, statistics);
         view_.row_sum = view_.row_maximum + tokens;
         view_.totals = grown(totals_, 1);
         view_.origin = {};
@@ -194,6 +198,16 @@ concept plan_like = requires(const P& p) {
     p.view().totals;
 }
 || requires(const P& p) { p.totals->kept; };
+
+namespace detail {
+
+/// The plan's gates as a matrix.
+template <class S, class Space>
+matrix_view<const S, Space> gates_of(const plan_view<S, Space>& plan) {
+    return {plan.gate, plan.tokens, plan.choices};
+}
+
+}  // namespace detail
 
 template <class S, class Space>
 constexpr const plan_view<S, Space>& view_of_plan(const plan_view<S, Space>& p) {

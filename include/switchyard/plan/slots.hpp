@@ -14,6 +14,7 @@
 
 #include <switchyard/backend/policy.hpp>
 #include <switchyard/core/config.hpp>
+#include <switchyard/core/sizes.hpp>
 #include <switchyard/core/workspace.hpp>
 #include <switchyard/plan/plan.hpp>
 
@@ -77,7 +78,7 @@ choice_counts take_choice_counts(const plan_view<S>& plan, workspace& scratch) {
     counts.block_rows = rows_per_block(plan.tokens, plan.experts);
     counts.blocks = std::max<index_t>(1, (plan.tokens + counts.block_rows - 1) / counts.block_rows);
     counts.stride = plan.choices * plan.experts;
-    counts.count = scratch.take<std::int32_t>(counts.blocks * counts.stride);
+    counts.count = scratch.take<std::int32_t>(product_of_sizes("counters", counts.blocks, counts.stride));
     counts.tokens = scratch.take<std::int64_t>(counts.blocks);
     return counts;
 }

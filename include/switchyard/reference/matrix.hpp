@@ -11,6 +11,7 @@
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/error.hpp>
 #include <switchyard/core/matrix_view.hpp>
+#include <switchyard/core/sizes.hpp>
 
 #include <cstddef>
 #include <cstdint>
@@ -49,7 +50,9 @@ struct table {
 
     table() = default;
     table(index_t row_count, index_t column_count, T value = T{})
-        : rows(row_count), columns(column_count), values(filled(row_count * column_count, value)) {}
+        : rows(row_count),
+          columns(column_count),
+          values(filled(product_of_sizes("numbers", row_count, column_count), value)) {}
     /// Written out row by row: matrix{{1, 2}, {3, 4}}.
     table(std::initializer_list<std::initializer_list<T>> written_rows)
         : rows(static_cast<index_t>(written_rows.size())) {

@@ -5,7 +5,7 @@
 //   p_t = softmax(s_t)
 //   expert_t = argmax_e s_te, or argmax_e (s_te + temperature * Gumbel) when sampling
 //   gate_t = p_t,expert   not renormalised: a weight of 1 would have no gradient
-//   slot_t = earlier tokens of the same expert; kept while slot < C = floor(T F / E)
+//   slot_t = earlier tokens of the same expert; kept while slot < C = floor(T F / E), at least 1
 //   loss = weight E sum_e f_e P_e, f_e = share of first choices before capacity, P_e = mean_t p_te   (+ z-loss)
 //
 // No-token-left-behind (k_max > 1): a token whose expert is full tries its second choice, then its third, ...; its gate
@@ -24,7 +24,7 @@
 namespace switchyard::reference::inline SWITCHYARD_TARGET {
 
 struct switch_router {
-    capacity_rule capacity{.factor = 1.25};
+    capacity_rule capacity{.factor = 1.25, .minimum = 1};
     exploration noise = {};
     drop_order order = drop_order::position;
     index_t no_token_left_behind = 1;  ///< k_max: how many choices a token may try

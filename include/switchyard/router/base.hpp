@@ -31,6 +31,7 @@
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/error.hpp>
 #include <switchyard/core/matrix_view.hpp>
+#include <switchyard/core/overlap.hpp>
 #include <switchyard/core/workspace.hpp>
 #include <switchyard/plan/plan.hpp>
 #include <switchyard/plan/slots.hpp>
@@ -177,7 +178,7 @@ void assign_balanced(const Policy& policy, const base_router<Solver>& router, co
     solve_balanced(policy, router, scores, mask, plan.expert, scratch);
 }
 
-/// scores[T, E] -> plan, k = 1, without capacity.
+/// scores[T, E] -> plan, k = 1, without capacity. The plan's arrays lie apart from the scores.
 template <class Policy, class Solver, matrix_like Scores, class Plan, class Workspace>
 void route_scores(const Policy& policy, const base_router<Solver>& router, const Scores& scores, const run_mode& mode,
                   Plan& plan, Workspace& scratch) {
@@ -186,6 +187,7 @@ void route_scores(const Policy& policy, const base_router<Solver>& router, const
     const auto input = const_view(as_view(scores));
     require_scores(input, mode.mask);
     plan.resize(input.rows, input.columns, 1, unlimited);
+    require_apart<Policy>("the plan's gates", detail::gates_of(plan.view()), "scores", input);
     plan.made_by(origin_of(mode, fingerprint_of(router)));
     const auto& made = plan.view();
     const auto source = score_rows_of(input, 0.0f, mode.noise);
@@ -210,11 +212,14 @@ struct sigmoid_backward_pass {
     matrix_view<ScoreStorage, Space> d_scores;
 
     SWITCHYARD_HD void operator()(index_t token) const {
+        const bool has_choice = plan.slot[token] >= 0;
+        // Before anything is written: d_scores may be the scores.
+        const ScoreStorage gradient = has_choice ? gradient_of_choice(token) : store_scalar<ScoreStorage>(0);
         for (index_t e = 0; e < plan.experts; ++e) {
             d_scores(token, e) = store_scalar<ScoreStorage>(0);
         }
-        if (plan.slot[token] >= 0) {
-            d_scores(token, plan.expert[token]) = gradient_of_choice(token);
+        if (has_choice) {
+            d_scores(token, plan.expert[token]) = gradient;
         }
     }
 
@@ -251,7 +256,8 @@ void require_gates_of_plan(const Source& source, const plan_view<S>& plan) {
     }
 }
 
-/// d_gates[T, 1] -> d_scores[T, E].
+/// d_gates[T, 1] -> d_scores[T, E]. d_scores may be the scores, the same view of the same numbers; otherwise it lies
+/// apart from them, and always from d_gates.
 template <class Policy, class Solver, class Plan, matrix_like Scores, matrix_like Gates, matrix_like Out,
           class Workspace>
 void route_scores_backward(const Policy& policy, const base_router<Solver>& router, const Plan& plan,
@@ -264,6 +270,8 @@ void route_scores_backward(const Policy& policy, const base_router<Solver>& rout
     require_space<Policy, decltype(input), std::remove_cvref_t<decltype(made)>, decltype(gates), decltype(out)>();
     require_plan_for_backward(made, gates, input.rows, input.columns, fingerprint_of(router));
     require_same_shape("d_scores", out, "scores", input);
+    require_apart_or_same<Policy>("d_scores", out, "scores", input);
+    require_apart<Policy>("d_scores", out, "d_gates", gates);
     const auto source = score_rows_of(input, 0.0f, made.origin.noise);
     using S = typename std::remove_cvref_t<decltype(made)>::scalar;
     using pass =

@@ -31,7 +31,7 @@ void assign_balanced(const Policy& policy, const base_router<Solver>& router,
     const matrix<Storage> host_scores = copy_to_host(policy, scores);
     buffer<std::uint8_t> host_mask(mask.data != nullptr ? plan.tokens : 0);
     if (host_mask.size() > 0) {
-        policy.copy_to_host(host_mask.data(), mask.data, detail::bytes_of<std::uint8_t>(plan.tokens));
+        policy.copy_to_host(host_mask.data(), mask.data, bytes_of<std::uint8_t>(plan.tokens));
     }
     const token_mask tokens{host_mask.data(), host_mask.size()};
     buffer<std::int32_t> expert(plan.tokens);
@@ -39,7 +39,7 @@ void assign_balanced(const Policy& policy, const base_router<Solver>& router,
     const matrix_view<const Storage> host_view = host_scores.view();
     solve_balanced(seq, router, host_view, tokens, expert.data(), host_scratch);
     if (plan.tokens > 0) {
-        policy.copy_to_device(plan.expert, expert.data(), detail::bytes_of<std::int32_t>(plan.tokens));
+        policy.copy_to_device(plan.expert, expert.data(), bytes_of<std::int32_t>(plan.tokens));
     }
     for_each_index(policy, 1, detail::note_events{plan.totals, nullptr, false});
 }
@@ -52,7 +52,7 @@ void assign_balanced(const Policy& policy, const base_router<auction>& router,
     const index_t tokens = detail::count_device_tokens(policy, mask, plan.tokens, scratch);
     const auto scope = scratch.open();
     double* const prices = router.prices != nullptr ? scratch.template take<double>(plan.experts) : nullptr;
-    const auto bytes = detail::bytes_of<double>(plan.experts);
+    const auto bytes = bytes_of<double>(plan.experts);
     const bool is_warm = begin_prices(router.prices, plan.experts);
     if (is_warm) policy.copy_to_device(prices, router.prices->of_expert.data(), bytes);
     const device_assignment_problem<Storage, policy_space<Policy>> problem{

@@ -13,6 +13,8 @@
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/matrix_view.hpp>
 #include <switchyard/core/memory.hpp>
+#include <switchyard/core/overlap.hpp>
+#include <switchyard/core/sizes.hpp>
 #include <switchyard/core/workspace.hpp>
 #include <switchyard/plan/plan.hpp>
 #include <switchyard/router/routing.hpp>
@@ -45,6 +47,19 @@ struct tokens_of_plan {
 template <class Policy, class Storage>
 using plan_for = basic_plan<compute_t<Storage>, typename Policy::memory>;
 
+namespace detail {
+
+/// x[T, D] and w[D, E] fit together, and what is made of them can be counted.
+template <class X, class W>
+void require_tokens_and_weights(const X& tokens, const W& weights) {
+    require_projection(tokens, weights);
+    (void)product_of_sizes("numbers of x", tokens.rows, tokens.columns);
+    (void)product_of_sizes("numbers of w", weights.rows, weights.columns);
+    (void)product_of_sizes("scores", tokens.rows, weights.columns);
+}
+
+}  // namespace detail
+
 /// The router's noise on its copy of the tokens; none for routers that have no such settings.
 template <class Router>
 input_noise input_noise_of(const Router& router, const noise_key& key, bool is_training) {
@@ -59,15 +74,17 @@ input_noise input_noise_of(const Router& router, const noise_key& key, bool is_t
     return {};
 }
 
-/// x[T, D], w[D, E] -> plan, whose scores() keep the projection for backward.
+/// x[T, D], w[D, E] -> plan, whose scores() keep the projection for backward: x and w lie apart from them.
 template <class Policy, class Router, matrix_like X, matrix_like W, class Plan, class Workspace>
 void route(const Policy& policy, const Router& router, const X& x, const W& w, run_mode mode, Plan& plan,
            Workspace& scratch) {
     const auto tokens = const_view(as_view(x));
     const auto weights = const_view(as_view(w));
     require_space<Policy, Plan, decltype(tokens), decltype(weights)>();
-    require_projection(tokens, weights);
+    detail::require_tokens_and_weights(tokens, weights);
     require_mask(mode.mask, tokens.rows);
+    // Before they take their shape: that may free them.
+    require_apart<Policy>("plan.scores()", plan.scores().view(), "x", tokens, "w", weights);
     plan.scores().resize(tokens.rows, weights.columns);
     project(policy, tokens, weights, input_noise_of(router, mode.noise, mode.is_training), mode.mask,
             plan.scores().view(), scratch);
@@ -76,7 +93,8 @@ void route(const Policy& policy, const Router& router, const X& x, const W& w, r
 }
 
 /// d_gates[T, k] and the losses -> d_x[T, D], d_w[D, E]. `plan` was made by `route` in training from the same x and w:
-/// shapes and settings are compared, the numbers themselves are not.
+/// shapes and settings are compared, the numbers themselves are not. d_x may be x, the same view of the same numbers.
+/// Otherwise d_x and d_w lie apart from x, w, d_gates, the plan's scores and each other.
 template <class Policy, class Router, class Plan, matrix_like X, matrix_like W, matrix_like Gates, matrix_like DX,
           matrix_like DW, class Workspace>
 void route_backward(const Policy& policy, const Router& router, const Plan& plan, const X& x, const W& w,
@@ -87,12 +105,17 @@ void route_backward(const Policy& policy, const Router& router, const Plan& plan
     const auto weights = const_view(as_view(w));
     const auto& made = plan.view();
     require_space<Policy, Plan, decltype(tokens), decltype(weights), view_type<DX>, view_type<DW>>();
-    require_projection(tokens, weights);
+    detail::require_tokens_and_weights(tokens, weights);
     require(made.origin.width == tokens.columns, "the plan was made from ",
             made.origin.width == 0 ? "scores" : "tokens of another width", "; backward was given tokens of width ",
             tokens.columns);
     require_same_shape("d_x", as_view(d_x), "x", tokens);
     require_same_shape("d_w", as_view(d_w), "w", weights);
+    require_apart_or_same<Policy>("d_x", as_view(d_x), "x", tokens);
+    require_apart<Policy>("d_x", as_view(d_x), "w", weights, "d_gates", as_view(d_gates), "plan.scores()",
+                          plan.scores().view());
+    require_apart<Policy>("d_w", as_view(d_w), "x", tokens, "w", weights, "d_gates", as_view(d_gates), "d_x",
+                          as_view(d_x), "plan.scores()", plan.scores().view());
     const auto scope = scratch.open();
     const matrix_view<S, typename Plan::space> d_scores(scratch.template take<S>(tokens.rows * weights.columns),
                                                         tokens.rows, weights.columns);

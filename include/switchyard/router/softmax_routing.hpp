@@ -16,6 +16,7 @@
 #include <switchyard/balance/load_balancing_loss.hpp>
 #include <switchyard/balance/z_loss.hpp>
 #include <switchyard/core/config.hpp>
+#include <switchyard/core/overlap.hpp>
 #include <switchyard/core/workspace.hpp>
 #include <switchyard/plan/slots.hpp>
 #include <switchyard/router/routing.hpp>
@@ -375,7 +376,8 @@ float logit_jitter_of(const Router& router) {
 }
 
 /// d_gates[T, k] and the losses -> d_scores[T, E]. Gates of dropped choices get no gradient; padding rows are 0. `plan`
-/// was made in training by the same router from the same scores.
+/// was made in training by the same router from the same scores. d_scores may be the scores, the same view of the same
+/// numbers; otherwise it lies apart from them, and always from d_gates.
 template <class Policy, softmax_router Router, class Plan, matrix_like Scores, matrix_like Gates, matrix_like Out,
           class Workspace>
 void route_scores_backward(const Policy& policy, const Router& router, const Plan& plan, const Scores& scores,
@@ -387,6 +389,8 @@ void route_scores_backward(const Policy& policy, const Router& router, const Pla
                   view_type<Out>>();
     require_plan_for_backward(made, as_view(d_gates), input.rows, input.columns, fingerprint_of(router));
     require_same_shape("d_scores", as_view(d_scores), "scores", input);
+    require_apart_or_same<Policy>("d_scores", as_view(d_scores), "scores", input);
+    require_apart<Policy>("d_scores", as_view(d_scores), "d_gates", as_view(d_gates));
     route_softmax_backward(policy, score_rows_of(input, logit_jitter_of(router), made.origin.noise), made,
                            const_view(as_view(d_gates)), as_view(d_scores), softmax_settings_of(router, made.capacity),
                            backward, scratch);

@@ -5,6 +5,10 @@
 //   carries it. losses: load balancing (balance/load_balancing_loss.hpp) and z-loss (balance/z_loss.hpp), weights
 //   included.
 //
+// At inference nothing is dropped by default: a factor gives a few tokens among many experts a capacity of 0, and
+// decoding would lose them all. Without a capacity a token with every expert forbidden is an error; with one it is
+// dropped. In training the minimum of 1 serves small batches.
+//
 // Exploration, in training only: input jitter or input dropout on the router's copy of the tokens (never on what
 // experts receive), sampling (expert = argmax(s + temperature * Gumbel), gate unperturbed), or, for callers that have
 // only scores, logit jitter. All are off unless asked for; the paper trains with input_jitter = 1e-2.
@@ -18,6 +22,7 @@
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/error.hpp>
 #include <switchyard/core/matrix_view.hpp>
+#include <switchyard/core/overlap.hpp>
 #include <switchyard/plan/capacity.hpp>
 #include <switchyard/plan/plan.hpp>
 #include <switchyard/plan/slots.hpp>
@@ -30,8 +35,8 @@
 namespace switchyard {
 
 struct switch_router {
-    capacity_rule capacity{.factor = 1.25};           ///< in training
-    capacity_rule inference_capacity{.factor = 2.0};  ///< otherwise
+    capacity_rule capacity{.factor = 1.25, .minimum = 1};  ///< in training
+    capacity_rule inference_capacity{};                    ///< otherwise; none by default, the paper's factor is 2.0
     drop_order order = drop_order::position;
 
     float input_jitter = 0;        ///< epsilon in [0, 1); the paper's is 1e-2. Needs tokens
@@ -75,7 +80,7 @@ inline softmax_settings softmax_settings_of(const switch_router& r, index_t capa
             .rounds = r.no_token_left_behind};
 }
 
-/// scores[T, E] -> plan, k = 1.
+/// scores[T, E] -> plan, k = 1. The plan's arrays lie apart from the scores.
 template <class Policy, matrix_like Scores, class Plan, class Workspace>
 void route_scores(const Policy& policy, const switch_router& router, const Scores& scores, const run_mode& mode,
                   Plan& plan, Workspace& scratch) {
@@ -87,6 +92,7 @@ void route_scores(const Policy& policy, const switch_router& router, const Score
     const index_t capacity =
         capacity_of(mode.is_training ? router.capacity : router.inference_capacity, input.rows, 1, input.columns);
     plan.resize(input.rows, input.columns, 1, capacity);
+    require_apart<Policy>("the plan's gates", detail::gates_of(plan.view()), "scores", input);
     plan.made_by(origin_of(mode, fingerprint_of(router)));
     const auto source = score_rows_of(input, mode.is_training ? router.logit_jitter : 0.0f, mode.noise);
     const softmax_settings settings = softmax_settings_of(router, capacity);

@@ -19,6 +19,7 @@
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/error.hpp>
 #include <switchyard/core/matrix_view.hpp>
+#include <switchyard/core/overlap.hpp>
 #include <switchyard/plan/capacity.hpp>
 #include <switchyard/plan/plan.hpp>
 #include <switchyard/plan/slots.hpp>
@@ -85,7 +86,7 @@ inline softmax_settings softmax_settings_of(const top_k_router& r, index_t capac
             .normalize = normalizes(r)};
 }
 
-/// scores[T, E] -> plan with k choices.
+/// scores[T, E] -> plan with k choices. The plan's arrays lie apart from the scores.
 template <class Policy, matrix_like Scores, class Plan, class Workspace>
 void route_scores(const Policy& policy, const top_k_router& router, const Scores& scores, const run_mode& mode,
                   Plan& plan, Workspace& scratch) {
@@ -97,6 +98,7 @@ void route_scores(const Policy& policy, const top_k_router& router, const Scores
     const index_t capacity = capacity_of(mode.is_training ? router.capacity : router.inference_capacity, input.rows,
                                          router.k, input.columns);
     plan.resize(input.rows, input.columns, router.k, capacity);
+    require_apart<Policy>("the plan's gates", detail::gates_of(plan.view()), "scores", input);
     plan.made_by(origin_of(mode, fingerprint_of(router)));
     const auto source = score_rows_of(input, mode.is_training ? router.logit_jitter : 0.0f, mode.noise);
     route_softmax(policy, source, mode, plan.view(), softmax_settings_of(router, capacity), scratch,
