@@ -71,6 +71,18 @@ class cuda_thread {
     __device__ std::uint32_t ballot(bool condition) const { return __ballot_sync(all, condition); }
     __device__ bool any(bool condition) const { return __any_sync(all, condition) != 0; }
     __device__ std::uint32_t match(std::int32_t key) const { return __match_any_sync(all, key); }
+    __device__ std::int32_t highest_of_warp(std::int32_t key) const {
+#if __CUDA_ARCH__ >= 800
+        return __reduce_max_sync(all, key);
+#else
+        for (int distance = 16; distance > 0; distance /= 2) {
+            const std::int32_t other = shuffle_xor(key, distance);
+            key = other > key ? other : key;
+        }
+        return key;
+#endif
+    }
+    __device__ std::int32_t lowest_of_warp(std::int32_t key) const { return ~highest_of_warp(~key); }
 
     template <class T>
     __device__ T* shared(index_t count) {
