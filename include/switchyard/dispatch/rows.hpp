@@ -29,7 +29,7 @@ inline namespace SWITCHYARD_TARGET {
 namespace detail {
 
 /// Outputs of this many bytes and more are streamed.
-inline constexpr index_t streaming_bytes = index_t{1} << 23;
+inline constexpr index_t streaming_bytes = index_t{1} << 22;
 
 /// Rows a block of work moves: about 256 KiB, so that small batches stay on the calling thread.
 constexpr index_t rows_per_move(index_t row_bytes) {

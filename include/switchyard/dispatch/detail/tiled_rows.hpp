@@ -1,9 +1,10 @@
 // Rows whose numbers do not lie side by side, such as those of a column-major matrix: moved in tiles on the stack.
 //
-// A block of choices in token order is moved G columns at a time. On the tokens' side it reads or writes columns from end
-// to end. On the rows' side it goes through the choices in the order of their rows: an expert's rows lie together there,
-// so a cache line of a column is used up in one visit whatever the distance of two experts' rows. Between the two lies the
-// tile, a piece of G numbers for each choice or token. Squares of G x G numbers are transposed in registers.
+// A block of choices in token order is moved G columns at a time. On the tokens' side it reads or writes columns from
+// end to end. On the rows' side it goes through the choices in the order of their rows: an expert's rows lie together
+// there, so a cache line of a column is used up in one visit whatever the distance of two experts' rows. Between the
+// two lies the tile, a piece of G numbers for each choice or token. Squares of G x G numbers are transposed in
+// registers.
 //
 // Any stride works. Sums are those of contiguous rows, number for number: choices in order, and products in the same
 // partial sums.
@@ -42,15 +43,8 @@ struct stored_piece {
         std::copy(p, p + width, r.v.begin());
         return r;
     }
-    static stored_piece load_first(const T* p, index_t n, T fill) {
-        stored_piece r;
-        r.v.fill(fill);
-        std::copy(p, p + n, r.v.begin());
-        return r;
-    }
     void store(T* p) const { std::copy(v.begin(), v.end(), p); }
     void stream(T* p) const { store(p); }
-    void store_first(T* p, index_t n) const { std::copy(v.begin(), v.begin() + n, p); }
 };
 
 /// G pieces of G numbers: rows become columns.
@@ -99,7 +93,8 @@ struct square {
     }
 };
 
-/// G columns of a matrix, the first of them j, as pieces of its rows. Columns beyond the last are zeros, and not written.
+/// G columns of a matrix, the first of them j, as pieces of its rows. Columns beyond the last are zeros, and not
+/// written.
 template <class P, class T>
 class column_group {
   public:
@@ -130,8 +125,8 @@ class column_group {
 
     P load_row(index_t r) const {
         const T* const from = first_ + r * row_stride_;
-        if (column_stride_ == 1) {
-            return count_ == G ? load_stored<P>(from) : load_first_stored<P>(from, count_);
+        if (column_stride_ == 1 && count_ == G) {
+            return load_stored<P>(from);
         }
         S numbers[G] = {};
         for (index_t g = 0; g < count_; ++g) {
@@ -155,12 +150,8 @@ class column_group {
 
     void store_row(index_t r, P piece) const {
         T* const to = first_ + r * row_stride_;
-        if (column_stride_ == 1) {
-            if (count_ == G) {
-                store_stored(piece, to);
-            } else {
-                store_first_stored(piece, to, count_);
-            }
+        if (column_stride_ == 1 && count_ == G) {
+            store_stored(piece, to);
             return;
         }
         S numbers[G];
@@ -192,15 +183,22 @@ class column_group {
         }
     }
 
-    /// Calls the numbers of a row into the first-level cache.
-    void call_in(index_t r) const {
+    /// Calls rows r .. r + n into the first-level cache. Inlined, since GCC leaves out a call of a function that does
+    /// nothing else.
+    SWITCHYARD_ALWAYS_INLINE void call_in(index_t r, index_t n) const {
 #if SWITCHYARD_DETAIL_VECTORS
-        const T* const from = first_ + r * row_stride_;
-        for (index_t g = 0; g < (column_stride_ == 1 ? std::min<index_t>(count_, 1) : count_); ++g) {
-            __builtin_prefetch(from + g * column_stride_);
+        const index_t step = row_stride_ == 1 ? line : 1;
+        const index_t columns = column_stride_ == 1 ? std::min<index_t>(count_, 1) : count_;
+        for (index_t g = 0; g < columns; ++g) {
+            const T* const column = first_ + g * column_stride_;
+            // The last line is met at n - 1 or a step further.
+            for (index_t i = 0; i < n + step - 1; i += step) {
+                __builtin_prefetch(column + (r + i) * row_stride_, !std::is_const_v<T>, std::is_const_v<T> ? 2 : 3);
+            }
         }
 #else
         static_cast<void>(r);
+        static_cast<void>(n);
 #endif
     }
 
@@ -226,8 +224,16 @@ class column_group {
     index_t count_;
 };
 
-/// Choices ahead of those in work whose rows are called into the cache.
-inline constexpr index_t choices_ahead = 64;
+/// f(i, n) for i from `first` to below `last`, n = G at a time and then 1: a constant.
+template <index_t G, class F>
+SWITCHYARD_ALWAYS_INLINE void for_groups(index_t first, index_t last, const F& f) {
+    for (; first + G <= last; first += G) {
+        f(first, std::integral_constant<index_t, G>());
+    }
+    for (; first < last; ++first) {
+        f(first, std::integral_constant<index_t, 1>());
+    }
+}
 
 /// A block of choices, in the order of their rows; dropped ones are left out. At most Most of them.
 template <index_t Most>
@@ -255,6 +261,10 @@ class rows_of_block {
         for (index_t i = 0; i < count_; ++i) {
             token_[i] = static_cast<std::uint16_t>(plan.token_of(position(i)) - token);
         }
+        for (index_t i = count_; i > 0; --i) {
+            const bool goes_on = i < count_ && row(i) == row(i - 1) + 1;
+            run_[i - 1] = static_cast<std::uint16_t>(goes_on ? run_[i] + 1 : 1);
+        }
     }
 
     index_t count() const { return count_; }
@@ -265,23 +275,19 @@ class rows_of_block {
     /// From the block's first token on.
     index_t token(index_t i) const { return token_[i]; }
 
-    /// f(i, n) for every n = G rows that lie one after another, and n = 1 for the others.
-    template <index_t G, class F>
-    void for_each_group(const F& f) const {
-        index_t i = 0;
-        while (i < count_) {
-            // Rows rise, and no two are the same.
-            const index_t n = i + G <= count_ && row(i + G - 1) == row(i) + G - 1 ? G : 1;
-            f(i, n);
-            i += n;
-        }
-    }
-
-    /// Calls the row of a later choice into the cache.
-    template <class Group>
-    void call_in(const Group& columns, index_t i) const {
-        if (i + choices_ahead < count_) {
-            columns.call_in(row(i + choices_ahead));
+    /// f(i, r, n) for choices i .. i + n, whose rows r .. r + n lie one after another: n is a constant, G or 1. Rows
+    /// two runs ahead are called into the cache, in each of `columns`.
+    template <index_t G, class F, class... Columns>
+    void for_each_group(const F& f, const Columns&... columns) const {
+        index_t ahead = 0;
+        for (index_t i = 0; i < count_;) {
+            for (; ahead < count_ && ahead - i < 64; ahead += run_[ahead]) {
+                (columns.call_in(row(ahead), run_[ahead]), ...);
+            }
+            const index_t last = i + run_[i];
+            const index_t behind = row(i) - i;
+            for_groups<G>(i, last, [&](index_t first, auto n) { f(first, behind + first, n); });
+            i = last;
         }
     }
 
@@ -306,6 +312,7 @@ class rows_of_block {
     index_t count_ = 0;
     std::uint64_t key_[Most];  // row, and choice in the low 16 bits
     std::uint16_t token_[Most];
+    std::uint16_t run_[Most];  // choices from here on whose rows lie one after another
 };
 
 /// Choices of a block: what a tile on the stack has room for.
@@ -323,15 +330,15 @@ void for_each_block_of_choices(const Policy& policy, const plan_view<S>& plan, i
 /// Tokens first .. first + n as pieces, `next` being called into the cache meanwhile.
 template <class P, class T>
 void load_tokens(const column_group<P, T>& from, const column_group<P, T>& next, index_t first, index_t n, P* tile) {
-    using group = column_group<P, T>;
-    for (index_t t = 0; t < n; t += group::G) {
-        if (t % group::line == 0) {
-            next.call_in(first + t);
+    for_groups<P::width>(0, n, [&](index_t t, auto rows) {
+        if (t % column_group<P, T>::line == 0) {
+            next.call_in(first + t, 1);
         }
-        const index_t rows = std::min<index_t>(group::G, n - t);
         const square<P> loaded = from.load(first + t, rows);
-        std::copy(loaded.piece, loaded.piece + rows, tile + t);
-    }
+        for (index_t g = 0; g < rows; ++g) {
+            tile[t + g] = loaded.piece[g];
+        }
+    });
 }
 
 /// gather_rows, in pieces P.
@@ -347,20 +354,21 @@ void gather_tiles(const Policy& policy, const plan_view<S>& plan, bool weigh, co
         for (index_t j = 0; j < in.columns; j += P::width) {
             load_tokens<P, const In>({in, j}, {in, j + P::width}, token, tokens, tile);
             const column_group<P, Out> to(out, j);
-            rows.template for_each_group<P::width>([&](index_t i, index_t n) {
-                rows.call_in(to, i);
-                square<P> moved;
-                for (index_t g = 0; g < n; ++g) {
-                    moved.piece[g] = tile[rows.token(i + g)];
-                    if constexpr (std::is_floating_point_v<typename P::scalar>) {
-                        if (weigh) {
-                            const auto gate = static_cast<typename P::scalar>(plan.gate[rows.position(i + g)]);
-                            moved.piece[g] = moved.piece[g] * P::all(gate);
+            rows.template for_each_group<P::width>(
+                [&](index_t i, index_t r, auto n) {
+                    square<P> moved;
+                    for (index_t g = 0; g < n; ++g) {
+                        moved.piece[g] = tile[rows.token(i + g)];
+                        if constexpr (std::is_floating_point_v<typename P::scalar>) {
+                            if (weigh) {
+                                const auto gate = static_cast<typename P::scalar>(plan.gate[rows.position(i + g)]);
+                                moved.piece[g] = moved.piece[g] * P::all(gate);
+                            }
                         }
                     }
-                }
-                to.store(rows.row(i), n, moved);
-            });
+                    to.store(r, n, moved);
+                },
+                to);
         }
     });
 }
@@ -393,15 +401,16 @@ void sum_tiles(const Policy& policy, const plan_view<S>& plan, bool weigh, bool 
         alignas(64) P tile[most];
         for (index_t j = 0; j < out.columns; j += P::width) {
             const column_group<P, const In> from(in, j);
-            rows.template for_each_group<P::width>([&](index_t i, index_t n) {
-                rows.call_in(from, i);
-                const square<P> loaded = from.load(rows.row(i), n);
-                for (index_t g = 0; g < n; ++g) {
-                    tile[rows.choice(i + g)] = loaded.piece[g];
-                }
-            });
+            rows.template for_each_group<P::width>(
+                [&](index_t i, index_t r, auto n) {
+                    const square<P> loaded = from.load(r, n);
+                    for (index_t g = 0; g < n; ++g) {
+                        tile[rows.choice(i + g)] = loaded.piece[g];
+                    }
+                },
+                from);
             const group to(out, j);
-            const auto sums = [&](index_t t, index_t n) {
+            const auto sums = [&](index_t t, auto n) {
                 square<P> sum = accumulate ? to.load(token + t, n) : square<P>{};
                 for (index_t g = 0; g < n; ++g) {
                     const index_t choice = (t + g) * plan.choices;
@@ -413,14 +422,11 @@ void sum_tiles(const Policy& policy, const plan_view<S>& plan, bool weigh, bool 
             for (; stream && t + group::line <= tokens && to.can_stream(token + t); t += group::line) {
                 square<P> line[group::line / P::width];
                 for (index_t i = 0; i < group::line / P::width; ++i) {
-                    line[i] = sums(t + i * P::width, P::width);
+                    line[i] = sums(t + i * P::width, std::integral_constant<index_t, P::width>());
                 }
                 to.stream_line(token + t, line);
             }
-            for (; t < tokens; t += P::width) {
-                const index_t n = std::min<index_t>(P::width, tokens - t);
-                to.store(token + t, n, sums(t, n));
-            }
+            for_groups<P::width>(t, tokens, [&](index_t i, auto n) { to.store(token + i, n, sums(i, n)); });
         }
         if (stream) {
             finish_streaming();
@@ -452,8 +458,8 @@ void sum_elements(const Policy& policy, const plan_view<S>& plan, bool weigh, bo
     });
 }
 
-/// Sums of products whose columns come in any order, in the order of `dot`: that is a binary tree over 4 W / G leaves, a
-/// leaf being G lanes of one of four partial sums. Leaves come from left to right, so that few sums wait for their
+/// Sums of products whose columns come in any order, in the order of `dot`: that is a binary tree over 4 W / G leaves,
+/// a leaf being G lanes of one of four partial sums. Leaves come from left to right, so that few sums wait for their
 /// other half: those of one level of the tree each.
 template <class C>
 struct dot_tree {
@@ -468,7 +474,8 @@ struct dot_tree {
     /// f(j) for the columns j .. j + G of a leaf. Those of a last pack that is not full may lie beyond the last column.
     template <class F>
     static void for_each_column(index_t leaf, index_t columns, const F& f) {
-        const index_t part = leaf / 4;  // packs are folded in halves: piece 2 is added to 0, and 3 to 1, before the rest
+        const index_t part =
+            leaf / 4;  // packs are folded in halves: piece 2 is added to 0, and 3 to 1, before the rest
         const index_t first = (parts == 4 ? part % 2 * 2 + part / 2 : part) * G;
         const index_t whole = columns / (4 * W) * (4 * W);
         for (index_t j = leaf % 4 * W; j < whole; j += 4 * W) {
@@ -480,8 +487,8 @@ struct dot_tree {
     }
 };
 
-/// d_gate[t, c] = rows[row of (t, c)] . tokens[t], and 0 for dropped choices. With `out`, out[r] = gate * tokens[token of
-/// r] as well: each number of `rows` is read before the one of `out` in its place is written.
+/// d_gate[t, c] = rows[row of (t, c)] . tokens[t], and 0 for dropped choices. With `out`, out[r] = gate * tokens[token
+/// of r] as well: each number of `rows` is read before the one of `out` in its place is written.
 template <class Policy, class S, class A, class B, class Out, class D>
 void dot_tiles(const Policy& policy, const plan_view<S>& plan, const matrix_view<const A>& rows,
                const matrix_view<const B>& tokens, const matrix_view<Out>* out, const matrix_view<D>& d_gates) {
@@ -503,22 +510,22 @@ void dot_tiles(const Policy& policy, const plan_view<S>& plan, const matrix_view
                 load_tokens<P, const B>({tokens, j}, {tokens, j + 4 * tree::W}, token, token_count, tile);
                 const column_group<P, const A> from(rows, j);
                 const column_group<P, Out> to(out != nullptr ? *out : matrix_view<Out>(), j);
-                kept.template for_each_group<P::width>([&](index_t i, index_t n) {
-                    kept.call_in(from, i);
-                    kept.call_in(to, i);
-                    const square<P> row = from.load(kept.row(i), n);
-                    square<P> scaled;
-                    for (index_t g = 0; g < n; ++g) {
-                        const P number = tile[kept.token(i + g)];
-                        sum[i + g] = multiply_add(row.piece[g], number, sum[i + g]);
-                        if (out != nullptr) {
-                            scaled.piece[g] = number * P::all(static_cast<C>(plan.gate[kept.position(i + g)]));
+                kept.template for_each_group<P::width>(
+                    [&](index_t i, index_t r, auto n) {
+                        const square<P> row = from.load(r, n);
+                        square<P> scaled;
+                        for (index_t g = 0; g < n; ++g) {
+                            const P number = tile[kept.token(i + g)];
+                            sum[i + g] = multiply_add(row.piece[g], number, sum[i + g]);
+                            if (out != nullptr) {
+                                scaled.piece[g] = number * P::all(static_cast<C>(plan.gate[kept.position(i + g)]));
+                            }
                         }
-                    }
-                    if (out != nullptr) {
-                        to.store(kept.row(i), n, scaled);
-                    }
-                });
+                        if (out != nullptr) {
+                            to.store(r, n, scaled);
+                        }
+                    },
+                    from, to);
             });
             for (index_t pair = leaf; pair % 2 == 1; pair /= 2, --waiting) {
                 for (index_t i = 0; i < kept.count(); ++i) {
