@@ -1,4 +1,5 @@
-// Packs of stored numbers: what load_scalar and store_scalar do with one number, for a pack of them, with the same bits.
+// Packs of stored numbers: what load_scalar and store_scalar do with one number, for a pack of them, with the same
+// bits.
 //
 //   load_stored<P>(p)             P::width numbers at p, in the type of P
 //   load_first_stored<P>(p, n)    the first n of them, then 0; nothing beyond is read
@@ -6,9 +7,9 @@
 //   store_first_stored(x, p, n)
 //   stream_stored(x, p)           past the cache, where p is a multiple of the stored pack's size
 //
-// Numbers of the pack's own type move as they are. bfloat16 and half (scalar_traits' `format`) are converted together: by
-// integer instructions, half by the processor's own conversion where the target has it. Numbers of any other type are
-// converted one by one.
+// Numbers of the pack's own type move as they are. bfloat16 and half (scalar_traits' `format`) are converted together:
+// by integer instructions, half by the processor's own conversion where the target has it. Numbers of any other type
+// are converted one by one.
 #pragma once
 
 #include <switchyard/core/config.hpp>
@@ -51,19 +52,28 @@ struct stored_pack {
 
     static words bits_of(numbers x) { return reinterpret_cast<words>(x); }
     static numbers of_bits(words x) { return reinterpret_cast<numbers>(x); }
-    /// Where mask is set x, else y. Masks come of comparisons: all bits or none.
-    static words choose(integers mask, words x, words y) {
-        const auto set = reinterpret_cast<words>(mask);
-        return (x & set) | (y & ~set);
+    static words widen_bits(narrow x) {
+#if SWITCHYARD_DETAIL_AVX512
+        if constexpr (W == 16) {
+            return reinterpret_cast<words>(_mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(x)));
+        }
+#endif
+#if defined(__AVX2__)
+        if constexpr (W == 8) {
+            return reinterpret_cast<words>(_mm256_cvtepu16_epi32(reinterpret_cast<__m128i>(x)));
+        }
+#endif
+        return __builtin_convertvector(x, words);
     }
 
-    static numbers widen_bfloat16(narrow x) { return of_bits(__builtin_convertvector(x, words) << 16); }
+    static numbers widen_bfloat16(narrow x) { return of_bits(widen_bits(x) << 16); }
 
     static narrow round_to_bfloat16(numbers x) {
         const words bits = bits_of(x);
         const words rounded = bits + 0x7fffu + (bits >> 16 & 1u);
         const integers nan = reinterpret_cast<integers>(bits & 0x7fffffffu) > 0x7f800000;
-        return __builtin_convertvector(choose(nan, (bits & 0x80000000u) | 0x7fc00000u, rounded) >> 16, narrow);
+        const words quiet = (bits & 0x80000000u) | 0x7fc00000u;
+        return __builtin_convertvector((nan ? quiet : rounded) >> 16, narrow);
     }
 
     /// Moves the exponent by integers; a multiplication-free renormalisation of denormals by one subtraction of floats.
@@ -82,15 +92,15 @@ struct stored_pack {
         }
 #endif
 #endif
-        const words wide = __builtin_convertvector(x, words);
+        const words wide = widen_bits(x);
         const words shifted = (wide & 0x7fffu) << 13;
         const words exponent = shifted & 0x0f800000u;
         const words normal = shifted + (112u << 23);
         const words smallest = words{} + (113u << 23);
         const words denormal = bits_of(of_bits(shifted + (113u << 23)) - of_bits(smallest));
         const words infinite = normal + (112u << 23);
-        const words magnitude =
-            choose(exponent == 0x0f800000u, infinite, choose(exponent == 0u, denormal, normal));
+        const words finite = exponent == 0u ? denormal : normal;
+        const words magnitude = exponent == 0x0f800000u ? infinite : finite;
         return of_bits(magnitude | (wide & 0x8000u) << 16);
     }
 
@@ -116,9 +126,9 @@ struct stored_pack {
         const words one_half = words{} + (126u << 23);
         const words denormal = bits_of(of_bits(magnitude) + of_bits(one_half)) - one_half;
         const words normal = (magnitude - (112u << 23) + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
-        const words beyond = choose(magnitude > 0x7f800000u, words{} + 0x7e00u, words{} + 0x7c00u);
-        const words rounded = choose(magnitude >= (143u << 23), beyond,
-                                     choose(magnitude < (113u << 23), denormal, normal));
+        const words beyond = magnitude > 0x7f800000u ? words{} + 0x7e00u : words{} + 0x7c00u;
+        const words finite = magnitude < (113u << 23) ? denormal : normal;
+        const words rounded = magnitude >= (143u << 23) ? beyond : finite;
         return __builtin_convertvector(rounded | (bits >> 16 & 0x8000u), narrow);
     }
 
@@ -134,8 +144,8 @@ struct stored_pack {
 
 /// Whether packs P of numbers stored as T are converted together.
 template <class P, class T>
-inline constexpr bool converts_packs = P::width > 1 && std::is_same_v<typename P::scalar, float> &&
-                                       format_of<T> != stored_format::unknown;
+inline constexpr bool converts_packs =
+    P::width > 1 && std::is_same_v<typename P::scalar, float>&& format_of<T> != stored_format::unknown;
 
 #else
 

@@ -6,10 +6,10 @@
 //   sum_and_dot_rows      both backward halves of dispatch with gates
 //   dot_rows      d_gate[t, c] = rows[row of (t, c)] . tokens[t]   0 for dropped choices
 //
-// Contiguous rows move one by one, as vectors (detail/contiguous_rows.hpp); large outputs are written past the cache (they
-// do not fit it, and the row that would be read first is skipped). Any other stride moves in tiles on the stack, of up to
-// 64 KiB (detail/tiled_rows.hpp). Storage is converted on the way (core/stored.hpp). Sums have a fixed order whatever the
-// strides, the thread count and the alignment.
+// Contiguous rows move one by one, as vectors (detail/contiguous_rows.hpp); large outputs are written past the cache
+// (they do not fit it, and the row that would be read first is skipped). Any other stride moves in tiles on the stack,
+// of up to 64 KiB (detail/tiled_rows.hpp). Storage is converted on the way (core/stored.hpp). Sums have a fixed order
+// whatever the strides, the thread count and the alignment.
 #pragma once
 
 #include <switchyard/backend/policy.hpp>
@@ -28,8 +28,10 @@ inline namespace SWITCHYARD_TARGET {
 
 namespace detail {
 
-/// Outputs of this many bytes and more are streamed.
-inline constexpr index_t streaming_bytes = index_t{1} << 22;
+/// Outputs of this many bytes and more are streamed, and from the second figure on, rows are called into the cache
+/// ahead.
+inline constexpr index_t streaming_bytes = index_t{1} << 23;
+inline constexpr index_t calling_bytes = index_t{1} << 21;
 
 /// Rows a block of work moves: about 256 KiB, so that small batches stay on the calling thread.
 constexpr index_t rows_per_move(index_t row_bytes) {
@@ -37,13 +39,16 @@ constexpr index_t rows_per_move(index_t row_bytes) {
     return rows > 1 ? rows : 1;
 }
 
-/// The kept rows in blocks: f(first, last, stream) for each, with a fence after what was streamed.
+/// The kept rows in blocks: f(first, last, stream, rows ahead that are called in) for each, with a fence after what was
+/// streamed.
 template <class Policy, class F>
 void for_each_block_of_rows(const Policy& policy, index_t rows, index_t row_bytes, bool may_stream, const F& f) {
     const index_t grain = rows_per_move(row_bytes);
-    const bool stream = may_stream && rows * row_bytes >= streaming_bytes;
+    const index_t bytes = rows * row_bytes;
+    const bool stream = may_stream && bytes >= streaming_bytes;
+    const index_t ahead = bytes >= calling_bytes ? rows_ahead : 0;
     policy.parallel_for((rows + grain - 1) / grain, [&](index_t b) {
-        f(b * grain, std::min(rows, (b + 1) * grain), stream);
+        f(b * grain, std::min(rows, (b + 1) * grain), stream, ahead);
         if (stream) {
             finish_streaming();
         }
@@ -80,11 +85,10 @@ void gather_rows(const Policy& policy, const plan_view<S>& plan, bool weigh, con
     const auto token_of = [&](index_t r) { return plan.token_of(plan.order[r]); };
     detail::for_each_block_of_rows(
         policy, plan.offsets[plan.experts], width * static_cast<index_t>(sizeof(Out)), true,
-        [&](index_t first, index_t last, bool stream) {
+        [&](index_t first, index_t last, bool stream, index_t later) {
             for (index_t r = first; r < last; ++r) {
                 const In* const source = in.row(token_of(r));
-                const bool more = stream && r + detail::rows_ahead < last;
-                const In* const ahead = more ? in.row(token_of(r + detail::rows_ahead)) : source;
+                const In* const ahead = r + later < last ? in.row(token_of(r + later)) : source;
                 if (!weigh) {
                     detail::copy_row(out.row(r), source, ahead, width, stream);
                     continue;
@@ -144,13 +148,11 @@ void gather_and_dot_rows(const Policy& policy, const plan_view<S>& plan, const m
         const index_t width = tokens.columns;
         detail::for_each_block_of_rows(
             policy, plan.offsets[plan.experts], width * static_cast<index_t>(sizeof(Out)), true,
-            [&](index_t first, index_t last, bool stream) {
+            [&](index_t first, index_t last, bool stream, index_t later) {
                 for (index_t r = first; r < last; ++r) {
                     const index_t position = plan.order[r];
                     const B* const token = tokens.row(plan.token_of(position));
-                    const bool more = stream && r + detail::rows_ahead < last;
-                    const B* const ahead =
-                        more ? tokens.row(plan.token_of(plan.order[r + detail::rows_ahead])) : token;
+                    const B* const ahead = r + later < last ? tokens.row(plan.token_of(plan.order[r + later])) : token;
                     detail::prefetch_gate(plan, r, last);
                     const C product = detail::scale_and_dot(out.row(r), static_cast<C>(plan.gate[position]),
                                                             rows.row(r), token, ahead, width, stream);
@@ -171,9 +173,10 @@ void sum_rows(const Policy& policy, const plan_view<S>& plan, bool weigh, bool a
         const bool may_stream = !accumulate && plan.choices <= 8;
         const detail::choice_sum<S, In> sum{plan, weigh, in};
         detail::for_each_block_of_rows(policy, plan.tokens, row_bytes, may_stream,
-                                       [&](index_t first, index_t last, bool stream) {
+                                       [&](index_t first, index_t last, bool stream, index_t later) {
                                            for (index_t token = first; token < last; ++token) {
-                                               detail::sum_token(sum, token, accumulate, stream, out);
+                                               const index_t ahead = token + later < plan.tokens ? later : 0;
+                                               detail::sum_token(sum, token, ahead, accumulate, stream, out);
                                            }
                                        });
     } else if (plan.choices <= detail::tile_choices<P>) {

@@ -1,5 +1,5 @@
-// Rows whose numbers lie side by side, stored as anything: a row is read, weighed, summed and multiplied in packs of the
-// type that is computed in (core/stored.hpp). Sums have a fixed order whatever the address.
+// Rows whose numbers lie side by side, stored as anything: a row is read, weighed, summed and multiplied in packs of
+// the type that is computed in (core/stored.hpp). Sums have a fixed order whatever the address.
 #pragma once
 
 #include <switchyard/core/config.hpp>
@@ -11,6 +11,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
+#include <type_traits>
 
 namespace switchyard {
 inline namespace SWITCHYARD_TARGET {
@@ -66,20 +68,33 @@ void write_row(T* out, index_t n, bool stream, const F& f) {
     }
 }
 
-/// out = in, converted where the types differ.
+/// out = in, converted where the types differ: else bit for bit.
 template <class In, class Out>
 void copy_row(Out* out, const In* in, const In* ahead, index_t n, bool stream) {
     if constexpr (std::is_same_v<In, Out>) {
-        if (!stream) {
-            std::copy(in, in + n, out);  // not memcpy: D = 0 may lie at null
-            return;
+        using P = wide<float>;
+        constexpr index_t W = sizeof(P) / sizeof(In);
+        index_t j = 0;
+        if (stream && reinterpret_cast<std::uintptr_t>(out) % sizeof(P) == 0) {
+            for (; j + W <= n; j += W) {
+                prefetch(ahead + j);
+                P bits;
+                std::memcpy(&bits, in + j, sizeof bits);
+                bits.stream(reinterpret_cast<float*>(out + j));
+            }
+        } else if (ahead != in) {
+            for (index_t i = 0; i < n; i += 64 / sizeof(In)) {
+                prefetch(ahead + i);
+            }
         }
+        std::copy(in + j, in + n, out + j);  // not memcpy: D = 0 may lie at null
+    } else {
+        using S = compute_t<In>;
+        write_row<S>(out, n, stream, [=](index_t j, index_t lanes) {
+            prefetch(ahead + j);
+            return load_some<S>(in + j, lanes);
+        });
     }
-    using S = compute_t<In>;
-    write_row<S>(out, n, stream, [=](index_t j, index_t lanes) {
-        prefetch(ahead + j);
-        return load_some<S>(in + j, lanes);
-    });
 }
 
 /// a . b in a fixed order: four partial sums of packs in turn, then halves. `visit(j, pack of b)` sees every pack.
@@ -168,7 +183,7 @@ void sum_weighted(Out* out, index_t n, bool accumulate, bool stream, const weigh
         const P weight = P::all(from.weight[0]);
         const In* const row = from.row[0];
         const In* const ahead = from.ahead[0];
-        if (stream) {
+        if (ahead != row) {
             write_row<S>(out, n, stream, [=](index_t j, index_t lanes) {
                 prefetch(ahead + j);
                 return weight * load_some<S>(row + j, lanes);
@@ -188,13 +203,14 @@ struct choice_sum {
     matrix_view<const In> in;
 };
 
-/// Columns first .. first + n of a token's sum into out[0 .. n), 8 choices at a time.
+/// Columns first .. first + n of a token's sum into out[0 .. n), 8 choices at a time. The rows of the token `ahead` of
+/// this one are called into the cache.
 template <class C, class S, class In, class Out>
-void sum_choices(const choice_sum<S, In>& from, index_t token, index_t first, index_t n, bool accumulate, bool stream,
-                 Out* out) {
+void sum_choices(const choice_sum<S, In>& from, index_t token, index_t ahead, index_t first, index_t n, bool accumulate,
+                 bool stream, Out* out) {
     const plan_view<S>& plan = from.plan;
     weighted_rows<C, In> rows;
-    const index_t later = stream && token + rows_ahead < plan.tokens ? rows_ahead * plan.choices : 0;
+    const index_t later = ahead * plan.choices;
     for (index_t position = token * plan.choices; position < (token + 1) * plan.choices; ++position) {
         const index_t r = plan.row_of(position);
         if (r < 0) {
@@ -217,12 +233,12 @@ void sum_choices(const choice_sum<S, In>& from, index_t token, index_t first, in
 
 /// A token's sum into its row. What is stored narrower than it is computed is rounded once, after the last choice.
 template <class S, class In, class Out>
-void sum_token(const choice_sum<S, In>& from, index_t token, bool accumulate, bool stream,
+void sum_token(const choice_sum<S, In>& from, index_t token, index_t ahead, bool accumulate, bool stream,
                const matrix_view<Out>& out) {
     using C = compute_t<Out>;
     Out* const row = out.row(token);
     if (std::is_same_v<C, Out> || from.plan.choices <= weighted_rows<C, In>::most) {
-        sum_choices<C>(from, token, 0, out.columns, accumulate, stream, row);
+        sum_choices<C>(from, token, ahead, 0, out.columns, accumulate, stream, row);
         return;
     }
     constexpr index_t piece = 256;
@@ -230,9 +246,10 @@ void sum_token(const choice_sum<S, In>& from, index_t token, bool accumulate, bo
     for (index_t first = 0; first < out.columns; first += piece) {
         const index_t n = std::min(piece, out.columns - first);
         if (accumulate) {
-            write_row<C>(sums, n, false, [&](index_t j, index_t lanes) { return load_some<C>(row + first + j, lanes); });
+            write_row<C>(sums, n, false,
+                         [&](index_t j, index_t lanes) { return load_some<C>(row + first + j, lanes); });
         }
-        sum_choices<C>(from, token, first, n, accumulate, false, sums);
+        sum_choices<C>(from, token, ahead, first, n, accumulate, false, sums);
         write_row<C>(row + first, n, stream, [&](index_t j, index_t lanes) { return load_some<C>(sums + j, lanes); });
     }
 }
