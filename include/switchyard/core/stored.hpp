@@ -55,7 +55,7 @@ struct stored_pack {
     static words widen_bits(narrow x) {
 #if SWITCHYARD_DETAIL_AVX512
         if constexpr (W == 16) {
-            return reinterpret_cast<words>(_mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(x)));
+            return reinterpret_cast<words>(_mm512_maskz_cvtepu16_epi32(0xffff, reinterpret_cast<__m256i>(x)));
         }
 #endif
 #if defined(__AVX2__)
@@ -88,7 +88,7 @@ struct stored_pack {
         }
 #if SWITCHYARD_DETAIL_AVX512
         if constexpr (W == 16) {
-            return reinterpret_cast<numbers>(_mm512_cvtph_ps(reinterpret_cast<__m256i>(x)));
+            return reinterpret_cast<numbers>(_mm512_maskz_cvtph_ps(0xffff, reinterpret_cast<__m256i>(x)));
         }
 #endif
 #endif
@@ -116,7 +116,7 @@ struct stored_pack {
         }
 #if SWITCHYARD_DETAIL_AVX512
         if constexpr (W == 16) {
-            return reinterpret_cast<narrow>(_mm512_cvtps_ph(reinterpret_cast<__m512>(x), _MM_FROUND_TO_NEAREST_INT));
+            return reinterpret_cast<narrow>(_mm512_maskz_cvtps_ph(0xffff, reinterpret_cast<__m512>(x), _MM_FROUND_TO_NEAREST_INT));
         }
 #endif
 #endif

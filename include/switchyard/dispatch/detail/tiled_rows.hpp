@@ -107,7 +107,7 @@ class column_group {
           column_stride_(m.column_stride),
           count_(std::clamp<index_t>(m.columns - j, 0, G)) {}
 
-    /// Rows r .. r + n, n <= G.
+    /// Rows r .. r + n: n is 1 or G.
     square<P> load(index_t r, index_t n) const {
         square<P> rows;
         if (n == G && row_stride_ == 1 && count_ == G) {
@@ -135,7 +135,7 @@ class column_group {
         return P::load(numbers);
     }
 
-    void store(index_t r, index_t n, square<P> rows) const {
+    void store(index_t r, index_t n, square<P>& rows) const {
         if (n == G && row_stride_ == 1 && count_ == G) {
             rows.transpose();
             for (index_t g = 0; g < G; ++g) {
@@ -183,8 +183,9 @@ class column_group {
         }
     }
 
-    /// Calls rows r .. r + n into the first-level cache. Inlined, since GCC leaves out a call of a function that does
-    /// nothing else.
+    /// Calls rows r .. r + n into the cache of this level, 1 or 2. Inlined, since GCC leaves out a call of a function
+    /// that does nothing else.
+    template <int Level>
     SWITCHYARD_ALWAYS_INLINE void call_in(index_t r, index_t n) const {
 #if SWITCHYARD_DETAIL_VECTORS
         const index_t step = row_stride_ == 1 ? line : 1;
@@ -193,7 +194,7 @@ class column_group {
             const T* const column = first_ + g * column_stride_;
             // The last line is met at n - 1 or a step further.
             for (index_t i = 0; i < n + step - 1; i += step) {
-                __builtin_prefetch(column + (r + i) * row_stride_, !std::is_const_v<T>, std::is_const_v<T> ? 2 : 3);
+                __builtin_prefetch(column + (r + i) * row_stride_, !std::is_const_v<T>, 4 - Level);
             }
         }
 #else
@@ -259,6 +260,7 @@ class rows_of_block {
             }
         }
         for (index_t i = 0; i < count_; ++i) {
+            choice_[i] = static_cast<std::uint16_t>(key_[i] & 0xffff);
             token_[i] = static_cast<std::uint16_t>(plan.token_of(position(i)) - token);
         }
         for (index_t i = count_; i > 0; --i) {
@@ -270,7 +272,7 @@ class rows_of_block {
     index_t count() const { return count_; }
     index_t row(index_t i) const { return static_cast<index_t>(key_[i] >> 16); }
     /// In the block.
-    index_t choice(index_t i) const { return static_cast<index_t>(key_[i] & 0xffff); }
+    index_t choice(index_t i) const { return choice_[i]; }
     index_t position(index_t i) const { return first_ + choice(i); }
     /// From the block's first token on.
     index_t token(index_t i) const { return token_[i]; }
@@ -282,7 +284,7 @@ class rows_of_block {
         index_t ahead = 0;
         for (index_t i = 0; i < count_;) {
             for (; ahead < count_ && ahead - i < 64; ahead += run_[ahead]) {
-                (columns.call_in(row(ahead), run_[ahead]), ...);
+                (columns.template call_in<1>(row(ahead), run_[ahead]), ...);
             }
             const index_t last = i + run_[i];
             const index_t behind = row(i) - i;
@@ -311,6 +313,7 @@ class rows_of_block {
     index_t first_;
     index_t count_ = 0;
     std::uint64_t key_[Most];  // row, and choice in the low 16 bits
+    std::uint16_t choice_[Most];
     std::uint16_t token_[Most];
     std::uint16_t run_[Most];  // choices from here on whose rows lie one after another
 };
@@ -332,7 +335,7 @@ template <class P, class T>
 void load_tokens(const column_group<P, T>& from, const column_group<P, T>& next, index_t first, index_t n, P* tile) {
     for_groups<P::width>(0, n, [&](index_t t, auto rows) {
         if (t % column_group<P, T>::line == 0) {
-            next.call_in(first + t, 1);
+            next.template call_in<2>(first + t, 1);
         }
         const square<P> loaded = from.load(first + t, rows);
         for (index_t g = 0; g < rows; ++g) {
@@ -373,32 +376,31 @@ void gather_tiles(const Policy& policy, const plan_view<S>& plan, bool weigh, co
     });
 }
 
-/// A token's piece of sum_rows: the pieces of its choices in order, the first of them position `first` of the plan.
-template <class P, class S>
-P sum_pieces(const plan_view<S>& plan, index_t first, bool weigh, bool accumulate, P sum, const P* pieces) {
-    using C = typename P::scalar;
-    for (index_t c = 0; c < plan.choices; ++c) {
-        if (plan.slot[first + c] >= 0) {
-            const P weight = P::all(weigh ? static_cast<C>(plan.gate[first + c]) : C(1));
-            sum = accumulate ? multiply_add(weight, pieces[c], sum) : weight * pieces[c];
-            accumulate = true;
-        }
-    }
-    return accumulate ? sum : P::all(C(0));
-}
-
 /// sum_rows.
 template <class Policy, class S, class In, class Out>
 void sum_tiles(const Policy& policy, const plan_view<S>& plan, bool weigh, bool accumulate, bool stream,
                const matrix_view<const In>& in, const matrix_view<Out>& out) {
-    using P = row_piece<compute_t<Out>>;
+    using C = compute_t<Out>;
+    using P = row_piece<C>;
     using group = column_group<P, Out>;
     constexpr index_t most = tile_choices<P>;
     for_each_block_of_choices(policy, plan, most / plan.choices * plan.choices, [&](index_t first, index_t last) {
         const rows_of_block<most> rows(plan, first, last);
         const index_t token = plan.token_of(first);
-        const index_t tokens = (last - first) / plan.choices;
+        const index_t choices = plan.choices;
+        const index_t tokens = (last - first) / choices;
+        // A dropped choice adds -0, which changes no number; it makes a token without rows 0.
         alignas(64) P tile[most];
+        C weight[most];
+        for (index_t t = 0; t < tokens; ++t) {
+            bool none = !accumulate;
+            for (index_t i = (t + 1) * plan.choices; i-- > t * plan.choices;) {
+                const bool kept = plan.slot[first + i] >= 0;
+                none = none && !kept;
+                tile[i] = P::all(none && i == t * plan.choices ? C(0) : -C(0));
+                weight[i] = kept && weigh ? static_cast<C>(plan.gate[first + i]) : C(1);
+            }
+        }
         for (index_t j = 0; j < out.columns; j += P::width) {
             const column_group<P, const In> from(in, j);
             rows.template for_each_group<P::width>(
@@ -410,23 +412,36 @@ void sum_tiles(const Policy& policy, const plan_view<S>& plan, bool weigh, bool 
                 },
                 from);
             const group to(out, j);
-            const auto sums = [&](index_t t, auto n) {
-                square<P> sum = accumulate ? to.load(token + t, n) : square<P>{};
-                for (index_t g = 0; g < n; ++g) {
-                    const index_t choice = (t + g) * plan.choices;
-                    sum.piece[g] = sum_pieces(plan, first + choice, weigh, accumulate, sum.piece[g], tile + choice);
+            const auto sum_tokens = [&](index_t t, auto n, square<P>& sum) {
+                if (accumulate) {
+                    sum = to.load(token + t, n);
                 }
-                return sum;
+                for (index_t g = 0; g < n; ++g) {
+                    const P* const number = tile + (t + g) * choices;
+                    const C* const factor = weight + (t + g) * choices;
+                    P of_token = P::all(*factor) * *number;
+                    if (accumulate) {
+                        of_token = multiply_add(P::all(*factor), *number, sum.piece[g]);
+                    }
+                    for (index_t c = 1; c < choices; ++c) {
+                        of_token = multiply_add(P::all(factor[c]), number[c], of_token);
+                    }
+                    sum.piece[g] = of_token;
+                }
             };
             index_t t = 0;
             for (; stream && t + group::line <= tokens && to.can_stream(token + t); t += group::line) {
-                square<P> line[group::line / P::width];
+                square<P> line[group::line / P::width];  // filled in place: a copy would wait for its parts
                 for (index_t i = 0; i < group::line / P::width; ++i) {
-                    line[i] = sums(t + i * P::width, std::integral_constant<index_t, P::width>());
+                    sum_tokens(t + i * P::width, std::integral_constant<index_t, P::width>(), line[i]);
                 }
                 to.stream_line(token + t, line);
             }
-            for_groups<P::width>(t, tokens, [&](index_t i, auto n) { to.store(token + i, n, sums(i, n)); });
+            for_groups<P::width>(t, tokens, [&](index_t i, auto n) {
+                square<P> sum;
+                sum_tokens(i, n, sum);
+                to.store(token + i, n, sum);
+            });
         }
         if (stream) {
             finish_streaming();
