@@ -5,7 +5,8 @@
 // float. To add a storage type, specialise `scalar_traits`.
 //
 // A specialisation whose numbers are 16 bits of a known format may say so: `static constexpr auto format =
-// stored_format::bfloat16;`. Packs of such numbers are then converted together (core/stored.hpp); all others one by one.
+// stored_format::bfloat16;`. Packs of such numbers are then converted together (core/stored.hpp); all others one by
+// one.
 #pragma once
 
 #include <switchyard/core/config.hpp>
@@ -39,9 +40,9 @@ concept storage_scalar = requires(T x, typename scalar_traits<std::remove_const_
     { scalar_traits<std::remove_const_t<T>>::store(y) } -> std::same_as<std::remove_const_t<T>>;
 };
 
-/// What 16 bits of a stored number mean. load and store must agree: to nearest even, NaN kept as one. bfloat16 stores
-/// any NaN as 0x7fc0 with its sign; half as the processor's F16C does where the target has it, else as 0x7e00 with its
-/// sign.
+/// What 16 bits of a stored number mean. load and store have to agree bit for bit: to the nearest number, halves to
+/// even. Any NaN is stored in bfloat16 as 0x7fc0 with its sign. In half NaNs are as x86's F16C has them: quiet, with
+/// their sign and the high bits of their payload.
 enum class stored_format { unknown, bfloat16, half };
 
 template <storage_scalar T>

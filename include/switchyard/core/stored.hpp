@@ -98,7 +98,8 @@ struct stored_pack {
         const words normal = shifted + (112u << 23);
         const words smallest = words{} + (113u << 23);
         const words denormal = bits_of(of_bits(shifted + (113u << 23)) - of_bits(smallest));
-        const words infinite = normal + (112u << 23);
+        const words quiet = (shifted & 0x007fe000u) != 0u ? words{} + 0x00400000u : words{};
+        const words infinite = (normal + (112u << 23)) | quiet;
         const words finite = exponent == 0u ? denormal : normal;
         const words magnitude = exponent == 0x0f800000u ? infinite : finite;
         return of_bits(magnitude | (wide & 0x8000u) << 16);
@@ -116,7 +117,8 @@ struct stored_pack {
         }
 #if SWITCHYARD_DETAIL_AVX512
         if constexpr (W == 16) {
-            return reinterpret_cast<narrow>(_mm512_maskz_cvtps_ph(0xffff, reinterpret_cast<__m512>(x), _MM_FROUND_TO_NEAREST_INT));
+            return reinterpret_cast<narrow>(
+                _mm512_maskz_cvtps_ph(0xffff, reinterpret_cast<__m512>(x), _MM_FROUND_TO_NEAREST_INT));
         }
 #endif
 #endif
@@ -126,7 +128,7 @@ struct stored_pack {
         const words one_half = words{} + (126u << 23);
         const words denormal = bits_of(of_bits(magnitude) + of_bits(one_half)) - one_half;
         const words normal = (magnitude - (112u << 23) + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
-        const words beyond = magnitude > 0x7f800000u ? words{} + 0x7e00u : words{} + 0x7c00u;
+        const words beyond = magnitude > 0x7f800000u ? 0x7e00u | (magnitude >> 13 & 0x3ffu) : words{} + 0x7c00u;
         const words finite = magnitude < (113u << 23) ? denormal : normal;
         const words rounded = magnitude >= (143u << 23) ? beyond : finite;
         return __builtin_convertvector(rounded | (bits >> 16 & 0x8000u), narrow);
