@@ -5,8 +5,10 @@
 //
 // switch_route is a training step (losses, statistics for backward), top_k_route inference (decoding sizes among them).
 // Rows are `<operation>_<policy>/<tokens>/<experts>`, with /k for top-k. Compare medians of one run only. All
-// operations write into prepared buffers. Scores are Gaussian (fixed seed); rows of tokens have 512 float32 numbers;
-// dispatch and combine use balanced random experts and drop nothing. `par` runs on OpenMP with the machine's threads.
+// operations write into prepared buffers. Rows that move are also `_by_columns` (column-major), `_bfloat16` and
+// `_half`, with sizes /<tokens>/<experts>/<k>/<columns>. Scores are Gaussian (fixed seed); rows of tokens have 512
+// float32 numbers; dispatch and combine use balanced random experts and drop nothing. `par` runs on OpenMP with the
+// machine's threads.
 //
 // Baselines: eigen_softmax_argmax (softmax and argmax with Eigen's row expressions), exp_sum (Eigen's sum of exp over
 // the matrix: one exponential a score is the least any softmax pays), read_scores (their sum), copy_rows (memcpy of the

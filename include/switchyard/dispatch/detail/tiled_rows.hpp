@@ -489,8 +489,8 @@ struct dot_tree {
     /// f(j) for the columns j .. j + G of a leaf. Those of a last pack that is not full may lie beyond the last column.
     template <class F>
     static void for_each_column(index_t leaf, index_t columns, const F& f) {
-        const index_t part =
-            leaf / 4;  // packs are folded in halves: piece 2 is added to 0, and 3 to 1, before the rest
+        // Packs are folded in halves: piece 2 is added to 0, and 3 to 1, before the rest.
+        const index_t part = leaf / 4;
         const index_t first = (parts == 4 ? part % 2 * 2 + part / 2 : part) * G;
         const index_t whole = columns / (4 * W) * (4 * W);
         for (index_t j = leaf % 4 * W; j < whole; j += 4 * W) {
