@@ -262,8 +262,8 @@ struct pack {
             return {reinterpret_cast<numbers>(_mm256_fmadd_pd(
                 reinterpret_cast<__m256d>(a.v), reinterpret_cast<__m256d>(b.v), reinterpret_cast<__m256d>(c.v)))};
         } else if constexpr (sizeof(numbers) == 16 && sizeof(S) == 4) {
-            return {reinterpret_cast<numbers>(_mm_fmadd_ps(
-                reinterpret_cast<__m128>(a.v), reinterpret_cast<__m128>(b.v), reinterpret_cast<__m128>(c.v)))};
+            return {reinterpret_cast<numbers>(_mm_fmadd_ps(reinterpret_cast<__m128>(a.v), reinterpret_cast<__m128>(b.v),
+                                                           reinterpret_cast<__m128>(c.v)))};
         } else if constexpr (sizeof(numbers) == 16) {
             return {reinterpret_cast<numbers>(_mm_fmadd_pd(
                 reinterpret_cast<__m128d>(a.v), reinterpret_cast<__m128d>(b.v), reinterpret_cast<__m128d>(c.v)))};
