@@ -246,10 +246,10 @@ class rows_of_block {
     rows_of_block(const plan_view<S>& plan, index_t first, index_t last) : first_(first) {
         const index_t token = plan.token_of(first);
         std::uint64_t different = 0;
-        for (index_t position = first; position < last; ++position) {
-            const index_t r = plan.row_of(position);
+        for (index_t at = first; at < last; ++at) {
+            const index_t r = plan.row_of(at);
             if (r >= 0) {
-                key_[count_] = static_cast<std::uint64_t>(r) << 16 | static_cast<std::uint64_t>(position - first);
+                key_[count_] = static_cast<std::uint64_t>(r) << 16 | static_cast<std::uint64_t>(at - first);
                 different |= key_[count_] ^ key_[0];
                 ++count_;
             }
