@@ -19,7 +19,6 @@
 #include <switchyard/plan/plan.hpp>
 
 #include <algorithm>
-#include <array>
 #include <cstdint>
 #include <utility>
 
@@ -36,15 +35,21 @@ template <class T>
 struct stored_piece {
     static constexpr int width = 4;
     using scalar = T;
-    std::array<T, width> v;
+    T v[width];
 
-    static stored_piece load(const T* p) {
+    SWITCHYARD_HD static stored_piece load(const T* p) {
         stored_piece r;
-        std::copy(p, p + width, r.v.begin());
+        for (int i = 0; i < width; ++i) {
+            r.v[i] = p[i];
+        }
         return r;
     }
-    void store(T* p) const { std::copy(v.begin(), v.end(), p); }
-    void stream(T* p) const { store(p); }
+    SWITCHYARD_HD void store(T* p) const {
+        for (int i = 0; i < width; ++i) {
+            p[i] = v[i];
+        }
+    }
+    SWITCHYARD_HD void stream(T* p) const { store(p); }
 };
 
 /// G pieces of G numbers: rows become columns.
@@ -55,7 +60,7 @@ struct square {
 
     void transpose() {
         if constexpr (width == 1) {
-            return;
+            return;  // as it is
         }
 #if SWITCHYARD_DETAIL_VECTORS && defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector)
@@ -64,7 +69,6 @@ struct square {
             const auto b = piece[1].v;
             piece[0].v = __builtin_shufflevector(a, b, 0, 2);
             piece[1].v = __builtin_shufflevector(a, b, 1, 3);
-            return;
         } else if constexpr (std::is_arithmetic_v<typename P::scalar>) {
             const auto low01 = __builtin_shufflevector(piece[0].v, piece[1].v, 0, 4, 1, 5);
             const auto low23 = __builtin_shufflevector(piece[2].v, piece[3].v, 0, 4, 1, 5);
@@ -74,21 +78,22 @@ struct square {
             piece[1].v = __builtin_shufflevector(low01, low23, 2, 3, 6, 7);
             piece[2].v = __builtin_shufflevector(high01, high23, 0, 1, 4, 5);
             piece[3].v = __builtin_shufflevector(high01, high23, 2, 3, 6, 7);
-            return;
         }
 #endif
 #endif
-        typename P::scalar numbers[width][width];
-        for (int i = 0; i < width; ++i) {
-            piece[i].store(numbers[i]);
-        }
-        for (int i = 0; i < width; ++i) {
-            for (int j = i + 1; j < width; ++j) {
-                std::swap(numbers[i][j], numbers[j][i]);
+        else {
+            typename P::scalar numbers[width][width];
+            for (int i = 0; i < width; ++i) {
+                piece[i].store(numbers[i]);
             }
-        }
-        for (int i = 0; i < width; ++i) {
-            piece[i] = P::load(numbers[i]);
+            for (int i = 0; i < width; ++i) {
+                for (int j = i + 1; j < width; ++j) {
+                    std::swap(numbers[i][j], numbers[j][i]);
+                }
+            }
+            for (int i = 0; i < width; ++i) {
+                piece[i] = P::load(numbers[i]);
+            }
         }
     }
 };
