@@ -48,12 +48,14 @@ struct view_access<M> {
 template <>
 struct scalar_traits<Eigen::half> {
     using compute = float;
+    static constexpr stored_format format = stored_format::half;
     SWITCHYARD_ALWAYS_INLINE static float load(Eigen::half x) { return static_cast<float>(x); }
     SWITCHYARD_ALWAYS_INLINE static Eigen::half store(float x) { return static_cast<Eigen::half>(x); }
 };
 template <>
 struct scalar_traits<Eigen::bfloat16> {
     using compute = float;
+    static constexpr stored_format format = stored_format::bfloat16;
     SWITCHYARD_ALWAYS_INLINE static float load(Eigen::bfloat16 x) { return static_cast<float>(x); }
     SWITCHYARD_ALWAYS_INLINE static Eigen::bfloat16 store(float x) { return static_cast<Eigen::bfloat16>(x); }
 };

@@ -69,6 +69,13 @@ inline constexpr int register_bytes = 16;
 template <class S>
 inline constexpr int native_width = register_bytes == 0 ? 1 : register_bytes / static_cast<int>(sizeof(S));
 
+/// Calls what lies `bytes` beyond p into the cache; that need not be an address one may use.
+inline void call_in_beyond([[maybe_unused]] const void* p, [[maybe_unused]] std::uintptr_t bytes) {
+#if SWITCHYARD_DETAIL_VECTORS
+    __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(p) + bytes));
+#endif
+}
+
 /// Calls what lies at p into the cache, to be written soon; p need not be an address one may use.
 inline void call_in_to_write([[maybe_unused]] const void* p) {
 #if SWITCHYARD_DETAIL_VECTORS
@@ -83,6 +90,7 @@ struct pack;
 template <class S>
 struct pack<S, 1> {
     static constexpr int width = 1;
+    using scalar = S;
     using lane_mask = bool;
     S v;
 
@@ -149,6 +157,7 @@ template <class S, int W>
 struct pack {
     static_assert(W > 1 && (W & (W - 1)) == 0);
     static constexpr int width = W;
+    using scalar = S;
     using bits = typename float_bits<S>::type;
     typedef S numbers __attribute__((vector_size(W * sizeof(S))));
     typedef bits words __attribute__((vector_size(W * sizeof(S))));

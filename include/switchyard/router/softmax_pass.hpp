@@ -17,6 +17,7 @@
 #include <switchyard/score/select.hpp>
 #include <switchyard/score/softmax.hpp>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -94,18 +95,72 @@ struct softmax_pass {
     template <int W, int R>
     SWITCHYARD_HD index_t scratch_size() const {
         // Selection one by one needs none.
-        return W == 1 ? 2 * R * experts()
-                      : (rows_together<W, R>() + R + 1) * padded<W>(experts()) + selection_scratch<compute>(experts());
+        return W == 1 ? 2 * R * experts() : (2 * R + 1) * padded<W>(experts()) + selection_scratch<compute>(experts());
     }
 
     /// Rows first .. last. `column_sums` [padded E] is added to where given.
     template <int W, int R>
     SWITCHYARD_HD void run(index_t first, index_t last, compute* scratch, compute* column_sums,
                            row_events& events) const {
-        const index_t together = rows_together<W, R>();
         const index_t length = padded<W>(experts());
-        compute* const exponentials = column_sums != nullptr ? scratch + together * length : nullptr;
-        const places at{scratch, exponentials, scratch + (together + R) * length, column_sums};
+        compute* const exponentials = scratch + R * length;
+        compute* const clean = W == 1 ? scratch : exponentials + R * length;
+        places at{scratch, column_sums != nullptr ? exponentials : nullptr, clean, clean + length, column_sums};
+        if constexpr (W > 1) {
+            if (!source.direct()) {
+                alignas(64) compute block[block_bytes / sizeof(compute)];
+                // Rows too long for that are read one by one.
+                const index_t rows = rows_of_block<W, compute>(source.scores, length, block_bytes);
+                for (index_t start = first; start < last && rows > 0; start += rows) {
+                    const index_t end = std::min(last, start + rows);
+                    source.template rows<W>(start, end - start, block, length);
+                    at.block = block;
+                    at.block_first = start;
+                    run_span<W, R>(start, end, at, events);
+                }
+                if (rows > 0) {
+                    return;
+                }
+            }
+        }
+        run_span<W, R>(first, last, at, events);
+    }
+
+  private:
+    /// Rows that cannot be read in place are prepared in blocks of this size, which stay in cache.
+    static constexpr index_t block_bytes = 32768;
+
+    /// Where a block of rows finds room.
+    struct places {
+        compute* rows;          ///< of scores, where they cannot be read in place
+        compute* exponentials;  ///< of R rows, or null
+        compute* clean;         ///< a row without NaN
+        compute* selection;
+        compute* column_sums;            ///< or null
+        const compute* block = nullptr;  ///< rows that were prepared, or null
+        index_t block_first = 0;         ///< the token of the first of them
+    };
+
+    template <int W>
+    SWITCHYARD_HD const compute* row_of(index_t token, int r, const places& at) const {
+        const index_t length = padded<W>(experts());
+        return at.block != nullptr ? at.block + (token - at.block_first) * length
+                                   : source.row(token, at.rows + r * length);
+    }
+
+    /// How many rows are gathered before any is worked on.
+    template <int W, int R>
+    SWITCHYARD_HD index_t rows_together() const {
+        if constexpr (selects_tiles<Select> && W > 1) {
+            return select.template takes_tiles<W>() ? W : R;
+        } else {
+            return R;
+        }
+    }
+
+    template <int W, int R>
+    SWITCHYARD_HD void run_span(index_t first, index_t last, const places& at, row_events& events) const {
+        const index_t together = rows_together<W, R>();
         index_t tile[W > R ? W : R];
         int filled = 0;
         for (index_t token = first; token < last; ++token) {
@@ -116,15 +171,14 @@ struct softmax_pass {
             }
             tile[filled++] = token;
             if (filled == together) {
+                filled = 0;
                 if constexpr (selects_tiles<Select> && W > 1) {
                     if (together == W) {
                         run_tile<W, R>(tile, at, events);
-                        filled = 0;
                         continue;
                     }
                 }
                 run_rows<W, R>(tile, at, events);
-                filled = 0;
             }
         }
         int i = 0;
@@ -133,25 +187,6 @@ struct softmax_pass {
         }
         for (; i < filled; ++i) {
             run_rows<W, 1>(tile + i, at, events);
-        }
-    }
-
-  private:
-    /// Where a block of rows finds room.
-    struct places {
-        compute* rows;          ///< of scores, where they cannot be read in place
-        compute* exponentials;  ///< of R rows, or null
-        compute* selection;
-        compute* column_sums;  ///< or null
-    };
-
-    /// How many rows are gathered before any is worked on.
-    template <int W, int R>
-    SWITCHYARD_HD index_t rows_together() const {
-        if constexpr (selects_tiles<Select> && W > 1) {
-            return select.template takes_tiles<W>() ? W : R;
-        } else {
-            return R;
         }
     }
 
@@ -178,7 +213,7 @@ struct softmax_pass {
         const index_t length = padded<W>(experts());
         const compute* row[R];
         for (int r = 0; r < R; ++r) {
-            row[r] = source.row(token[r], at.rows + r * length);
+            row[r] = row_of<W>(token[r], r, at);
         }
         softmax_statistics<compute, W, R> found =
             maxima_suffice ? maxima_of_rows<W, R>(row, experts())
@@ -187,7 +222,7 @@ struct softmax_pass {
         for (int r = 0; r < R; ++r) {
             scale[r] = compute(1) / found.sum[r];
             if (!(found.sum[r] < std::numeric_limits<compute>::infinity())) [[unlikely]] {
-                scale[r] = run_bad_row<W, R>(token[r], r, row[r], at.rows + r * length,
+                scale[r] = run_bad_row<W, R>(token[r], r, row[r], W == 1 ? at.rows + r * length : at.clean,
                                              at.exponentials != nullptr ? at.exponentials + r * length : nullptr,
                                              at.selection, found, events);
             } else {
@@ -217,12 +252,10 @@ struct softmax_pass {
         const bool maxima_suffice = needs_no_sums(at);
         selected_rows<compute, W> rows;
         for (int first = 0; first < W; first += step) {
-            places here = at;
-            here.rows += first * padded<W>(experts());
             for (int r = 0; r < step; ++r) {
                 rows.row[first + r] = nullptr;
             }
-            read_rows<W, step>(token + first, here, maxima_suffice, events,
+            read_rows<W, step>(token + first, at, maxima_suffice, events,
                                [&](int r, const compute* row, const softmax_statistics<compute, W, step>& found) {
                                    rows.token[first + r] = token[first + r];
                                    rows.row[first + r] = row;
