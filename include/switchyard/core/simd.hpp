@@ -402,6 +402,9 @@ struct pack {
         return found;
     }
 
+    /// Whether `store_positions` needs no loop.
+    static constexpr bool stores_positions_at_once = SWITCHYARD_DETAIL_AVX512 != 0 && (W == 8 || W == 16);
+
     /// Writes first + i to `positions` for every set bit i, in order. Up to W entries are overwritten.
     static void store_positions(std::int32_t* positions, std::uint32_t bits, std::int32_t first) {
 #if SWITCHYARD_DETAIL_AVX512

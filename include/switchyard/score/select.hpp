@@ -79,21 +79,38 @@ void select_by_sorting(const S* row, index_t experts, index_t k, S* scores, std:
 /// Indices of the scores >= threshold, in index order, to found[0 .. room + W); returns how many there are, which may
 /// be more than `room`: the first `room` are kept.
 template <class S, int W>
-index_t collect_at_least(const S* row, index_t experts, S threshold, std::int32_t* found, index_t room) {
+index_t collect_at_least(const S* row, index_t columns, S threshold, std::int32_t* found, index_t room) {
     using P = pack<S, W>;
     const P level = P::all(threshold);
     index_t count = 0;
+    // The bits of 64 columns, where positions are stored one by one: one loop ends for all of them.
+    std::uint64_t bits = 0;
+    const auto store = [&](index_t first) {
+        for (index_t at = std::min(count, room); bits != 0 && at < room; bits &= bits - 1) {
+            found[at++] = static_cast<std::int32_t>(first) + first_bit(bits);
+        }
+    };
     const auto visit = [&](index_t j, P scores) {
-        const std::uint32_t bits = at_least_bits(scores, level);
-        P::store_positions(found + std::min(count, room), bits, static_cast<std::int32_t>(j));
-        count += count_bits(bits);
+        const std::uint32_t here = at_least_bits(scores, level);
+        if constexpr (P::stores_positions_at_once) {
+            P::store_positions(found + std::min(count, room), here, static_cast<std::int32_t>(j));
+            count += count_bits(here);
+        } else {
+            bits |= static_cast<std::uint64_t>(here) << j % 64;
+            if ((j + W) % 64 == 0 || j + W >= columns) {
+                const int set = count_bits(bits);
+                store(j / 64 * 64);
+                bits = 0;
+                count += set;
+            }
+        }
     };
     index_t j = 0;
-    for (; j + W <= experts; j += W) {
+    for (; j + W <= columns; j += W) {
         visit(j, P::load(row + j));
     }
-    if (j < experts) {
-        visit(j, P::load_first(row + j, experts - j, std::numeric_limits<S>::quiet_NaN()));
+    if (j < columns) {
+        visit(j, P::load_first(row + j, columns - j, std::numeric_limits<S>::quiet_NaN()));
     }
     return count;
 }
@@ -273,34 +290,70 @@ void select_by_columns(const S* const (&row)[W], index_t columns, index_t k, til
     lanes.store(k, best);
 }
 
-/// Of each row only what reaches the k-th largest of its W column maxima. Rows with more of that than there is room for
-/// are left as if nothing were allowed.
+/// Into how many packs of groups a row's columns are dealt, one by one, before the K-th largest of the groups' maxima
+/// is a useful threshold: of fewer than 4 K / 3 groups it lets too much pass.
+template <int W, int K>
+inline constexpr int packs_of_groups = 4 * K <= 3 * W    ? 1
+                                       : 4 * K <= 6 * W  ? 2
+                                       : 4 * K <= 12 * W ? 4
+                                                         : 8;
+
+/// The k-th largest maximum of each row's groups: at least k of its keys reach that.
+template <int K, int W, class S>
+pack<S, W> thresholds_of(const S* const (&row)[W], index_t columns, index_t k, const pack<S, W> (&column_maxima)[W]) {
+    using P = pack<S, W>;
+    constexpr int packs = packs_of_groups<W, K>;
+    P maxima[packs][W];
+    for (int r = 0; r < W; ++r) {
+        if constexpr (packs == 1) {
+            maxima[0][r] = column_maxima[r];
+        } else {
+            P group[packs];
+            for (int g = 0; g < packs; ++g) {
+                group[g] = P::load(row[r] + g * W);
+            }
+            index_t j = packs * W;
+            for (; j + packs * W <= columns; j += packs * W) {
+                for (int g = 0; g < packs; ++g) {
+                    group[g] = max(group[g], P::load(row[r] + j + g * W));
+                }
+            }
+            for (int g = 0; j < columns; ++g, j += W) {
+                group[g] = max(group[g], P::load_first(row[r] + j, columns - j < W ? columns - j : W, lowest<S>()));
+            }
+            for (int g = 0; g < packs; ++g) {
+                maxima[g][r] = group[g];
+            }
+        }
+    }
+    levels_of_lanes<S, W, K> levels;
+    for (auto& square : maxima) {
+        P::transpose(square);
+        for (const P& group : square) {
+            levels.insert(group);
+        }
+    }
+    P threshold = levels.key[K - 1];
+    for (int c = 0; c + 1 < K; ++c) {
+        threshold = c + 1 == k ? levels.key[c] : threshold;
+    }
+    return threshold;
+}
+
+/// Of each row only what reaches its threshold. Rows with more of that than there is room for are left as if nothing
+/// were allowed.
 template <int K, int W, class S>
 void select_by_threshold(const S* const (&row)[W], index_t columns, index_t k, const pack<S, W> (&column_maxima)[W],
                          tile_choices<S, W>& best) {
     using P = pack<S, W>;
-    constexpr index_t room = 4 * W;
-    P maxima[W];
-    for (int r = 0; r < W; ++r) {
-        maxima[r] = column_maxima[r];
-    }
-    P::transpose(maxima);
-    levels_of_lanes<S, W, K> levels;
-    for (int i = 0; i < W; ++i) {
-        levels.insert(maxima[i]);
-    }
+    constexpr index_t room = 64;
     alignas(64) S threshold[W];
-    for (int c = 0; c < K; ++c) {
-        if (c + 1 == k) {
-            levels.key[c].store(threshold);
-        }
-    }
-
+    thresholds_of<K, W>(row, columns, k, column_maxima).store(threshold);
     alignas(64) std::int32_t found[W][room + W];
     alignas(64) S counts[W];
     index_t most = 0;
     for (int r = 0; r < W; ++r) {
-        std::fill(found[r], found[r] + room + W, 0);
+        std::fill(found[r], found[r] + room, 0);  // beyond a row's own lies what longer ones have
         index_t count = collect_at_least<S, W>(row[r], columns, threshold[r], found[r], room);
         count = count <= room ? count : 0;
         counts[r] = static_cast<S>(count);
@@ -341,10 +394,10 @@ void with_room_for(index_t k, const F& f) {
 
 }  // namespace detail
 
-/// Whether `select_tile` is the faster way to the k best of W rows.
+/// Whether `select_tile` takes such rows: it is the faster way to their k best.
 template <int W>
 constexpr bool tile_pays(index_t columns, index_t k) {
-    return W > 1 && k <= 16 && (columns * k <= 256 || (k <= W && columns > W && columns <= 4096));
+    return W > 1 && k <= 16 && columns <= 4096;
 }
 
 /// The k best of W rows of keys, one row a lane, where `tile_pays`. `column_maxima` is that of `select_top_k`, row by
@@ -354,9 +407,12 @@ template <int W, class S>
 std::uint32_t select_tile(const S* const (&row)[W], index_t columns, index_t k, const pack<S, W> (&column_maxima)[W],
                           tile_choices<S, W>& best) {
     detail::with_room_for(k, [&]<int K>() {
-        if (columns * k <= 256) {
+        // Few experts, or few choices of some more: to insert every column takes no longer than to look for thresholds
+        // (8/2 to 64/4 with AVX-512, to 64/6 and 128/4 with AVX2).
+        constexpr index_t few = pack<S, W>::stores_positions_at_once ? 256 : 512;
+        if (columns * k <= few || columns <= W * detail::packs_of_groups<W, K>) {
             detail::select_by_columns<K, W>(row, columns, k, best);
-        } else if constexpr (K <= W) {
+        } else {
             detail::select_by_threshold<K, W>(row, columns, k, column_maxima, best);
         }
     });
