@@ -148,19 +148,20 @@ struct softmax_pass {
                                    : source.row(token, at.rows + r * length);
     }
 
-    /// How many rows are gathered before any is worked on.
-    template <int W, int R>
-    SWITCHYARD_HD index_t rows_together() const {
+    /// Whether rows are selected W at a time.
+    template <int W>
+    SWITCHYARD_HD bool takes_tiles() const {
         if constexpr (selects_tiles<Select> && W > 1) {
-            return select.template takes_tiles<W>() ? W : R;
+            return select.template takes_tiles<W>();
         } else {
-            return R;
+            return false;
         }
     }
 
     template <int W, int R>
     SWITCHYARD_HD void run_span(index_t first, index_t last, const places& at, row_events& events) const {
-        const index_t together = rows_together<W, R>();
+        const bool by_tiles = takes_tiles<W>();
+        const int together = by_tiles ? W : R;
         index_t tile[W > R ? W : R];
         int filled = 0;
         for (index_t token = first; token < last; ++token) {
@@ -173,7 +174,7 @@ struct softmax_pass {
             if (filled == together) {
                 filled = 0;
                 if constexpr (selects_tiles<Select> && W > 1) {
-                    if (together == W) {
+                    if (by_tiles) {
                         run_tile<W, R>(tile, at, events);
                         continue;
                     }
