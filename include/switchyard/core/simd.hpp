@@ -72,6 +72,7 @@ inline constexpr int native_width = register_bytes == 0 ? 1 : register_bytes / s
 /// Calls what lies `bytes` beyond p into the cache; that need not be an address one may use.
 inline void call_in_beyond([[maybe_unused]] const void* p, [[maybe_unused]] std::uintptr_t bytes) {
 #if SWITCHYARD_DETAIL_VECTORS
+    // NOLINTNEXTLINE(performance-no-int-to-ptr): the address may lie outside of every array
     __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(p) + bytes));
 #endif
 }

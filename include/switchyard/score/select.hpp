@@ -204,12 +204,12 @@ namespace detail {
 
 /// The K best keys of every lane so far, best first, and their columns, held as numbers: exact below 2^24.
 template <class S, int W, int K>
-struct best_of_lanes {
+struct lists_of_lanes {
     using P = pack<S, W>;
     P key[K];
     P column[K];
 
-    best_of_lanes() {
+    lists_of_lanes() {
         for (int c = 0; c < K; ++c) {
             key[c] = P::all(lowest<S>());
             column[c] = P::all(S(0));
@@ -263,7 +263,7 @@ struct levels_of_lanes {
 template <int K, int W, class S>
 void select_by_columns(const S* const (&row)[W], index_t columns, index_t k, tile_choices<S, W>& best) {
     using P = pack<S, W>;
-    best_of_lanes<S, W, K> lanes;
+    lists_of_lanes<S, W, K> lanes;
     P index = P::all(S(0));
     P tile[W];
     index_t j = 0;
@@ -359,7 +359,7 @@ void select_by_threshold(const S* const (&row)[W], index_t columns, index_t k, c
         counts[r] = static_cast<S>(count);
         most = std::max(most, count);
     }
-    best_of_lanes<S, W, K> lanes;
+    lists_of_lanes<S, W, K> lanes;
     const P count = P::load(counts);
     for (index_t i = 0; i < most; ++i) {
         alignas(64) S key[W];
