@@ -35,6 +35,13 @@ BARS = [
     ("combine_par/65536/64", "copy_rows_par/65536/64", 1, 1.25),
     ("dispatch_seq/512/64", "memcpy_rows_seq/512/64", 1, 1.0),
     ("combine_seq/512/64", "memcpy_rows_seq/512/64", 1, 1.0),
+    ("switch_route_columns_seq/65536/64", "switch_route_seq/65536/64", 1, 2.5),
+    ("switch_route_backward_columns_seq/65536/64", "switch_route_backward_seq/65536/64", 1, 2.5),
+    ("top_k_route_columns_seq/65536/64/6", "top_k_route_seq/65536/64/6", 1, 2.5),
+    ("switch_route_bfloat16_seq/65536/64", "switch_route_seq/65536/64", 1, 1.2),
+    ("switch_route_half_seq/65536/64", "switch_route_seq/65536/64", 1, 1.2),
+    ("route_tokens_bfloat16_seq/16384/64", "route_tokens_seq/16384/64", 1, 1.2),
+    ("route_tokens_half_seq/16384/64", "route_tokens_seq/16384/64", 1, 1.2),
 ]
 # Column-major rows against row-major ones, and 16-bit rows against float's.
 MOVES = ("dispatch", "combine", "dispatch_backward", "gated_dispatch_backward", "combine_backward")
@@ -48,6 +55,15 @@ BARS += [
     for storage in ("bfloat16", "half")
     for move in MOVES
 ]
+
+# Top-k against Switch of the same mode: experts, k, and the most it may cost.
+for experts, k, most in [
+    (8, 2, 2), (32, 4, 2.5), (64, 1, 1.1), (64, 6, 3), (128, 4, 2.5), (128, 8, 3.3), (160, 6, 3.3), (256, 8, 2.4), (384, 8, 2.2), (512, 10, 2.2),
+]:
+    BARS += [
+        (f"top_k_train_seq/65536/{experts}/{k}", f"switch_route_seq/65536/{experts}", 1, most),
+        (f"top_k_route_seq/65536/{experts}/{k}", f"switch_infer_seq/65536/{experts}", 1, most),
+    ]
 
 
 def medians(path):

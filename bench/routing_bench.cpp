@@ -3,8 +3,9 @@
 //   ./routing_bench --benchmark_enable_random_interleaving=true --benchmark_repetitions=9
 //       --benchmark_report_aggregates_only=true --benchmark_filter='/65536/64(/|$)'
 //
-// switch_route is a training step (losses, statistics for backward), top_k_route inference (decoding sizes among them).
-// Rows are `<operation>_<policy>/<tokens>/<experts>`, with /k for top-k. Compare medians of one run only. All
+// switch_route and top_k_train are a training step (losses, statistics for backward), switch_infer and top_k_route
+// inference (decoding sizes among them); `_columns` are column-major scores, `_bfloat16` and `_half` row-major ones in
+// 16 bits. Rows are `<operation>_<policy>/<tokens>/<experts>`, with /k for top-k. Compare medians of one run only. All
 // operations write into prepared buffers. Rows that move are also `_by_columns` (column-major), `_bfloat16` and
 // `_half`, with sizes /<tokens>/<experts>/<k>/<columns>. Scores are Gaussian (fixed seed); rows of tokens have 512
 // float32 numbers; dispatch and combine use balanced random experts and drop nothing. `par` runs on OpenMP with the
@@ -24,9 +25,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <map>
 #include <random>
 #include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 namespace sy = switchyard;
@@ -37,6 +40,27 @@ using sy::index_t;
 namespace {
 
 constexpr index_t width = 512;
+
+using column_major = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::ColMajor>;
+using row_major_bfloat16 = Eigen::Matrix<Eigen::bfloat16, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+using row_major_half = Eigen::Matrix<Eigen::half, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+
+/// Experts and choices of published models, and Switch's.
+struct shape {
+    index_t experts, k;
+};
+constexpr shape shapes[] = {{8, 2},   {32, 4},  {64, 1},  {64, 6},  {128, 4},
+                            {128, 8}, {160, 6}, {256, 8}, {384, 8}, {512, 10}};
+
+/// The same Gaussian scores for every row of a size, made once.
+const row_major& scores_of(index_t tokens, index_t experts) {
+    static std::map<std::pair<index_t, index_t>, row_major> made;
+    row_major& scores = made[{tokens, experts}];
+    if (scores.size() == 0) {
+        scores = gaussian(tokens, experts);
+    }
+    return scores;
+}
 
 /// Numbers to move: what they are does not matter, and Gaussian ones would take longer to make than to move.
 template <class Matrix = row_major>
@@ -67,10 +91,10 @@ void count(benchmark::State& state, index_t tokens, index_t bytes) {
     state.SetBytesProcessed(state.iterations() * bytes);
 }
 
-template <class Policy, class Router>
+template <class Scores = row_major, class Policy, class Router>
 void route(benchmark::State& state, const Policy& policy, const Router& router, const sy::run_mode& mode,
            index_t tokens, index_t experts) {
-    const row_major scores = gaussian(tokens, experts);
+    const Scores scores = scores_of(tokens, experts).cast<typename Scores::Scalar>();
     sy::plan<float> plan;
     sy::workspace scratch;
     for (auto _ : state) {
@@ -78,23 +102,37 @@ void route(benchmark::State& state, const Policy& policy, const Router& router, 
         benchmark::DoNotOptimize(plan.view().order);
         benchmark::ClobberMemory();
     }
-    count(state, tokens, tokens * experts * 4);
+    count(state, tokens, tokens * experts * static_cast<index_t>(sizeof(typename Scores::Scalar)));
 }
 
-template <class Policy, class Router>
+/// From tokens [T, width], whose storage is that of X.
+template <class X, class Policy>
+void route_tokens(benchmark::State& state, const Policy& policy, index_t tokens, index_t experts) {
+    const X x = numbered(tokens, width).cast<typename X::Scalar>();
+    const X w = gaussian(width, experts, 2).cast<typename X::Scalar>();
+    sy::plan<float> plan;
+    sy::workspace scratch;
+    for (auto _ : state) {
+        sy::route(policy, sy::switch_router{}, x, w, sy::training{}, plan, scratch);
+        benchmark::ClobberMemory();
+    }
+    count(state, tokens, tokens * width * static_cast<index_t>(sizeof(typename X::Scalar)));
+}
+
+template <class Scores = row_major, class Policy, class Router>
 void route_backward(benchmark::State& state, const Policy& policy, const Router& router, index_t tokens,
                     index_t experts) {
-    const row_major scores = gaussian(tokens, experts);
+    const Scores scores = scores_of(tokens, experts).cast<typename Scores::Scalar>();
     sy::plan<float> plan;
     sy::workspace scratch;
     sy::route_scores(policy, router, scores, sy::training{}, plan, scratch);
     const row_major d_gates = gaussian(tokens, plan.choices(), 2);
-    row_major d_scores(tokens, experts);
+    Scores d_scores(tokens, experts);
     for (auto _ : state) {
         sy::route_scores_backward(policy, router, plan, scores, d_gates, d_scores, scratch);
         benchmark::ClobberMemory();
     }
-    count(state, tokens, 2 * tokens * experts * 4);
+    count(state, tokens, 2 * tokens * experts * static_cast<index_t>(sizeof(typename Scores::Scalar)));
 }
 
 template <class Policy>
@@ -276,7 +314,7 @@ void add_moves(const std::string& storage, const std::string& name, const Policy
 template <class Policy>
 void add_policy(const std::string& name, const Policy& policy) {
     const sy::switch_router switch_router{};
-    for (const index_t e : {8, 60, 64, 100, 128, 256, 1024}) {
+    for (const index_t e : {8, 32, 60, 64, 100, 128, 160, 256, 384, 512, 1024}) {
         const index_t t = 65536;
         add("switch_route", name, {t, e}, [=](auto& s) { route(s, policy, switch_router, sy::training{}, t, e); });
     }
@@ -289,7 +327,7 @@ void add_policy(const std::string& name, const Policy& policy) {
         const sy::top_k_router router{.k = 8};
         add("top_k_route", name, {t, 256, 8}, [=](auto& s) { route(s, policy, router, sy::inference{}, t, 256); });
     }
-    for (const index_t k : {1, 2, 4, 32}) {
+    for (const index_t k : {2, 4, 32}) {
         const sy::top_k_router router{.k = k};
         add("top_k_route", name, {65536, 64, k},
             [=](auto& s) { route(s, policy, router, sy::inference{}, 65536, 64); });
@@ -311,10 +349,45 @@ void add_policy(const std::string& name, const Policy& policy) {
     add_moves<row_major_of<Eigen::half>>("_half", name, policy, {4096, 64, 2, width}, {4096, 64, 2, width});
 }
 
+/// Shapes of published models, and scores in other layouts and storage, on one thread.
+void add_shapes() {
+    const index_t t = 65536;
+    const sy::switch_router switch_router{};
+    for (const index_t e : {8, 32, 64, 128, 160, 256, 384, 512}) {
+        add("switch_infer", "seq", {t, e}, [=](auto& s) { route(s, sy::seq, switch_router, sy::inference{}, t, e); });
+    }
+    for (const auto [e, k] : shapes) {
+        const sy::top_k_router router{.k = k};
+        add("top_k_train", "seq", {t, e, k}, [=, e = e](auto& s) { route(s, sy::seq, router, sy::training{}, t, e); });
+        add("top_k_renormalize", "seq", {t, e, k}, [=, e = e](auto& s) {
+            route(s, sy::seq, sy::top_k_router{.k = router.k, .renormalize = true}, sy::inference{}, t, e);
+        });
+        if (e != 256) {  // add_policy has it
+            add("top_k_route", "seq", {t, e, k},
+                [=, e = e](auto& s) { route(s, sy::seq, router, sy::inference{}, t, e); });
+        }
+    }
+    const index_t e = 64;
+    const auto add_storage = [=]<class Scores>(const std::string& storage) {
+        add("switch_route_" + storage, "seq", {t, e},
+            [=](auto& s) { route<Scores>(s, sy::seq, switch_router, sy::training{}, t, e); });
+        add("switch_route_backward_" + storage, "seq", {t, e},
+            [=](auto& s) { route_backward<Scores>(s, sy::seq, switch_router, t, e); });
+        add("top_k_route_" + storage, "seq", {t, e, 6},
+            [=](auto& s) { route<Scores>(s, sy::seq, sy::top_k_router{.k = 6}, sy::inference{}, t, e); });
+        add("route_tokens_" + storage, "seq", {16384, e}, [=](auto& s) { route_tokens<Scores>(s, sy::seq, 16384, e); });
+    };
+    add_storage.template operator()<column_major>("columns");
+    add_storage.template operator()<row_major_bfloat16>("bfloat16");
+    add_storage.template operator()<row_major_half>("half");
+    add("route_tokens", "seq", {16384, e}, [=](auto& s) { route_tokens<row_major>(s, sy::seq, 16384, e); });
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
     add_policy("seq", sy::seq);
+    add_shapes();
 #if defined(_OPENMP)
     add_policy("par", sy::par);
 #endif

@@ -52,6 +52,41 @@ std::string selection_mismatch(const std::vector<S>& row, index_t k) {
     return "";
 }
 
+/// What it selects of W rows at once; the rows are apart from each other, and each exactly as long as what may be read.
+/// A row that is left to select_top_k must have a reason: fewer than k keys above -infinity, or (seldom) many
+/// candidates.
+template <int W, class S>
+std::string tile_mismatch(const std::vector<std::vector<S>>& rows, index_t k, index_t& left_over) {
+    const auto experts = static_cast<index_t>(rows[0].size());
+    const S* row[W];
+    sy::pack<S, W> column_maxima[W];
+    for (int r = 0; r < W; ++r) {
+        row[r] = rows[static_cast<std::size_t>(r)].data();
+        const S* const one[1] = {row[r]};
+        column_maxima[r] = sy::maxima_of_rows<W, 1>(one, experts).column_maxima[0];
+    }
+    sy::tile_choices<S, W> best;
+    const std::uint32_t left = sy::select_tile<W>(row, experts, k, column_maxima, best);
+    if (static_cast<std::uint64_t>(left) >> W != 0) return "rows beyond the tile";
+    for (std::size_t r = 0; r < W; ++r) {
+        const auto want = sorted_choices(rows[r], k);
+        if ((left >> r & 1u) != 0) {
+            const S last = rows[r][static_cast<std::size_t>(want.back())];
+            left_over += last > -std::numeric_limits<S>::infinity() ? 1 : 0;
+            continue;
+        }
+        for (std::size_t c = 0; c < want.size(); ++c) {
+            const S score = rows[r][static_cast<std::size_t>(want[c])];
+            if (best.column[c][r] != want[c] || !(best.key[c][r] == score)) {
+                return "E = " + std::to_string(experts) + ", k = " + std::to_string(k) + ", W = " + std::to_string(W) +
+                       ": choice " + std::to_string(c) + " of row " + std::to_string(r) + " is " +
+                       std::to_string(best.column[c][r]) + ", not " + std::to_string(want[c]);
+            }
+        }
+    }
+    return "";
+}
+
 /// Rows that defeat shortcuts: ties, long equal runs, the best all in one lane, sorted either way, forbidden, NaN.
 template <class S>
 std::vector<S> hostile_row(int kind, index_t experts, std::mt19937& random) {
@@ -124,7 +159,46 @@ void check_selection(unsigned seed) {
     CHECK(first == "");
 }
 
+/// Tiles of rows of one kind, and of all kinds mixed.
+template <int W, class S>
+void check_tiles(unsigned seed) {
+    std::mt19937 random(seed);
+    std::string first;
+    index_t gaussian_left = 0;
+    index_t pays = 0;
+    for (const index_t experts : {1, 2, 3, 5, 8, 15, 16, 17, 31, 33, 60, 64, 100, 127, 128, 129, 255, 300, 511, 600}) {
+        for (int kind = 0; kind <= kinds; ++kind) {
+            std::vector<std::vector<S>> rows;
+            for (int r = 0; r < W; ++r)
+                rows.push_back(hostile_row<S>(kind < kinds ? kind : r % kinds, experts, random));
+            for (index_t k = 1; k <= std::min<index_t>(experts, 20); ++k) {
+                if (!sy::tile_pays<W>(experts, k)) continue;
+                ++pays;
+                index_t left = 0;
+                const auto mismatch = tile_mismatch<W>(rows, k, left);
+                first = first.empty() && !mismatch.empty() ? mismatch + ", kind " + std::to_string(kind) : first;
+                // Gaussian rows hardly ever have more near the k-th than there is room for, where k is not near W.
+                gaussian_left += kind == 0 && 2 * k <= W ? left : 0;
+            }
+        }
+    }
+    CHECK(first == "");
+    CHECK(pays > 0);
+    CHECK(gaussian_left <= W);
+}
+
 }  // namespace
+
+TEST_CASE("select: tiles of rows against a sort, packs of every width") {
+    check_tiles<4, float>(11);
+    check_tiles<8, float>(12);
+    check_tiles<16, float>(13);
+    check_tiles<2, double>(14);
+    check_tiles<4, double>(15);
+    check_tiles<8, double>(16);
+    CHECK(!sy::tile_pays<1>(64, 2));
+    CHECK(!sy::tile_pays<16>(64, 17));
+}
 
 TEST_CASE("select: against a sort, packs of every width, float") {
     check_selection<1, float>(1);

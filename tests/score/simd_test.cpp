@@ -107,12 +107,14 @@ TEST_CASE_TEMPLATE("pack: every operation does what scalars do", K, EVERY_PACK) 
         const auto a = draw_row<S, W>(random, true);
         const auto b = draw_row<S, W>(random, true);
         const auto c = draw_row<S, W>(random, false);
-        std::array<S, W> sum, difference, product, larger, fused, exponential;
+        std::array<S, W> sum, difference, product, quotient, chosen, larger, fused, exponential;
         const P x = P::load(a.data());
         const P y = P::load(b.data());
         (x + y).store(sum.data());
         (x - y).store(difference.data());
         (x * y).store(product.data());
+        (x / y).store(quotient.data());
+        where(above(x, y), P::load(c.data()), y).store(chosen.data());
         max(x, y).store(larger.data());
         multiply_add(x, P::load(c.data()), y).store(fused.data());
         std::array<S, W> below;
@@ -134,6 +136,7 @@ TEST_CASE_TEMPLATE("pack: every operation does what scalars do", K, EVERY_PACK) 
             all_same = all_same && (same(exponential[at], alone) || steps_between(exponential[at], alone) <= 1);
             all_same = all_same && ((equal_bits(x, y) >> i & 1u) != 0) == (a[at] == b[at]);
             all_same = all_same && ((at_least_bits(x, y) >> i & 1u) != 0) == (a[at] >= b[at]);
+            all_same = all_same && same(quotient[at], a[at] / b[at]) && same(chosen[at], a[at] > b[at] ? c[at] : b[at]);
         }
         all_same = all_same && (static_cast<std::uint64_t>(equal_bits(x, x) | at_least_bits(x, y)) >> W) == 0;
     }
@@ -160,6 +163,24 @@ TEST_CASE_TEMPLATE("pack: reductions", K, EVERY_PACK) {
     }
     CHECK(same(highest(P::all(-infinite<S>)), -infinite<S>));
     CHECK(std::isnan(total(P::all(not_a_number<S>))));
+}
+
+TEST_CASE_TEMPLATE("pack: transpose", K, EVERY_PACK) {
+    using S = typename K::scalar;
+    constexpr int W = K::width;
+    using P = sy::pack<S, W>;
+    P rows[W];
+    for (int i = 0; i < W; ++i) {
+        std::array<S, W> row;
+        for (int j = 0; j < W; ++j) row[static_cast<std::size_t>(j)] = static_cast<S>(100 * i + j);
+        rows[i] = P::load(row.data());
+    }
+    P::transpose(rows);
+    for (int i = 0; i < W; ++i) {
+        std::array<S, W> column;
+        rows[i].store(column.data());
+        for (int j = 0; j < W; ++j) CHECK(column[static_cast<std::size_t>(j)] == static_cast<S>(100 * j + i));
+    }
 }
 
 TEST_CASE_TEMPLATE("pack: partial loads and stores touch nothing beyond", K, EVERY_PACK) {

@@ -16,6 +16,8 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
+#include <utility>
 
 #if (defined(__GNUC__) || defined(__clang__)) && !defined(__CUDACC__)
 #define SWITCHYARD_DETAIL_VECTORS 1
@@ -68,6 +70,21 @@ inline constexpr int register_bytes = 16;
 template <class S>
 inline constexpr int native_width = register_bytes == 0 ? 1 : register_bytes / static_cast<int>(sizeof(S));
 
+/// Calls what lies `bytes` beyond p into the cache; that need not be an address one may use.
+inline void call_in_beyond([[maybe_unused]] const void* p, [[maybe_unused]] std::uintptr_t bytes) {
+#if SWITCHYARD_DETAIL_VECTORS
+    // NOLINTNEXTLINE(performance-no-int-to-ptr): the address may lie outside of every array
+    __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(p) + bytes));
+#endif
+}
+
+/// Calls what lies at p into the cache, to be written soon; p need not be an address one may use.
+inline void call_in_to_write([[maybe_unused]] const void* p) {
+#if SWITCHYARD_DETAIL_VECTORS
+    __builtin_prefetch(p, 1);
+#endif
+}
+
 /// W numbers. The primary template is a vector register; the scalar follows.
 template <class S, int W>
 struct pack;
@@ -76,6 +93,7 @@ template <class S>
 struct pack<S, 1> {
     static constexpr int width = 1;
     using scalar = S;
+    using lane_mask = bool;
     S v;
 
     SWITCHYARD_HD static pack all(S x) { return {x}; }
@@ -92,6 +110,12 @@ struct pack<S, 1> {
     SWITCHYARD_HD friend pack operator+(pack a, pack b) { return {a.v + b.v}; }
     SWITCHYARD_HD friend pack operator-(pack a, pack b) { return {a.v - b.v}; }
     SWITCHYARD_HD friend pack operator*(pack a, pack b) { return {a.v * b.v}; }
+    SWITCHYARD_HD friend pack operator/(pack a, pack b) { return {a.v / b.v}; }
+    /// Where a > b.
+    SWITCHYARD_HD friend lane_mask above(pack a, pack b) { return a.v > b.v; }
+    /// x where the mask is set, else y.
+    SWITCHYARD_HD friend pack where(lane_mask m, pack x, pack y) { return m ? x : y; }
+    SWITCHYARD_HD static void transpose(pack (&)[1]) {}
     /// a > b ? a : b, so b where either is NaN.
     SWITCHYARD_HD friend pack max(pack a, pack b) { return {a.v > b.v ? a.v : b.v}; }
     SWITCHYARD_HD friend pack min(pack a, pack b) { return {a.v < b.v ? a.v : b.v}; }
@@ -141,6 +165,12 @@ struct pack {
     using bits = typename float_bits<S>::type;
     typedef S numbers __attribute__((vector_size(W * sizeof(S))));
     typedef bits words __attribute__((vector_size(W * sizeof(S))));
+    /// A comparison's outcome, lane by lane.
+    struct lane_words {
+        words set;
+    };
+    using lane_mask = std::conditional_t<SWITCHYARD_DETAIL_AVX512 != 0 && W * sizeof(S) == 64,
+                                         std::conditional_t<sizeof(S) == 4, std::uint16_t, std::uint8_t>, lane_words>;
     numbers v;
 
     static pack all(S x) { return {x - numbers{}}; }
@@ -239,6 +269,33 @@ struct pack {
     friend pack operator+(pack a, pack b) { return {a.v + b.v}; }
     friend pack operator-(pack a, pack b) { return {a.v - b.v}; }
     friend pack operator*(pack a, pack b) { return {a.v * b.v}; }
+    friend pack operator/(pack a, pack b) { return {a.v / b.v}; }
+    /// Where a > b.
+    friend lane_mask above(pack a, pack b) {
+#if SWITCHYARD_DETAIL_AVX512
+        if constexpr (sizeof(numbers) == 64 && sizeof(S) == 4) {
+            return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(a.v), reinterpret_cast<__m512>(b.v), _CMP_GT_OQ);
+        } else if constexpr (sizeof(numbers) == 64) {
+            return _mm512_cmp_pd_mask(reinterpret_cast<__m512d>(a.v), reinterpret_cast<__m512d>(b.v), _CMP_GT_OQ);
+        } else
+#endif
+            return lane_words{a.v > b.v};
+    }
+    /// x where the mask is set, else y.
+    friend pack where(lane_mask m, pack x, pack y) {
+#if SWITCHYARD_DETAIL_AVX512
+        if constexpr (sizeof(numbers) == 64 && sizeof(S) == 4) {
+            return {reinterpret_cast<numbers>(
+                _mm512_mask_blend_ps(m, reinterpret_cast<__m512>(y.v), reinterpret_cast<__m512>(x.v)))};
+        } else if constexpr (sizeof(numbers) == 64) {
+            return {reinterpret_cast<numbers>(
+                _mm512_mask_blend_pd(m, reinterpret_cast<__m512d>(y.v), reinterpret_cast<__m512d>(x.v)))};
+        } else
+#endif
+            return {m.set ? x.v : y.v};
+    }
+    /// Rows become columns: rows[i][j] and rows[j][i] change places.
+    static void transpose(pack (&rows)[W]) { exchange<W / 2>(rows); }
     /// a > b ? a : b, so b where either is NaN.
     friend pack max(pack a, pack b) { return {a.v > b.v ? a.v : b.v}; }
     friend pack min(pack a, pack b) { return {a.v < b.v ? a.v : b.v}; }
@@ -375,6 +432,9 @@ struct pack {
         return found;
     }
 
+    /// Whether `store_positions` needs no loop.
+    static constexpr bool stores_positions_at_once = SWITCHYARD_DETAIL_AVX512 != 0 && (W == 8 || W == 16);
+
     /// Writes first + i to `positions` for every set bit i, in order. Up to W entries are overwritten.
     static void store_positions(std::int32_t* positions, std::uint32_t bits, std::int32_t first) {
 #if SWITCHYARD_DETAIL_AVX512
@@ -425,6 +485,30 @@ struct pack {
     }
 
   private:
+    /// One step of the transpose: blocks of Step x Step change places across the diagonal of those of twice the size.
+    template <int Step>
+    static void exchange(pack (&rows)[W]) {
+        if constexpr (Step > 0) {
+            for (int i = 0; i < W; ++i) {
+                if ((i & Step) == 0) {
+                    const numbers a = rows[i].v;
+                    const numbers b = rows[i + Step].v;
+                    rows[i].v = low_blocks<Step>(a, b, std::make_integer_sequence<int, W>{});
+                    rows[i + Step].v = high_blocks<Step>(a, b, std::make_integer_sequence<int, W>{});
+                }
+            }
+            exchange<Step / 2>(rows);
+        }
+    }
+    template <int Step, int... Lane>
+    static numbers low_blocks(numbers a, numbers b, std::integer_sequence<int, Lane...>) {
+        return __builtin_shufflevector(a, b, ((Lane & Step) == 0 ? Lane : W + Lane - Step)...);
+    }
+    template <int Step, int... Lane>
+    static numbers high_blocks(numbers a, numbers b, std::integer_sequence<int, Lane...>) {
+        return __builtin_shufflevector(a, b, ((Lane & Step) == 0 ? Lane + Step : W + Lane)...);
+    }
+
     static words first(index_t n) {
         words lane;
         for (int i = 0; i < W; ++i) {

@@ -14,6 +14,7 @@
 
 #include <switchyard/backend/policy.hpp>
 #include <switchyard/core/config.hpp>
+#include <switchyard/core/simd.hpp>
 #include <switchyard/core/sizes.hpp>
 #include <switchyard/core/workspace.hpp>
 #include <switchyard/plan/plan.hpp>
@@ -232,8 +233,10 @@ void place_block(const plan_view<S>& plan, const choice_counts& counts, index_t 
         if (code >= 0) [[likely]] {
             const std::int32_t slot = next[c * p.experts + code]++;
             if (slot < p.capacity) [[likely]] {
+                std::int64_t* const row = p.order + p.offsets[code] + slot;
                 p.slot[position] = slot;
-                p.order[p.offsets[code] + slot] = position;
+                *row = position;
+                call_in_to_write(row + 16);  // k E places grow at once: no hardware foresees that many
                 return;
             }
         }

@@ -10,6 +10,7 @@
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/error.hpp>
 #include <switchyard/core/matrix_view.hpp>
+#include <switchyard/core/row_blocks.hpp>
 #include <switchyard/core/scalar_traits.hpp>
 #include <switchyard/plan/plan.hpp>
 #include <switchyard/score/noise.hpp>
@@ -109,6 +110,14 @@ struct score_rows {
         }
         apply_jitter(token, scratch);
         return scratch;
+    }
+    /// Rows first .. first + count as `row` gives them, `stride` numbers apart: a multiple of W, and at least E.
+    template <int W>
+    void rows(index_t first, index_t count, compute* out, index_t stride) const {
+        load_rows<W>(scores, first, count, out, stride);
+        for (index_t i = 0; i < count && logit_jitter != 0; ++i) {
+            apply_jitter(first + i, out + i * stride);
+        }
     }
     /// values[e] *= the jitter of score (token, e); backward does so to gradients.
     SWITCHYARD_HD void apply_jitter(index_t token, compute* values) const {

@@ -17,6 +17,7 @@
 #include <switchyard/score/select.hpp>
 #include <switchyard/score/softmax.hpp>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -61,6 +62,22 @@ constexpr bool needs_best = [] {
     }
 }();
 
+/// Whether a selection can take rows side by side, a pack's lane each.
+template <class Select>
+concept selects_tiles = requires(const Select& select) {
+    select.template takes_tiles<2>();
+};
+
+/// W rows and what is known of them, for a selection that takes them side by side.
+template <class S, int W>
+struct selected_rows {
+    index_t token[W];
+    const S* row[W];  ///< null where the row was bad, and is done with
+    S maximum[W];
+    S sum[W];
+    pack<S, W> column_maxima[W];
+};
+
 template <class Source, class Select>
 struct softmax_pass {
     using compute = typename Source::compute;
@@ -85,7 +102,67 @@ struct softmax_pass {
     template <int W, int R>
     SWITCHYARD_HD void run(index_t first, index_t last, compute* scratch, compute* column_sums,
                            row_events& events) const {
-        index_t tile[R];
+        const index_t length = padded<W>(experts());
+        compute* const exponentials = scratch + R * length;
+        compute* const clean = W == 1 ? scratch : exponentials + R * length;
+        places at{scratch, column_sums != nullptr ? exponentials : nullptr, clean, clean + length, column_sums};
+        if constexpr (W > 1) {
+            if (!source.direct()) {
+                alignas(64) compute block[block_bytes / sizeof(compute)];
+                // Rows too long for that are read one by one.
+                const index_t rows = rows_of_block<W, compute>(source.scores, length, block_bytes);
+                for (index_t start = first; start < last && rows > 0; start += rows) {
+                    const index_t end = std::min(last, start + rows);
+                    source.template rows<W>(start, end - start, block, length);
+                    at.block = block;
+                    at.block_first = start;
+                    run_span<W, R>(start, end, at, events);
+                }
+                if (rows > 0) {
+                    return;
+                }
+            }
+        }
+        run_span<W, R>(first, last, at, events);
+    }
+
+  private:
+    /// Rows that cannot be read in place are prepared in blocks of this size, which stay in cache.
+    static constexpr index_t block_bytes = 32768;
+
+    /// Where a block of rows finds room.
+    struct places {
+        compute* rows;          ///< of scores, where they cannot be read in place
+        compute* exponentials;  ///< of R rows, or null
+        compute* clean;         ///< a row without NaN
+        compute* selection;
+        compute* column_sums;            ///< or null
+        const compute* block = nullptr;  ///< rows that were prepared, or null
+        index_t block_first = 0;         ///< the token of the first of them
+    };
+
+    template <int W>
+    SWITCHYARD_HD const compute* row_of(index_t token, int r, const places& at) const {
+        const index_t length = padded<W>(experts());
+        return at.block != nullptr ? at.block + (token - at.block_first) * length
+                                   : source.row(token, at.rows + r * length);
+    }
+
+    /// Whether rows are selected W at a time.
+    template <int W>
+    SWITCHYARD_HD bool takes_tiles() const {
+        if constexpr (selects_tiles<Select> && W > 1) {
+            return select.template takes_tiles<W>();
+        } else {
+            return false;
+        }
+    }
+
+    template <int W, int R>
+    SWITCHYARD_HD void run_span(index_t first, index_t last, const places& at, row_events& events) const {
+        const bool by_tiles = takes_tiles<W>();
+        const int together = by_tiles ? W : R;
+        index_t tile[W > R ? W : R];
         int filled = 0;
         for (index_t token = first; token < last; ++token) {
             if (!mask(token)) {
@@ -94,18 +171,26 @@ struct softmax_pass {
                 continue;
             }
             tile[filled++] = token;
-            if (filled == R) {
-                run_tile<W, R>(tile, scratch, column_sums, events);
+            if (filled == together) {
                 filled = 0;
+                if constexpr (selects_tiles<Select> && W > 1) {
+                    if (by_tiles) {
+                        run_tile<W, R>(tile, at, events);
+                        continue;
+                    }
+                }
+                run_rows<W, R>(tile, at, events);
             }
         }
-        for (int i = 0; i < filled; ++i) {
-            const index_t single[1] = {tile[i]};
-            run_tile<W, 1>(single, scratch, column_sums, events);
+        int i = 0;
+        for (; i + R <= filled; i += R) {
+            run_rows<W, R>(tile + i, at, events);
+        }
+        for (; i < filled; ++i) {
+            run_rows<W, 1>(tile + i, at, events);
         }
     }
 
-  private:
     SWITCHYARD_HD void keep_statistics(index_t token, compute maximum, compute sum) const {
         if (row_maximum != nullptr) {
             row_maximum[token] = maximum;
@@ -113,33 +198,74 @@ struct softmax_pass {
         }
     }
 
-    template <int W, int R>
-    SWITCHYARD_HD void run_tile(const index_t (&token)[R], compute* scratch, compute* column_sums,
-                                row_events& events) const {
+    /// Whether the sums of exponentials are asked for by nobody.
+    SWITCHYARD_HD bool needs_no_sums(const places& at) const {
+        if constexpr (selects_tiles<Select>) {
+            return row_maximum == nullptr && at.column_sums == nullptr && !select.needs_sum();
+        } else {
+            return false;
+        }
+    }
+
+    /// Statistics of R rows; calls good(r, row, found) for those that can be routed.
+    template <int W, int R, class Good>
+    SWITCHYARD_HD void read_rows(const index_t* token, const places& at, bool maxima_suffice, row_events& events,
+                                 const Good& good) const {
         const index_t length = padded<W>(experts());
-        compute* const exponentials = column_sums != nullptr ? scratch + R * length : nullptr;
-        compute* const more = scratch + 2 * R * length;
         const compute* row[R];
         for (int r = 0; r < R; ++r) {
-            row[r] = source.row(token[r], scratch + r * length);
+            row[r] = row_of<W>(token[r], r, at);
         }
-        softmax_statistics<compute, W, R> found = softmax_rows<W, R, needs_best<Select>>(row, experts(), exponentials);
+        softmax_statistics<compute, W, R> found =
+            maxima_suffice ? maxima_of_rows<W, R>(row, experts())
+                           : softmax_rows<W, R, needs_best<Select>>(row, experts(), at.exponentials);
         compute scale[R];
         for (int r = 0; r < R; ++r) {
             scale[r] = compute(1) / found.sum[r];
             if (!(found.sum[r] < std::numeric_limits<compute>::infinity())) [[unlikely]] {
-                scale[r] = run_bad_row<W, R>(token[r], r, row[r], scratch + r * length,
-                                             exponentials != nullptr ? exponentials + r * length : nullptr, more, found,
-                                             events);
+                scale[r] = run_bad_row<W, R>(token[r], r, row[r], W == 1 ? at.rows + r * length : at.clean,
+                                             at.exponentials != nullptr ? at.exponentials + r * length : nullptr,
+                                             at.selection, found, events);
             } else {
-                select.template choose<W>(token[r], row[r], found.maximum[r], found.sum[r], found.best[r],
-                                          found.column_maxima[r], more);
+                good(r, row[r], found);
             }
             keep_statistics(token[r], found.maximum[r], found.sum[r]);
         }
-        if (column_sums != nullptr) {
-            add_scaled_rows<W, R>(exponentials, experts(), scale, column_sums);
+        if (at.column_sums != nullptr) {
+            add_scaled_rows<W, R>(at.exponentials, experts(), scale, at.column_sums);
         }
+    }
+
+    /// R rows, each selected by itself.
+    template <int W, int R>
+    SWITCHYARD_HD void run_rows(const index_t* token, const places& at, row_events& events) const {
+        read_rows<W, R>(token, at, false, events,
+                        [&](int r, const compute* row, const softmax_statistics<compute, W, R>& found) {
+                            select.template choose<W>(token[r], row, found.maximum[r], found.sum[r], found.best[r],
+                                                      found.column_maxima[r], at.selection);
+                        });
+    }
+
+    /// W rows, selected side by side; those that are not left to it one by one.
+    template <int W, int R>
+    void run_tile(const index_t (&token)[W > R ? W : R], const places& at, row_events& events) const {
+        constexpr int step = W < R ? W : R;
+        const bool maxima_suffice = needs_no_sums(at);
+        selected_rows<compute, W> rows;
+        for (int first = 0; first < W; first += step) {
+            for (int r = 0; r < step; ++r) {
+                rows.row[first + r] = nullptr;
+            }
+            read_rows<W, step>(token + first, at, maxima_suffice, events,
+                               [&](int r, const compute* row, const softmax_statistics<compute, W, step>& found) {
+                                   rows.token[first + r] = token[first + r];
+                                   rows.row[first + r] = row;
+                                   rows.maximum[first + r] = found.maximum[r];
+                                   rows.sum[first + r] = found.sum[r];
+                                   rows.column_maxima[first + r] = found.column_maxima[r];
+                               });
+        }
+        select.template choose_tile<W>(rows, at.selection);
     }
 
     /// A row with NaN, +infinity or only -infinity. Returns the scale of its exponentials, which are cleared where the
@@ -267,6 +393,48 @@ struct select_list {
             (P::load_first(weight + c, lanes<W>(c), S(0)) * scale).store_first(weight + c, lanes<W>(c));
         }
     }
+
+    /// Tiles of W rows, one a lane.
+    template <int W>
+    bool takes_tiles() const {
+        return tile_pays<W>(experts, k);
+    }
+    SWITCHYARD_HD bool needs_sum() const { return !normalize; }
+
+    /// What `choose` does to each row, bit for bit. Rows that are null are passed over.
+    template <int W>
+    void choose_tile(const selected_rows<S, W>& rows, S* scratch) const {
+        const S* key[W];
+        const S* any = nullptr;
+        for (int r = 0; r < W; ++r) {
+            any = rows.row[r] != nullptr ? rows.row[r] : any;
+        }
+        if (any == nullptr) {
+            return;
+        }
+        for (int r = 0; r < W; ++r) {
+            key[r] = rows.row[r] != nullptr ? rows.row[r] : any;
+        }
+        tile_choices<S, W> best;
+        const std::uint32_t left = select_tile<W>(key, experts, k, rows.column_maxima, best);
+        weigh_tile<W>(rows, best);
+        for (int r = 0; r < W; ++r) {
+            if (rows.row[r] == nullptr) {
+                continue;
+            }
+            if ((left >> r & 1u) != 0) [[unlikely]] {
+                choose<W>(rows.token[r], rows.row[r], rows.maximum[r], rows.sum[r], 0, rows.column_maxima[r], scratch);
+                continue;
+            }
+            S* const weight = gate + rows.token[r] * k;
+            std::int32_t* const choice = expert + rows.token[r] * k;
+            for (index_t c = 0; c < k; ++c) {
+                weight[c] = best.key[c][r];
+                choice[c] = best.column[c][r];
+            }
+        }
+    }
+
     SWITCHYARD_HD void padding(index_t token) const {
         for (index_t c = 0; c < k; ++c) {
             expert[token * k + c] = padding_choice;
@@ -284,6 +452,31 @@ struct select_list {
     template <int W>
     SWITCHYARD_HD index_t lanes(index_t c) const {
         return k - c < W ? k - c : W;
+    }
+
+    /// Keys become gates. The sum over a row's choices is in the order of `choose`, which adds packs of W choices and
+    /// then their halves.
+    template <int W>
+    void weigh_tile(const selected_rows<S, W>& rows, tile_choices<S, W>& best) const {
+        using P = pack<S, W>;
+        const P maximum = P::load(rows.maximum);
+        P sum[W];
+        for (index_t c = 0; c < k; ++c) {
+            const P e = exp_nonpositive<S, W>(P::load(best.key[c]) - maximum);
+            e.store(best.key[c]);
+            sum[c % W] = c < W ? e : sum[c % W] + e;
+        }
+        index_t used = k < W ? k : W;
+        for (index_t half = W / 2; normalize && half > 0; half /= 2) {
+            for (index_t c = 0; c + half < used; ++c) {
+                sum[c] = sum[c] + sum[c + half];
+            }
+            used = used < half ? used : half;
+        }
+        const P scale = P::all(S(1)) / (normalize ? sum[0] : P::load(rows.sum));
+        for (index_t c = 0; c < k; ++c) {
+            (P::load(best.key[c]) * scale).store(best.key[c]);
+        }
     }
 };
 

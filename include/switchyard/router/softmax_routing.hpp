@@ -172,31 +172,60 @@ struct softmax_backward_pass {
 
     template <int W>
     SWITCHYARD_HD void run(index_t first, index_t last, S* scratch) const {
+        const index_t length = padded<W>(plan.experts);
+        S* const chosen = scratch + 2 * length;
+        if constexpr (W > 1) {
+            if (!source.direct() || !writes_in_place()) {
+                alignas(64) S block[block_bytes / sizeof(S)];
+                alignas(64) S gradients[block_bytes / sizeof(S)];
+                // Rows too long for these are read and written one by one.
+                const index_t rows = std::max(rows_of_block<W, S>(source.scores, length, block_bytes),
+                                              rows_of_block<W, S>(d_scores, length, block_bytes));
+                for (index_t start = first; start < last && rows > 0; start += rows) {
+                    const index_t count = std::min(rows, last - start);
+                    if (!source.direct()) {
+                        source.template rows<W>(start, count, block, length);
+                    }
+                    for (index_t i = 0; i < count; ++i) {
+                        const S* const row = source.direct() ? source.row(start + i, scratch) : block + i * length;
+                        differentiate<W>(start + i, row, gradients + i * length, chosen);
+                        source.apply_jitter(start + i, gradients + i * length);
+                    }
+                    store_rows<W>(gradients, length, d_scores, start, count);
+                }
+                if (rows > 0) {
+                    return;
+                }
+            }
+        }
         for (index_t token = first; token < last; ++token) {
-            run_row<W>(token, scratch);
+            differentiate<W>(token, source.row(token, scratch + length), scratch, chosen);
+            write<W>(token, scratch);
         }
     }
 
   private:
+    /// Rows that cannot be read or written in place go through blocks of this size, which stay in cache.
+    static constexpr index_t block_bytes = 16384;
+
+    SWITCHYARD_HD bool writes_in_place() const { return std::is_same_v<ScoreStorage, S> && d_scores.rows_contiguous(); }
+
     SWITCHYARD_HD S gate_gradient(index_t token, index_t c) const {
         return plan.slot[token * plan.choices + c] >= 0 ? static_cast<S>(load_scalar(d_gates(token, c))) : S(0);
     }
 
+    /// A row's gradient with respect to what was routed; `probability` becomes it.
     template <int W>
-    SWITCHYARD_HD void run_row(index_t token, S* scratch) const {
+    SWITCHYARD_HD void differentiate(index_t token, const S* row, S* probability, S* chosen) const {
         using P = pack<S, W>;
         const index_t experts = plan.experts;
         const S sum = plan.row_sum[token];
-        S* const probability = scratch;
-        S* const row_copy = scratch + padded<W>(experts);
-        S* const chosen = row_copy + padded<W>(experts);
-        const S* const row = source.row(token, row_copy);
         constexpr S lowest = -std::numeric_limits<S>::infinity();
         // Padding, and tokens with every expert forbidden, count nowhere.
         const S scale = sum > S(0) ? S(1) / sum : S(0);
         if (scale == S(0)) {
             for (index_t e = 0; e < experts; ++e) {
-                d_scores(token, e) = store_scalar<ScoreStorage>(0);
+                probability[e] = S(0);
             }
             return;
         }
@@ -226,7 +255,6 @@ struct softmax_backward_pass {
             const std::int32_t expert = plan.expert[token * plan.choices + c];
             probability[expert] += chosen[c];
         }
-        write<W>(token, probability);
     }
 
     /// chosen[c] = what choice c adds to its score's gradient; `dot` gains the gates' share where gates are

@@ -101,8 +101,13 @@ void route_scores(const Policy& policy, const top_k_router& router, const Scores
     require_apart<Policy>("the plan's gates", detail::gates_of(plan.view()), "scores", input);
     plan.made_by(origin_of(mode, fingerprint_of(router)));
     const auto source = score_rows_of(input, mode.is_training ? router.logit_jitter : 0.0f, mode.noise);
-    route_softmax(policy, source, mode, plan.view(), softmax_settings_of(router, capacity), scratch,
-                  select_list<S>{plan.view().expert, plan.view().gate, input.columns, router.k, normalizes(router)});
+    const softmax_settings settings = softmax_settings_of(router, capacity);
+    const select_list<S> list{plan.view().expert, plan.view().gate, input.columns, router.k, normalizes(router)};
+    if (router.k == 1 && !normalizes(router)) {  // Switch: the argmax that its row pass finds anyway
+        route_softmax(policy, source, mode, plan.view(), settings, scratch, select_best<S>{list.expert, list.gate});
+    } else {
+        route_softmax(policy, source, mode, plan.view(), settings, scratch, list);
+    }
 }
 
 }  // namespace SWITCHYARD_TARGET

@@ -15,6 +15,8 @@
 #include <switchyard/core/error.hpp>
 #include <switchyard/core/matrix_view.hpp>
 #include <switchyard/core/scalar_traits.hpp>
+#include <switchyard/core/simd.hpp>
+#include <switchyard/core/stored.hpp>
 #include <switchyard/core/workspace.hpp>
 #include <switchyard/score/noise.hpp>
 
@@ -43,7 +45,14 @@ struct token_rows {
                 return x.row(token) + first;
             }
         }
-        for (index_t j = 0; j < count; ++j) {
+        index_t j = 0;
+        if (x.rows_contiguous()) {
+            using P = pack<S, native_width<S>>;
+            for (; j + P::width <= count; j += P::width) {
+                load_stored<P>(x.row(token) + first + j).store(scratch + j);
+            }
+        }
+        for (; j < count; ++j) {
             scratch[j] = static_cast<S>(load_scalar(x(token, first + j)));
         }
         apply_input_noise(noise, token, first, scratch, count);

@@ -58,6 +58,28 @@ struct first_positions {
     }
 };
 
+/// Rows lie one after another: while R of them are computed, those about 4 KiB further on are called in.
+template <int R>
+struct next_rows {
+    std::uintptr_t distance = 0;
+
+    template <class S>
+    SWITCHYARD_HD explicit next_rows(const S* const (&row)[R]) {
+        if constexpr (R > 1) {
+            const std::uintptr_t tile =
+                R * (reinterpret_cast<std::uintptr_t>(row[1]) - reinterpret_cast<std::uintptr_t>(row[0]));
+            distance = tile * (tile > 0 && tile < 4096 ? (4096 + tile - 1) / tile : 1);
+        }
+    }
+    /// Integers, since the last rows' address lies beyond the scores.
+    template <int W, class S>
+    SWITCHYARD_HD void call_in(const S* p) const {
+        if constexpr (R > 1) {
+            pack<S, W>::call_in(reinterpret_cast<const S*>(reinterpret_cast<std::uintptr_t>(p) + distance));
+        }
+    }
+};
+
 }  // namespace detail
 
 /// Maximum, argmax and sum of exponentials of R contiguous rows. Where `exponentials` is given, row r's exp(s -
@@ -90,19 +112,10 @@ SWITCHYARD_HD softmax_statistics<S, W, R> softmax_rows(const S* const (&row)[R],
         found.best[r] = -1;
     }
 
-    // Rows lie one after another: while these are computed, those about 4 KiB further on are called in. Integers, since
-    // the last rows' address lies beyond the scores.
-    std::uintptr_t ahead = 0;
-    if constexpr (R > 1) {
-        const std::uintptr_t tile =
-            R * (reinterpret_cast<std::uintptr_t>(row[1]) - reinterpret_cast<std::uintptr_t>(row[0]));
-        ahead = tile * (tile > 0 && tile < 4096 ? (4096 + tile - 1) / tile : 1);
-    }
+    const detail::next_rows<R> ahead(row);
     detail::first_positions<R> positions;
     const auto visit = [&](int r, index_t j, P scores) {
-        if constexpr (R > 1) {
-            P::call_in(reinterpret_cast<const S*>(reinterpret_cast<std::uintptr_t>(row[r] + j) + ahead));
-        }
+        ahead.template call_in<W>(row[r] + j);
         const P exponential = exp_nonpositive<S, W>(scores - maximum[r]);
         if (exponentials != nullptr) {
             exponential.store(exponentials + r * padded<W>(experts) + j);
@@ -133,6 +146,46 @@ SWITCHYARD_HD softmax_statistics<S, W, R> softmax_rows(const S* const (&row)[R],
         found.sum[r] = total(sum[r]);
         // Beyond the row's end lies only -infinity, which the maximum is where NaN hides all numbers.
         found.best[r] = found.best[r] < 0 || found.best[r] >= experts ? 0 : found.best[r];
+    }
+    return found;
+}
+
+/// The maxima of R contiguous rows, for who needs no sum: `sum` is 1, or NaN where the row may hold NaN or +infinity,
+/// or nothing but -infinity. `best` is not looked for.
+template <int W, int R, class S>
+SWITCHYARD_HD softmax_statistics<S, W, R> maxima_of_rows(const S* const (&row)[R], index_t experts) {
+    using P = pack<S, W>;
+    constexpr S lowest = -std::numeric_limits<S>::infinity();
+    const index_t whole = experts / W * W;
+    softmax_statistics<S, W, R> found;
+    P maximum[R];
+    P sum[R];  // of the scores themselves: NaN and +infinity stay in it
+    const auto visit = [&](int r, P scores) {
+        maximum[r] = max(maximum[r], scores);
+        sum[r] = sum[r] + scores;
+    };
+    for (int r = 0; r < R; ++r) {
+        maximum[r] = P::all(lowest);
+        sum[r] = P::all(S(0));
+    }
+    const detail::next_rows<R> ahead(row);
+    for (index_t j = 0; j < whole; j += W) {
+        for (int r = 0; r < R; ++r) {
+            ahead.template call_in<W>(row[r] + j);
+            visit(r, P::load(row[r] + j));
+        }
+    }
+    for (int r = 0; r < R; ++r) {
+        if (whole < experts) {
+            visit(r, P::load_first(row[r] + whole, experts - whole, lowest));
+        }
+        found.column_maxima[r] = maximum[r];
+        found.maximum[r] = highest(maximum[r]);
+        found.best[r] = 0;
+        constexpr std::uint32_t every_lane = W == 32 ? ~0u : (1u << W) - 1u;
+        const bool is_good =
+            at_least_bits(P::all(std::numeric_limits<S>::max()), sum[r]) == every_lane && found.maximum[r] > lowest;
+        found.sum[r] = is_good ? S(1) : std::numeric_limits<S>::quiet_NaN();
     }
     return found;
 }
