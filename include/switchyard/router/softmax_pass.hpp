@@ -6,6 +6,10 @@
 //   select.template choose<W>(token, row, maximum, sum, best, column_maxima, scratch)
 //   select.padding(token)        the token is padding
 //   select.forbid_all(token)     every expert is forbidden to it
+// and, where a selection can take W rows side by side, which all three may be left out:
+//   select.template takes_tiles<W>()             whether it pays for these sizes
+//   select.needs_sum()                           false if a row's sum of exponentials is not read
+//   select.template choose_tile<W>(rows, scratch)    what `choose` does to each row, bit for bit
 // Backends run it over rows: `run_softmax_pass` below on CPU threads; router/device_routing.hpp, one thread a row.
 #pragma once
 
