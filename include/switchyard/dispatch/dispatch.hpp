@@ -46,6 +46,7 @@ void require_rows(const char* name, const Plan& plan, const Rows& rows, index_t 
 template <class Policy, class Plan, class Tokens>
 void require_tokens(const char* name, const Plan& plan, const Tokens& tokens) {
     require_space<Policy, Plan, Tokens>();
+    require_finished(plan);
     require(tokens.rows == plan.tokens, name, " has ", tokens.rows, " rows; the plan was made for ", plan.tokens,
             " tokens");
 }
@@ -76,6 +77,7 @@ template <class Policy, class Plan, matrix_like Tokens>
 auto dispatch(const Policy& policy, const Plan& plan, const Tokens& x, const dispatch_settings& settings = {}) {
     const auto& p = view_of_plan(plan);
     const auto in = const_view(as_view(x));
+    detail::require_tokens<Policy>("x", p, in);
     matrix<scalar_of<Tokens>, typename Policy::memory> rows(memory_of(policy));
     if constexpr (host_policy<Policy>) {
         rows.resize(p.offsets[p.experts], in.columns);

@@ -23,6 +23,7 @@ plan_totals totals_of(const Policy& policy, const Plan& plan) {
     const auto& view = view_of_plan(plan);
     static_assert(std::is_same_v<typename std::remove_cvref_t<decltype(view)>::space, policy_space<Policy>>,
                   "switchyard: the plan does not lie in the memory this policy works in");
+    require_finished(view);
     plan_totals totals;
     policy.copy_to_host(&totals, view.totals, sizeof totals);
     return totals;
@@ -42,9 +43,10 @@ void check(const Policy& policy, const Plan& plan) {
     }
 }
 
-/// The whole plan on the host, the scores it keeps for backward excepted.
+/// The whole plan on the host, the scores it keeps for backward excepted. An empty plan is refused.
 template <device_policy Policy, class S>
 plan<S> copy_to_host(const Policy& policy, const plan_view<S, policy_space<Policy>>& from) {
+    require_finished(from);
     plan<S> copy;
     copy.resize(from.tokens, from.experts, from.choices, from.capacity);
     copy.made_by(from.origin);

@@ -14,7 +14,11 @@
 //
 // `plan_view` is where these lie (any memory, no ownership, trivially copyable): an engine can point it at its own
 // tensors. `basic_plan` owns them. What a plan counts lives in the plan's memory: on a device nothing needs to be read
-// back, since row buffers can be sized by `row_bound` = min(T k, E C).
+// back, since row buffers can be sized by `row_bound`.
+//
+// A plan is empty until the call that makes it has returned: after its constructor, after it was moved from, and where
+// routing threw, on any policy, whatever the arrays hold by then. Every function that reads a plan refuses an empty one
+// with a sentence; `kept()`, `offset()` and the losses of an empty plan are 0.
 #pragma once
 
 #include <switchyard/core/config.hpp>
@@ -27,6 +31,7 @@
 
 #include <cstdint>
 #include <limits>
+#include <utility>
 
 namespace switchyard {
 
@@ -53,6 +58,7 @@ struct plan_origin {
     bool training = false;
     index_t width = 0;  ///< D where tokens were routed, 0 where scores were
     noise_key noise{};
+    bool finished = true;  ///< false: the plan is empty, or whoever makes it has not come to the end
 
     friend constexpr bool operator==(const plan_origin&, const plan_origin&) = default;
 };
@@ -99,6 +105,60 @@ constexpr index_t row_bound(index_t tokens, index_t choices, index_t experts, in
     return experts > 0 && capacity < all / experts + 1 && experts * capacity < all ? experts * capacity : all;
 }
 
+/// Fails where a plan is empty: see above.
+template <class S, class Space>
+void require_finished(const plan_view<S, Space>& plan) {
+    require(plan.origin.finished && plan.offsets != nullptr,
+            "the plan is empty: it was never made, or moved from, or the call that was to make it failed");
+}
+
+/// The plan is empty from now on, and until `finish_plan`: what throws in between leaves it so. Routers begin with it.
+template <class Plan>
+void begin_plan(Plan& plan) {
+    plan.made_by({.finished = false});
+}
+
+/// Notes what the plan is being made by. It stays empty.
+template <class Plan>
+void continue_plan(Plan& plan, plan_origin origin) {
+    origin.finished = false;
+    plan.made_by(origin);
+}
+
+/// The plan is whole. Routers end with it.
+template <class Plan>
+void finish_plan(Plan& plan) {
+    plan_origin origin = plan.view().origin;
+    origin.finished = true;
+    plan.made_by(origin);
+}
+
+namespace detail {
+
+/// A view that stays behind empty where it is moved from.
+template <class View>
+struct view_of_owner {
+    View view = nothing();
+
+    view_of_owner() = default;
+    view_of_owner(view_of_owner&& other) noexcept : view(std::exchange(other.view, nothing())) {}
+    view_of_owner& operator=(view_of_owner&& other) noexcept {
+        view = std::exchange(other.view, nothing());
+        return *this;
+    }
+    view_of_owner(const view_of_owner&) = delete;
+    view_of_owner& operator=(const view_of_owner&) = delete;
+    ~view_of_owner() = default;
+
+    static View nothing() {
+        View none;
+        none.origin.finished = false;
+        return none;
+    }
+};
+
+}  // namespace detail
+
 /// A plan that owns its arrays and keeps their memory from step to step. Movable, not copyable.
 template <class S, class Memory = host_memory>
 class basic_plan {
@@ -118,57 +178,65 @@ class basic_plan {
           totals_(0, from),
           scores_(from) {}
 
-    /// Shapes the arrays; allocates only what no earlier shape needed. Contents are then undefined. Fails, and changes
-    /// nothing, where no index_t counts the elements.
+    /// Shapes the arrays; allocates only what no earlier shape needed. The plan is then empty, its contents undefined,
+    /// until `made_by`. Fails, and changes nothing, where no index_t counts the elements.
     void resize(index_t tokens, index_t experts, index_t choices, index_t capacity) {
         const index_t positions = product_of_sizes("choices", tokens, choices);
         const index_t statistics = product_of_sizes("statistics of tokens", tokens, 2);
         const index_t counts = product_of_sizes("counts of experts", experts, 4) + 1;
-        view_.tokens = tokens;
-        view_.experts = experts;
-        view_.choices = choices;
-        view_.capacity = capacity;
-        view_.row_bound = switchyard::row_bound(tokens, choices, experts, capacity);
-        view_.expert = grown(expert_, positions);
-        view_.slot = grown(slot_, positions);
-        view_.gate = grown(gate_, positions);
-        view_.offsets = grown(counts_, counts);
-        view_.load_before = view_.offsets + experts + 1;
-        view_.load_after = view_.load_before + experts;
-        view_.balance_load = view_.load_after + experts;
-        view_.order = grown(order_, view_.row_bound);
-        view_.row_maximum = grown(row_statistics_, statistics);
-        view_.row_sum = view_.row_maximum + tokens;
-        view_.totals = grown(totals_, 1);
-        view_.origin = {};
+        auto& made = owned_.view;
+        made.origin = {.finished = false};
+        made.tokens = tokens;
+        made.experts = experts;
+        made.choices = choices;
+        made.capacity = capacity;
+        made.row_bound = switchyard::row_bound(tokens, choices, experts, capacity);
+        made.expert = grown(expert_, positions);
+        made.slot = grown(slot_, positions);
+        made.gate = grown(gate_, positions);
+        made.offsets = grown(counts_, counts);
+        made.load_before = made.offsets + experts + 1;
+        made.load_after = made.load_before + experts;
+        made.balance_load = made.load_after + experts;
+        made.order = grown(order_, made.row_bound);
+        made.row_maximum = grown(row_statistics_, statistics);
+        made.row_sum = made.row_maximum + tokens;
+        made.totals = grown(totals_, 1);
     }
 
-    /// Notes what the plan is made by; every router calls it.
-    void made_by(const plan_origin& origin) { view_.origin = origin; }
+    /// Notes what the plan is made by, and whether it is whole: every router calls it, and whoever fills arrays by hand.
+    void made_by(const plan_origin& origin) { owned_.view.origin = origin; }
+    /// Whether there is a plan: not after the constructor, nor where it was moved from or a call failed.
+    bool finished() const noexcept { return view().origin.finished && view().offsets != nullptr; }
 
-    plan_view<S, space>& view() noexcept { return view_; }
-    const plan_view<S, space>& view() const noexcept { return view_; }
+    plan_view<S, space>& view() noexcept { return owned_.view; }
+    const plan_view<S, space>& view() const noexcept { return owned_.view; }
 
-    index_t tokens() const noexcept { return view_.tokens; }
-    index_t experts() const noexcept { return view_.experts; }
-    index_t choices() const noexcept { return view_.choices; }
-    index_t capacity() const noexcept { return view_.capacity; }
-    index_t row_bound() const noexcept { return view_.row_bound; }
+    index_t tokens() const noexcept { return view().tokens; }
+    index_t experts() const noexcept { return view().experts; }
+    index_t choices() const noexcept { return view().choices; }
+    index_t capacity() const noexcept { return view().capacity; }
+    index_t row_bound() const noexcept { return view().row_bound; }
 
-    matrix_view<const std::int32_t, space> expert() const { return {view_.expert, view_.tokens, view_.choices}; }
-    matrix_view<const std::int32_t, space> slot() const { return {view_.slot, view_.tokens, view_.choices}; }
-    matrix_view<const S, space> gate() const { return {view_.gate, view_.tokens, view_.choices}; }
+    matrix_view<const std::int32_t, space> expert() const { return {view().expert, view().tokens, view().choices}; }
+    matrix_view<const std::int32_t, space> slot() const { return {view().slot, view().tokens, view().choices}; }
+    matrix_view<const S, space> gate() const { return {view().gate, view().tokens, view().choices}; }
 
     /// Scores computed from tokens, kept for backward: [T, E] after `route`, empty after `route_scores`.
     matrix<S, Memory>& scores() noexcept { return scores_; }
     const matrix<S, Memory>& scores() const noexcept { return scores_; }
 
     // What the plan counted. Where it lies on a device, `totals_of` and `copy_to_host` (plan/device_plan.hpp) fetch it.
-    const plan_totals& totals() const noexcept requires host_readable<Memory> { return *view_.totals; }
+    const plan_totals& totals() const noexcept requires host_readable<Memory> {
+        static constexpr plan_totals nothing{};
+        return finished() ? *view().totals : nothing;
+    }
     index_t kept() const noexcept requires host_readable<Memory> { return totals().kept; }
     double load_balancing_loss() const noexcept requires host_readable<Memory> { return totals().load_balancing_loss; }
     double z_loss() const noexcept requires host_readable<Memory> { return totals().z_loss; }
-    index_t offset(index_t expert) const noexcept requires host_readable<Memory> { return view_.offsets[expert]; }
+    index_t offset(index_t expert) const noexcept requires host_readable<Memory> {
+        return finished() ? view().offsets[expert] : 0;
+    }
 
   private:
     template <class T>
@@ -177,7 +245,7 @@ class basic_plan {
         return array.data();
     }
 
-    plan_view<S, space> view_{};
+    detail::view_of_owner<plan_view<S, space>> owned_;
     buffer<std::int32_t, Memory> expert_;
     buffer<std::int32_t, Memory> slot_;
     buffer<S, Memory> gate_;

@@ -327,6 +327,7 @@ void require_scores_of_plan(const Source& source, const plan_view<S>& plan, work
 template <class S, class Space, class Gates>
 void require_plan_for_backward(const plan_view<S, Space>& plan, const Gates& d_gates, index_t tokens, index_t experts,
                                std::uint64_t settings) {
+    require_finished(plan);
     require(plan.origin.training, "the plan was made by inference; backward needs one made with training{}");
     require(plan.origin.settings == settings, "the plan was made by a router with other settings");
     require(plan.tokens == tokens && plan.experts == experts, "the plan was made for ", plan.tokens, " tokens x ",

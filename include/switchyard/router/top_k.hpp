@@ -92,6 +92,7 @@ void route_scores(const Policy& policy, const top_k_router& router, const Scores
                   Plan& plan, Workspace& scratch) {
     using S = typename Plan::scalar;
     require_memory<Policy, Scores, Plan>();
+    begin_plan(plan);
     const auto input = const_view(as_view(scores));
     require_scores(input, mode.mask);
     require_settings(router, input.columns, mode);
@@ -99,10 +100,11 @@ void route_scores(const Policy& policy, const top_k_router& router, const Scores
                                          router.k, input.columns);
     plan.resize(input.rows, input.columns, router.k, capacity);
     require_apart<Policy>("the plan's gates", detail::gates_of(plan.view()), "scores", input);
-    plan.made_by(origin_of(mode, fingerprint_of(router)));
+    continue_plan(plan, origin_of(mode, fingerprint_of(router)));
     const auto source = score_rows_of(input, mode.is_training ? router.logit_jitter : 0.0f, mode.noise);
     route_softmax(policy, source, mode, plan.view(), softmax_settings_of(router, capacity), scratch,
                   select_list<S>{plan.view().expert, plan.view().gate, input.columns, router.k, normalizes(router)});
+    finish_plan(plan);
 }
 
 }  // namespace SWITCHYARD_TARGET
