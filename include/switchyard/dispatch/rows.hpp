@@ -141,6 +141,29 @@ void for_each_block_of_rows(const Policy& policy, index_t rows, index_t row_byte
     });
 }
 
+/// The same for the rows of a plan, in runs that have no padding in between.
+template <class Policy, class S, class F>
+void for_each_block_of_kept_rows(const Policy& policy, const plan_view<S>& plan, index_t row_bytes, bool may_stream,
+                                 const F& f) {
+    for_each_block_of_rows(policy, plan.offsets[plan.experts], row_bytes, may_stream,
+                           [&](index_t first, index_t last, auto... how) {
+                               if (plan.row_block == 1) {
+                                   f(first, last, how...);
+                                   return;
+                               }
+                               for (index_t start = first; start < last;) {
+                                   index_t end = start;
+                                   while (end < last && plan.order[end] >= 0) {
+                                       ++end;
+                                   }
+                                   if (start < end) {
+                                       f(start, end, how...);
+                                   }
+                                   start = end + 1;
+                               }
+                           });
+}
+
 /// Gates are read in random order too, and a row waits for its gate.
 template <class S>
 void prefetch_gate(const plan_view<S>& plan, index_t r, index_t last) {
@@ -174,11 +197,10 @@ template <host_policy Policy, class S, class In, class Out>
 void gather_rows(const Policy& policy, const plan_view<S>& plan, bool weigh, const matrix_view<const In>& in,
                  const matrix_view<Out>& out) {
     const index_t width = in.columns;
-    const index_t kept = plan.offsets[plan.experts];
     const bool contiguous = in.rows_contiguous() && out.rows_contiguous();
     const auto token_of = [&](index_t r) { return plan.token_of(plan.order[r]); };
-    detail::for_each_block_of_rows(
-        policy, kept, width * static_cast<index_t>(sizeof(Out)), contiguous,
+    detail::for_each_block_of_kept_rows(
+        policy, plan, width * static_cast<index_t>(sizeof(Out)), contiguous,
         [&](index_t first, index_t last, bool stream) {
             for (index_t r = first; r < last; ++r) {
                 if constexpr (detail::same_compute<In, Out>) {
@@ -256,8 +278,8 @@ void gather_and_dot_rows(const Policy& policy, const plan_view<S>& plan, const m
                 }
             }
             const index_t width = tokens.columns;
-            detail::for_each_block_of_rows(
-                policy, plan.offsets[plan.experts], width * static_cast<index_t>(sizeof(Out)), true,
+            detail::for_each_block_of_kept_rows(
+                policy, plan, width * static_cast<index_t>(sizeof(Out)), true,
                 [&](index_t first, index_t last, bool stream) {
                     for (index_t r = first; r < last; ++r) {
                         const index_t position = plan.order[r];

@@ -126,11 +126,17 @@ index_t forward_block_rows(const Group& group, index_t tokens, index_t experts, 
 template <class Policy, class Storage, class Space, class S, class Workspace, class Select, class Group, int V,
           bool IsNoisy>
 void launch_forward(const Policy& policy, const score_rows<Storage, Space>& source, const run_mode& mode,
-                    const plan_view<S, Space>& plan, const softmax_settings& settings, Workspace& scratch,
+                    const plan_view<S, Space>& made, const softmax_settings& settings, Workspace& scratch,
                     const Select& select, const Group& group, std::integral_constant<int, V>,
                     std::bool_constant<IsNoisy>) {
     using kernel = forward_kernel<Storage, Space, Select, V, Group, IsNoisy>;
     const auto scope = scratch.open();
+    plan_view<S, Space> plan = made;
+    if (!made.has_rows()) {  // what the second kernel counts all the same
+        plan.offsets = scratch.template take<std::int64_t>(plan.experts + 1);
+        plan.load_before = scratch.template take<std::int64_t>(plan.experts);
+        plan.load_after = scratch.template take<std::int64_t>(plan.experts);
+    }
     const index_t levels = histogram_levels(plan.experts, plan.choices);
     const index_t rows = forward_block_rows<kernel>(group, plan.tokens, plan.experts, plan.choices,
                                                     static_cast<index_t>(sizeof(Storage)), levels);
@@ -155,7 +161,11 @@ void launch_forward(const Policy& policy, const score_rows<Storage, Space>& sour
                                              .counted_choices = balance_of(plan, settings).counted_choices,
                                              .z_weight = settings.z_weight,
                                              .may_drop = settings.may_drop});
-    hand_out_slots_by_block(policy, plan, counts);
+    if (made.has_rows()) {
+        hand_out_slots_by_block(policy, plan, counts, scratch);
+    } else {
+        decode_choices(policy, made);
+    }
 }
 
 /// The gradient of every score.
