@@ -62,7 +62,8 @@ TEST_CASE("plan: moving takes the arrays along") {
 
 namespace {
 
-constexpr const char* no_plan = "the plan is empty: it was never made, or moved from, or the call that was to make it failed";
+constexpr const char* no_plan =
+    "the plan is empty: it was never made, or moved from, or the call that was to make it failed";
 
 /// Everything that reads a plan refuses this one, for `tokens` tokens.
 void check_refused(const sy::plan<float>& plan, index_t tokens) {
