@@ -77,7 +77,7 @@ struct take_choices {
     }
 };
 
-/// The first token of `rows` from a block's first one on that names an expert twice; `tokens` where there is none.
+/// The first of a block's `rows` tokens that names an expert twice; `tokens` where there is none.
 struct find_repeated {
     const std::int32_t* expert;  ///< encoded
     index_t tokens;
@@ -124,55 +124,58 @@ struct find_repeated_by_marks {
     }
 };
 
-/// The lowest of all that was found, and what is not known of a plan without a router.
+struct lower_number {
+    SWITCHYARD_HD std::int64_t operator()(std::int64_t a, std::int64_t b) const { return b < a ? b : a; }
+};
+
+/// The status, and what is not known of a plan without a router.
 struct note_choices {
     plan_totals* totals;
-    const std::int64_t* found;  ///< null: nobody looked
-    index_t blocks;
+    const std::int64_t* repeated;  ///< a token, or all of them for none; null: nobody looked
     index_t tokens;
 
     SWITCHYARD_HD void operator()(index_t) const {
-        index_t first = tokens;
-        for (index_t b = 0; found != nullptr && b < blocks; ++b) {
-            first = found[b] < first ? found[b] : first;
-        }
+        const bool is_good = repeated == nullptr || *repeated == tokens;
         totals->load_balancing_loss = 0;
         totals->z_loss = 0;
-        totals->status = first < tokens ? plan_status::repeated : plan_status::good;
-        totals->status_token = first < tokens ? first : -1;
+        totals->status = is_good ? plan_status::good : plan_status::repeated;
+        totals->status_token = is_good ? -1 : *repeated;
     }
 };
 
-/// Looks at every token's list: status, and the error of CPU policies.
-template <class Policy, class View, class Workspace>
-void check_choices(const Policy& policy, const View& plan, bool may_repeat, Workspace& scratch) {
+/// Looks at every token's list: the error, on the CPU.
+template <host_policy Policy, class S>
+void check_choices(const Policy& policy, const plan_view<S>& plan, bool may_repeat, workspace& scratch) {
+    constexpr index_t most_pairs = 32;
     const auto scope = scratch.open();
-    // As many blocks as have threads of their own to work for: one thread goes over what they found.
-    const index_t rows = std::max<index_t>(64, (plan.tokens + 1023) / 1024);
-    const index_t blocks = may_repeat || plan.choices == 1 ? 0 : (plan.tokens + rows - 1) / rows;
-    std::int64_t* const found = blocks > 0 ? scratch.template take<std::int64_t>(blocks) : nullptr;
-    const find_repeated look{plan.expert, plan.tokens, plan.choices, rows, found};
-    if constexpr (host_policy<Policy>) {
-        constexpr index_t most_pairs = 32;
-        if (plan.choices <= most_pairs) {
-            policy.parallel_for(blocks, look);
-        } else if (blocks > 0) {
-            policy.parallel_for(blocks, find_repeated_by_marks{look, plan.experts,
-                                                               scratch.template take<std::int32_t>(product_of_sizes(
-                                                                   "marks of experts", blocks, plan.experts))});
-        }
+    note_choices{plan.totals, nullptr, plan.tokens}(0);
+    const index_t blocks = may_repeat || plan.choices == 1 ? 0 : block_count(plan.tokens);
+    const find_repeated look{plan.expert, plan.tokens, plan.choices, rows_per_block(plan.tokens),
+                             scratch.take<std::int64_t>(blocks)};
+    if (plan.choices <= most_pairs) {
+        policy.parallel_for(blocks, look);
     } else {
-        for_each_index(policy, blocks, look);
+        auto* const marks = scratch.take<std::int32_t>(product_of_sizes("marks of experts", blocks, plan.experts));
+        policy.parallel_for(blocks, find_repeated_by_marks{look, plan.experts, marks});
     }
-    const note_choices note{plan.totals, found, blocks, plan.tokens};
-    if constexpr (host_policy<Policy>) {
-        note(0);
-        if (plan.totals->status == plan_status::repeated) {
-            fail_repeated(plan.totals->status_token);
+    for (index_t b = 0; b < blocks; ++b) {
+        if (look.found[b] < plan.tokens) {
+            fail_repeated(look.found[b]);
         }
-    } else {
-        for_each_index(policy, 1, note);
     }
+}
+
+/// The status, on a device: a thread a token.
+template <class Policy, class S, class Space, class Workspace>
+void check_choices(const Policy& policy, const plan_view<S, Space>& plan, bool may_repeat, Workspace& scratch) {
+    const auto scope = scratch.open();
+    const std::int64_t* repeated = nullptr;
+    if (!may_repeat && plan.choices > 1 && plan.tokens > 0) {
+        auto* const found = scratch.template take<std::int64_t>(plan.tokens);
+        for_each_index(policy, plan.tokens, find_repeated{plan.expert, plan.tokens, plan.choices, 1, found});
+        repeated = fold(policy, found, plan.tokens, index_t{1}, lower_number{}, scratch);
+    }
+    for_each_index(policy, 1, note_choices{plan.totals, repeated, plan.tokens});
 }
 
 /// What ids must be, whatever they say.
@@ -214,8 +217,8 @@ void make_plan_from_choices(const Policy& policy, const Ids& ids, const Gates& g
     }
     lie_apart();  // before the plan takes its shape, which may free what it had
     plan.resize(ids.rows, experts, ids.columns, capacity_of(settings.capacity, ids.rows, ids.columns, experts));
-    lie_apart();
     continue_plan(plan, {});
+    lie_apart();
     const auto& made = plan.view();
     for_each_index(policy, ids.rows * ids.columns,
                    take_choices<S, typename Plan::space, typename Ids::value_type, Gates>{made, ids, gates});

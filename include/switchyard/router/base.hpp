@@ -188,8 +188,8 @@ void route_scores(const Policy& policy, const base_router<Solver>& router, const
     const auto input = const_view(as_view(scores));
     require_scores(input, mode.mask);
     plan.resize(input.rows, input.columns, 1, unlimited);
-    require_apart<Policy>("the plan's gates", detail::gates_of(plan.view()), "scores", input);
     continue_plan(plan, origin_of(mode, fingerprint_of(router)));
+    require_apart<Policy>("the plan's gates", detail::gates_of(plan.view()), "scores", input);
     const auto& made = plan.view();
     const auto source = score_rows_of(input, 0.0f, mode.noise);
     if (mode.is_training) {

@@ -93,8 +93,8 @@ void route_scores(const Policy& policy, const switch_router& router, const Score
     const index_t capacity =
         capacity_of(mode.is_training ? router.capacity : router.inference_capacity, input.rows, 1, input.columns);
     plan.resize(input.rows, input.columns, 1, capacity);
-    require_apart<Policy>("the plan's gates", detail::gates_of(plan.view()), "scores", input);
     continue_plan(plan, origin_of(mode, fingerprint_of(router)));
+    require_apart<Policy>("the plan's gates", detail::gates_of(plan.view()), "scores", input);
     const auto source = score_rows_of(input, mode.is_training ? router.logit_jitter : 0.0f, mode.noise);
     const softmax_settings settings = softmax_settings_of(router, capacity);
     const select_best<S> best{plan.view().expert, plan.view().gate};

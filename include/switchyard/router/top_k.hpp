@@ -99,8 +99,8 @@ void route_scores(const Policy& policy, const top_k_router& router, const Scores
     const index_t capacity = capacity_of(mode.is_training ? router.capacity : router.inference_capacity, input.rows,
                                          router.k, input.columns);
     plan.resize(input.rows, input.columns, router.k, capacity);
-    require_apart<Policy>("the plan's gates", detail::gates_of(plan.view()), "scores", input);
     continue_plan(plan, origin_of(mode, fingerprint_of(router)));
+    require_apart<Policy>("the plan's gates", detail::gates_of(plan.view()), "scores", input);
     const auto source = score_rows_of(input, mode.is_training ? router.logit_jitter : 0.0f, mode.noise);
     route_softmax(policy, source, mode, plan.view(), softmax_settings_of(router, capacity), scratch,
                   select_list<S>{plan.view().expert, plan.view().gate, input.columns, router.k, normalizes(router)});
