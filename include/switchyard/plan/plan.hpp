@@ -5,8 +5,7 @@
 //   gate[T, k]      the weight of the expert's output, 0 where dropped.
 //   offsets[E + 1]  int64: expert e owns rows offsets[e] .. offsets[e + 1]; offsets[E] is how many rows there are.
 //   order[rows]     int64: row -> token * k + choice, -1 in padding rows; expert by expert, slots rising. Its inverse
-//   is
-//                   row = offsets[expert] + slot, so sums over a token's choices have a fixed order and need no
+//                   is row = offsets[expert] + slot, so sums over a token's choices have a fixed order and need no
 //                   atomics.
 //   load_before[E], load_after[E]   choices an expert was given, before and after capacity.
 //   balance_load[E] the choices the load-balancing loss counts (first choices, or all); training only.
