@@ -4,9 +4,9 @@
 //
 //   scores[T, E] -> plan;  x[T, D] -> rows in expert order;  rows of expert e times W_e;  y = sum of gate * output
 //
-// cuBLAS's batched product wants one shape for all experts: each gets `capacity` rows, from where its own begin, and
-// the rows behind them are computed for nothing. Its results go to a buffer with `capacity` rows an expert, and a view
-// of the plan whose offsets say so makes combine read them there.
+// cuBLAS's batched product wants one shape for all products: the plan's rows come in blocks, each of one expert, and
+// every block is a product. How many blocks there may be is known beforehand; which expert's weights each has, the
+// device finds out. Padding and blocks that nobody uses are computed for nothing, and combine does not read them.
 //
 // The result is compared with the CPU's. Without a GPU it says so and exits with 77.
 #include <switchyard/cuda.hpp>
@@ -25,32 +25,27 @@ namespace {
 constexpr index_t tokens = 4096;
 constexpr index_t experts = 16;
 constexpr index_t width = 256;
+constexpr index_t block = 64;  // rows
 constexpr sy::top_k_router router{.k = 2, .inference_capacity = {.factor = 1.25}};
 
 void require_cublas(cublasStatus_t status, const char* call) {
     sy::require(status == CUBLAS_STATUS_SUCCESS, call, ": ", cublasGetStatusString(status));
 }
 
-/// Where each expert's rows, weights and results lie, and where its results begin among all.
-struct point_at_experts {
-    const std::int64_t* offsets;  ///< of the plan
-    index_t capacity;
+/// Where each block's rows, weights and results lie.
+struct point_at_blocks {
+    const std::int32_t* expert;  ///< -1 for blocks that nobody uses, which get some expert's weights
     float* rows;
     float* weights;
     float* results;
     const float** rows_of;
     const float** weights_of;
     float** results_of;
-    std::int64_t* result_offsets;
 
-    SWITCHYARD_HD void operator()(index_t e) const {
-        rows_of[e] = rows + offsets[e] * width;
-        weights_of[e] = weights + e * width * width;
-        results_of[e] = results + e * capacity * width;
-        result_offsets[e] = e * capacity;
-        if (e + 1 == experts) {
-            result_offsets[experts] = experts * capacity;
-        }
+    SWITCHYARD_HD void operator()(index_t i) const {
+        rows_of[i] = rows + i * block * width;
+        weights_of[i] = weights + (expert[i] < 0 ? 0 : expert[i]) * width * width;
+        results_of[i] = results + i * block * width;
     }
 };
 
@@ -60,15 +55,19 @@ class layer {
     explicit layer(const sy::cuda& on, cublasHandle_t blas)
         : on_(on),
           blas_(blas),
-          capacity_(capacity_of(router.inference_capacity, tokens, router.k, experts)),
+          blocks_(sy::row_bound(tokens, router.k, experts,
+                                capacity_of(router.inference_capacity, tokens, router.k, experts), block) /
+                  block),
           plan_(memory_of(on)),
           scratch_(memory_of(on)),
-          rows_(sy::row_bound(tokens, router.k, experts, capacity_) + capacity_, width, memory_of(on)),
-          results_(experts * capacity_, width, memory_of(on)),
-          rows_of_(experts, memory_of(on)),
-          weights_of_(experts, memory_of(on)),
-          results_of_(experts, memory_of(on)),
-          result_offsets_(experts + 1, memory_of(on)) {}
+          rows_(blocks_ * block, width, memory_of(on)),
+          results_(blocks_ * block, width, memory_of(on)),
+          expert_of_(1, blocks_, memory_of(on)),
+          rows_of_(blocks_, memory_of(on)),
+          weights_of_(blocks_, memory_of(on)),
+          results_of_(blocks_, memory_of(on)) {
+        plan_.set_row_block(block);
+    }
 
     /// What a first step would need, so that the first one may be captured.
     template <class Scores>
@@ -76,8 +75,6 @@ class layer {
         scratch_.reserve(sy::workspace_size<sy::cuda>([&](const auto& policy, auto& room) {
             route_scores(policy, router, scores, sy::inference{}, plan_, room);
         }));
-        sy::require_cuda(cudaMemsetAsync(rows_.data(), 0, sizeof(float) * rows_.rows() * width, on_.stream),
-                         "cudaMemsetAsync");
     }
 
     /// Enqueues a step.
@@ -85,21 +82,20 @@ class layer {
     void forward(const Scores& scores, const Tokens& x, const Weights& weights, Out& y) {
         route_scores(on_, router, scores, sy::inference{}, plan_, scratch_);
         dispatch(on_, plan_, x, rows_);
-        for_each_index(
-            on_, experts,
-            point_at_experts{plan_.view().offsets, capacity_, rows_.data(), weights.data(), results_.data(),
-                             rows_of_.data(), weights_of_.data(), results_of_.data(), result_offsets_.data()});
+        zero_rest(on_, plan_, rows_);
+        write_block_experts(on_, plan_, expert_of_);
+        for_each_index(on_, blocks_,
+                       point_at_blocks{expert_of_.data(), rows_.data(), weights.data(), results_.data(),
+                                       rows_of_.data(), weights_of_.data(), results_of_.data()});
         // cuBLAS counts by columns, where row-major matrices are their own transposes: W' rows' = (rows W)'.
         const float one = 1;
         const float zero = 0;
         const int d = static_cast<int>(width);
-        require_cublas(cublasSgemmBatched(blas_, CUBLAS_OP_N, CUBLAS_OP_N, d, static_cast<int>(capacity_), d, &one,
-                                          weights_of_.data(), d, rows_of_.data(), d, &zero, results_of_.data(), d,
-                                          static_cast<int>(experts)),
-                       "cublasSgemmBatched");
-        auto padded = plan_.view();
-        padded.offsets = result_offsets_.data();
-        combine(on_, padded, results_, y);
+        require_cublas(
+            cublasSgemmBatched(blas_, CUBLAS_OP_N, CUBLAS_OP_N, d, static_cast<int>(block), d, &one, weights_of_.data(),
+                               d, rows_of_.data(), d, &zero, results_of_.data(), d, static_cast<int>(blocks_)),
+            "cublasSgemmBatched");
+        combine(on_, plan_, results_, y);
     }
 
     const sy::basic_plan<float, sy::cuda_memory>& plan() const { return plan_; }
@@ -107,13 +103,13 @@ class layer {
   private:
     sy::cuda on_;
     cublasHandle_t blas_;
-    index_t capacity_;
+    index_t blocks_;
     sy::basic_plan<float, sy::cuda_memory> plan_;
     sy::basic_workspace<sy::cuda_memory> scratch_;
     sy::matrix<float, sy::cuda_memory> rows_, results_;
+    sy::matrix<std::int32_t, sy::cuda_memory> expert_of_;
     sy::buffer<const float*, sy::cuda_memory> rows_of_, weights_of_;
     sy::buffer<float*, sy::cuda_memory> results_of_;
-    sy::buffer<std::int64_t, sy::cuda_memory> result_offsets_;
 };
 
 /// Reproducible numbers between -0.5 and 0.5.

@@ -66,16 +66,18 @@ void route_scores(const Policy& policy, const bias_router& router, const Scores&
                   Plan& plan, Workspace& scratch) {
     using S = typename Plan::scalar;
     sy::require_memory<Policy, Scores, Plan>();
+    sy::begin_plan(plan);  // empty until finish_plan: what throws in between leaves it so
     const auto input = sy::const_view(sy::as_view(scores));
     sy::require_scores(input, mode.mask);
     sy::require(static_cast<index_t>(router.bias.size()) == input.columns, "bias has ", router.bias.size(),
                 " numbers for E = ", input.columns, " experts");
     const index_t capacity = sy::capacity_of(router.capacity, input.rows, 1, input.columns);
     plan.resize(input.rows, input.columns, 1, capacity);
-    plan.made_by(sy::origin_of(mode, fingerprint_of(router)));
+    sy::continue_plan(plan, sy::origin_of(mode, fingerprint_of(router)));
     const select_biased<S> select{{plan.view().expert, plan.view().gate}, router.bias.data(), input.columns};
     sy::route_softmax(policy, sy::score_rows_of(input, 0.0f, mode.noise), mode, plan.view(),
                       softmax_settings_of(router, capacity), scratch, select);
+    sy::finish_plan(plan);
 }
 
 // 5. Backward, d_gates[T, 1] -> d_scores[T, E], is the library's: it is that of every router which has the two

@@ -2,7 +2,7 @@
 # one CTest test each, thrust_<system>/<stem>. On TBB's, the operations and their determinism alone.
 file(GLOB thrust_files CONFIGURE_DEPENDS "thrust/*.cpp")
 set(thrust_tbb_files ${thrust_files})
-list(FILTER thrust_tbb_files INCLUDE REGEX "/(routing|slots|rows|auction|determinism)_test[.]cpp$")
+list(FILTER thrust_tbb_files INCLUDE REGEX "/(routing|slots|plans|rows|auction|determinism)_test[.]cpp$")
 
 add_custom_target(thrust_tests)
 

@@ -10,17 +10,23 @@
 #include <switchyard/score/device_projection.hpp>
 #include <switchyard/score/initialisation.hpp>
 
+#include <switchyard/plan/choices.hpp>
+#include <switchyard/plan/counts.hpp>
 #include <switchyard/plan/device_plan.hpp>
 #include <switchyard/plan/device_slots.hpp>
+#include <switchyard/plan/layout.hpp>
 #include <switchyard/plan/statistics.hpp>
 
 #include <switchyard/router/base.hpp>
 #include <switchyard/router/device_base.hpp>
 #include <switchyard/router/device_routing.hpp>
 #include <switchyard/router/route.hpp>
+#include <switchyard/router/route_choices.hpp>
+#include <switchyard/router/saved_plan.hpp>
 #include <switchyard/router/switch.hpp>
 #include <switchyard/router/top_k.hpp>
 
 #include <switchyard/dispatch/combine.hpp>
 #include <switchyard/dispatch/device_rows.hpp>
 #include <switchyard/dispatch/dispatch.hpp>
+#include <switchyard/dispatch/zero_rest.hpp>

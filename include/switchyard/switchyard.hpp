@@ -27,6 +27,9 @@
 #include <switchyard/balance/z_loss.hpp>
 
 #include <switchyard/plan/capacity.hpp>
+#include <switchyard/plan/choices.hpp>
+#include <switchyard/plan/counts.hpp>
+#include <switchyard/plan/layout.hpp>
 #include <switchyard/plan/plan.hpp>
 #include <switchyard/plan/slots.hpp>
 #include <switchyard/plan/statistics.hpp>
@@ -38,9 +41,12 @@
 
 #include <switchyard/router/base.hpp>
 #include <switchyard/router/route.hpp>
+#include <switchyard/router/route_choices.hpp>
 #include <switchyard/router/routing.hpp>
+#include <switchyard/router/saved_plan.hpp>
 #include <switchyard/router/switch.hpp>
 #include <switchyard/router/top_k.hpp>
 
 #include <switchyard/dispatch/combine.hpp>
 #include <switchyard/dispatch/dispatch.hpp>
+#include <switchyard/dispatch/zero_rest.hpp>

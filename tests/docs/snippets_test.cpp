@@ -194,3 +194,80 @@ TEST_CASE("docs: the exact balanced assignment") {
     CHECK(found.converged);
     CHECK(std::count(expert.begin(), expert.end(), 3) == 10);
 }
+
+TEST_CASE("docs: choices made elsewhere") {
+    const Eigen::MatrixXf x = Eigen::MatrixXf::Random(3, 4);
+    // [choices]
+    const std::vector<std::int64_t> chosen{0, 2, 1, -1, 2, 0};  // [T, k] = [3, 2]; -1: no row here
+    const std::vector<float> weights{.75f, .25f, 1.0f, 0.0f, .5f, .5f};
+    const auto ids = sy::view_of(std::span(chosen), 3, 2);
+    const auto gates = sy::view_of(std::span(weights), 3, 2);
+    auto plan = sy::plan_from_choices(sy::seq, ids, gates, 3, {.capacity = {.factor = 1.25}});  // E = 3
+    auto rows = sy::dispatch(sy::seq, plan, x);  // 5 rows; then the experts, and combine
+    // [/choices]
+    CHECK(rows.rows() == 5);
+    CHECK(plan.capacity() == 2);
+    CHECK(plan.expert()(1, 1) == -1);
+    CHECK(plan.offset(1) == 2);  // expert 0 has the first choice of token 0 and the second of token 2
+    CHECK(rows(1, 0) == x(2, 0));
+    const auto y = sy::combine(sy::seq, plan, rows);
+    CHECK(sy::as_eigen(y).isApprox(x));
+}
+
+TEST_CASE("docs: row blocks, and counts for others") {
+    std::vector<std::int32_t> chosen;
+    for (const auto& [expert, count] : {std::pair{0, 2}, {1, 3}, {3, 6}, {4, 8}}) {
+        chosen.insert(chosen.end(), static_cast<std::size_t>(count), expert);
+    }
+    const auto ids = sy::view_of(std::span(chosen), 19, 1);
+    const sy::index_t width = 4;
+    const Eigen::MatrixXf x = Eigen::MatrixXf::Ones(19, width);
+    sy::matrix<float> rows;
+    sy::workspace scratch;
+    // [row_blocks]
+    sy::plan<float> plan;
+    plan.set_row_block(4);
+    sy::plan_from_choices(sy::seq, ids, 5, {}, plan, scratch);  // loads 2, 3, 0, 6, 8: offsets 0 4 8 8 16 24
+    std::vector<std::int32_t> experts(static_cast<std::size_t>(plan.row_bound() / 4));
+    sy::write_block_experts(sy::seq, plan,
+                            sy::view_of(std::span(experts), 1, plan.row_bound() / 4));  // 0 1 3 3 4 4 -1 -1
+    rows.resize(plan.row_bound(), width);
+    sy::dispatch(sy::seq, plan, x, rows);
+    sy::zero_rest(sy::seq, plan, rows);  // padding, and what an earlier step left
+    // [/row_blocks]
+    CHECK(experts == std::vector<std::int32_t>{0, 1, 3, 3, 4, 4, -1, -1});
+    CHECK(plan.rows() == 24);
+    CHECK(sy::as_eigen(rows).sum() == 19 * width);
+    // [counts]
+    std::vector<std::int32_t> ends(5);  // torch's grouped_mm: inclusive offsets without the 0
+    sy::write_counts(sy::seq, plan, sy::plan_counts::ends, sy::view_of(std::span(ends), 1, 5));
+    // [/counts]
+    CHECK(ends == std::vector<std::int32_t>{4, 8, 8, 16, 24});
+}
+
+TEST_CASE("docs: a plan from saved arrays, and choices alone") {
+    const Eigen::MatrixXf scores = Eigen::MatrixXf::Random(6, 4);
+    const Eigen::MatrixXf d_gates = Eigen::MatrixXf::Random(6, 2);
+    Eigen::MatrixXf d_scores(6, 4);
+    const sy::top_k_router router{.k = 2, .logit_jitter = 1e-2f, .balance_weight = 1e-2};
+    sy::plan<float> plan;
+    sy::workspace scratch;
+    // [saved]
+    // Forward. What is saved lies in the plan's arrays: copy it, or let a plan of your own have them in tensors.
+    route_scores(sy::seq, router, scores, sy::training{.seed = 7, .step = 3}, plan, scratch);
+    const sy::saved_plan<float> saved = sy::saved_arrays_of(plan);
+    // Backward, with the same router and step. Other settings are refused.
+    const auto again = sy::plan_from_saved(router, sy::training{.seed = 7, .step = 3}, saved);
+    route_scores_backward(sy::seq, router, again, scores, d_gates, d_scores, scratch);
+    // [/saved]
+    CHECK(d_scores == sy::as_eigen(sy::route_scores_backward(sy::seq, router, plan, scores, d_gates)));
+
+    // [choices_alone]
+    std::vector<std::int32_t> ids(6 * 2);  // [T, k], dense
+    std::vector<float> gates(6 * 2);
+    sy::route_choices(sy::seq, sy::top_k_router{.k = 2, .renormalize = true}, scores, sy::inference{},
+                      sy::view_of(std::span(ids), 6, 2), sy::view_of(std::span(gates), 6, 2), scratch);
+    // [/choices_alone]
+    CHECK(gates[0] + gates[1] == doctest::Approx(1));
+    CHECK(ids[10] == plan.expert()(5, 0));
+}

@@ -1,13 +1,22 @@
+#include "support/backends.hpp"
 #include "support/compare.hpp"
 
+#include <switchyard/dispatch/combine.hpp>
+#include <switchyard/dispatch/dispatch.hpp>
 #include <switchyard/plan/plan.hpp>
 #include <switchyard/plan/slots.hpp>
+#include <switchyard/plan/statistics.hpp>
+#include <switchyard/router/base.hpp>
+#include <switchyard/router/route.hpp>
 #include <switchyard/router/switch.hpp>
+#include <switchyard/router/top_k.hpp>
 
 #include <doctest/doctest.h>
 
 #include <array>
+#include <limits>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 using namespace switchyard_test;
@@ -49,6 +58,97 @@ TEST_CASE("plan: moving takes the arrays along") {
     sy::plan<double> moved = std::move(plan);
     CHECK(moved.view().gate == gates);
     CHECK(moved.gate()(4, 0) == 0.5);
+}
+
+namespace {
+
+constexpr const char* no_plan =
+    "the plan is empty: it was never made, or moved from, or the call that was to make it failed";
+
+/// Everything that reads a plan refuses this one, for `tokens` tokens.
+void check_refused(const sy::plan<float>& plan, index_t tokens) {
+    const sy::matrix<float> x(tokens, 4);
+    const sy::matrix<float> gates(tokens, 1);
+    sy::matrix<float> rows(2 * tokens, 4);
+    sy::matrix<float> y(tokens, 4);
+    sy::matrix<float> d_gates(tokens, 1);
+    CHECK(!plan.finished());
+    CHECK(plan.kept() == 0);
+    CHECK(plan.offset(0) == 0);
+    CHECK_THROWS_WITH_AS(sy::dispatch(sy::seq, plan, x), no_plan, sy::error);
+    CHECK_THROWS_WITH_AS(sy::dispatch(sy::seq, plan, x, rows), no_plan, sy::error);
+    CHECK_THROWS_WITH_AS(sy::dispatch_backward(sy::seq, plan, rows, y), no_plan, sy::error);
+    CHECK_THROWS_WITH_AS(sy::dispatch_backward(sy::seq, plan, x, rows, y, d_gates), no_plan, sy::error);
+    CHECK_THROWS_WITH_AS(sy::combine(sy::seq, plan, rows), no_plan, sy::error);
+    CHECK_THROWS_WITH_AS(sy::combine(sy::seq, plan, rows, y), no_plan, sy::error);
+    CHECK_THROWS_WITH_AS(sy::combine_backward(sy::seq, plan, rows, x), no_plan, sy::error);
+    CHECK_THROWS_WITH_AS(sy::route_scores_backward(sy::seq, sy::switch_router{}, plan, x, gates), no_plan, sy::error);
+    CHECK_THROWS_WITH_AS(sy::route_backward(sy::seq, sy::switch_router{}, plan, x, sy::matrix<float>(4, 4), gates),
+                         no_plan, sy::error);
+    CHECK_THROWS_WITH_AS(sy::statistics(plan), no_plan, sy::error);
+}
+
+}  // namespace
+
+TEST_CASE("plan: one that was never made, was shaped only or moved from is empty, and says so") {
+    sy::plan<float> plan;
+    check_refused(plan, 0);
+    check_refused(plan, 6);
+    plan.resize(6, 4, 1, sy::unlimited);
+    check_refused(plan, 6);
+    const auto scores = stored<float>(gaussian_scores(6, 4, 1));
+    sy::workspace scratch;
+    sy::route_scores(sy::seq, sy::switch_router{}, scores, sy::training{}, plan, scratch);
+    CHECK(plan.finished());
+    sy::plan<float> moved = std::move(plan);
+    CHECK(moved.finished());
+    CHECK(moved.kept() > 0);
+    check_refused(plan, 6);  // NOLINT(bugprone-use-after-move)
+    CHECK(plan.tokens() == 0);
+    plan = std::move(moved);
+    CHECK(plan.finished());
+    check_refused(moved, 6);  // NOLINT(bugprone-use-after-move)
+    sy::route_scores(sy::seq, sy::switch_router{}, scores, sy::training{}, moved, scratch);
+    CHECK(mismatch(moved, ref::route_scores(reference_of(sy::switch_router{}, true), gaussian_scores(6, 4, 1))) == "");
+    // A view of nothing has no arrays at all.
+    CHECK_THROWS_WITH_AS(sy::dispatch(sy::seq, sy::plan_view<float>{}, sy::matrix<float>(0, 4)), no_plan, sy::error);
+}
+
+TEST_CASE("plan: one whose route threw is empty, whatever threw, on every policy") {
+    const auto with_nan = [] {
+        auto bad = stored<float>(gaussian_scores(3000, 4, 2));
+        bad(2999, 3) = std::numeric_limits<float>::quiet_NaN();
+        return bad;
+    }();
+    const auto good = stored<float>(gaussian_scores(6, 4, 1));
+    const auto tokens = stored<float>(gaussian_scores(6, 4, 3));
+    for_each_policy([&](const auto& policy) {
+        const auto check = [&](index_t count, const auto& failing) {
+            sy::plan<float> plan;
+            sy::workspace scratch;
+            sy::route_scores(policy, sy::switch_router{}, good, sy::training{}, plan, scratch);
+            CHECK(sy::dispatch(policy, plan, tokens).rows() == plan.kept());
+            CHECK_THROWS_AS(failing(plan, scratch), sy::error);
+            check_refused(plan, count);
+            sy::route_scores(policy, sy::switch_router{}, good, sy::training{}, plan, scratch);
+            CHECK(plan.finished());
+        };
+        const auto scores_fail = [&](const auto& router, const sy::matrix<float>& scores) {
+            return [&, router](sy::plan<float>& plan, sy::workspace& scratch) {
+                sy::route_scores(policy, router, scores, sy::training{}, plan, scratch);
+            };
+        };
+        check(3000, scores_fail(sy::switch_router{}, with_nan));
+        check(3000, scores_fail(sy::top_k_router{.k = 2}, with_nan));
+        check(3000, scores_fail(sy::base_router<>{}, with_nan));
+        // Settings that are refused before the plan has a new shape: it is not the plan of the step before, either.
+        check(6, scores_fail(sy::switch_router{.z_weight = std::numeric_limits<double>::infinity()}, good));
+        check(6, scores_fail(sy::top_k_router{.k = 5}, good));
+        check(6, scores_fail(sy::base_router<>{}, sy::matrix<float>(6, 0)));
+        check(6, [&](sy::plan<float>& plan, sy::workspace& scratch) {  // x and w that do not fit together
+            sy::route(policy, sy::switch_router{}, tokens, sy::matrix<float>(5, 4), sy::training{}, plan, scratch);
+        });
+    });
 }
 
 TEST_CASE("plan_view: row_of and token_of") {

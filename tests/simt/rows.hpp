@@ -32,6 +32,7 @@ simt_plan<S> on_device(const sy::plan<S>& from) {
     std::copy_n(a.gate, positions, b.gate);
     std::copy_n(a.offsets, a.experts + 1, b.offsets);
     *b.totals = *a.totals;
+    to.made_by(a.origin);
     return to;
 }
 

@@ -100,6 +100,20 @@ class matrix {
     matrix() = default;
     explicit matrix(const Memory& from) : numbers_(0, from) {}
     matrix(index_t rows, index_t columns, const Memory& from = {}) : numbers_(0, from) { resize(rows, columns); }
+    /// A matrix that was moved from has 0 x 0 elements.
+    matrix(matrix&& other) noexcept
+        : numbers_(std::move(other.numbers_)),
+          rows_(std::exchange(other.rows_, 0)),
+          columns_(std::exchange(other.columns_, 0)) {}
+    matrix& operator=(matrix&& other) noexcept {
+        numbers_ = std::move(other.numbers_);
+        rows_ = std::exchange(other.rows_, 0);
+        columns_ = std::exchange(other.columns_, 0);
+        return *this;
+    }
+    matrix(const matrix&) = delete;
+    matrix& operator=(const matrix&) = delete;
+    ~matrix() = default;
 
     void resize(index_t rows, index_t columns) {
         require(rows >= 0 && columns >= 0, "a matrix cannot have ", rows, " x ", columns, " elements");

@@ -1,8 +1,9 @@
 // Combine: y[t] = sum_c gate[t, c] * rows[row of (t, c)], choices in order; a token none of whose choices was kept gets
 // zeros.
 //
-// rows[R, D] (expert outputs in expert order, R >= kept) -> y[T, D]. `accumulate` adds onto y instead; `apply_gates =
-// false` sums unweighted, for plans whose gates were applied to the experts' input.
+// rows[R, D] (expert outputs in expert order, R >= offsets[E]) -> y[T, D]. Rows without a kept choice are not read.
+// `accumulate` adds onto y instead; `apply_gates = false` sums unweighted, for plans whose gates were applied to the
+// experts' input.
 //
 // Backward: d_rows[r] = gate * d_y[token of r], d_gates[t, c] = rows[row of (t, c)] . d_y[t], 0 for dropped choices.
 // O(kept D). Nothing is allocated by the forms that write into given views; nothing synchronises.
@@ -30,7 +31,7 @@ struct combine_settings {
 /// Gradients of combine.
 template <class Rows, class Gates>
 struct combine_gradients {
-    Rows d_rows;    ///< [kept, D]
+    Rows d_rows;    ///< of the shape of rows; 0 in rows without a kept choice
     Gates d_gates;  ///< [T, k]
 };
 
@@ -57,7 +58,8 @@ auto combine(const Policy& policy, const Plan& plan, const Rows& rows) {
     return y;
 }
 
-/// Writes d_rows (kept rows only) and d_gates[T, k]: not those where gates are not applied here, as in y.
+/// Writes d_rows (rows of kept choices only: `zero_rest` zeroes the others) and d_gates[T, k]: not those where gates
+/// are not applied here, as in y.
 template <class Policy, class Plan, matrix_like Rows, matrix_like Tokens, matrix_like DRows, matrix_like Gates>
 void combine_backward(const Policy& policy, const Plan& plan, const Rows& rows, const Tokens& d_y, DRows&& d_rows,
                       Gates&& d_gates, const combine_settings& settings = {}) {
@@ -78,7 +80,7 @@ void combine_backward(const Policy& policy, const Plan& plan, const Rows& rows, 
     }
 }
 
-/// Allocates both gradients.
+/// Allocates both gradients; every number of them is written.
 template <class Policy, class Plan, matrix_like Rows, matrix_like Tokens>
 auto combine_backward(const Policy& policy, const Plan& plan, const Rows& rows, const Tokens& d_y) {
     using memory = typename Policy::memory;
@@ -87,6 +89,7 @@ auto combine_backward(const Policy& policy, const Plan& plan, const Rows& rows, 
         gradients{{as_view(rows).rows, as_view(rows).columns, memory_of(policy)},
                   {p.tokens, p.choices, memory_of(policy)}};
     combine_backward(policy, plan, rows, d_y, gradients.d_rows, gradients.d_gates);
+    zero_rest(policy, plan, gradients.d_rows);
     return gradients;
 }
 

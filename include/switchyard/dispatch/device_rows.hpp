@@ -37,6 +37,9 @@ struct gather_part {
             return;
         }
         const std::int64_t position = plan.order[row];
+        if (position < 0) {
+            return;  // padding
+        }
         const index_t token = plan.token_of(position);
         const index_t first = i % parts * columns;
         const compute_t<In> weight = weigh ? static_cast<compute_t<In>>(plan.gate[position]) : compute_t<In>(1);

@@ -1,9 +1,9 @@
 // Dispatch: every kept choice's token, in expert order. rows[r] = x[token of r]; expert e owns rows offsets[e] ..
 // offsets[e + 1].
 //
-// x[T, D] -> rows[R, D] with R >= kept; rows beyond the kept ones are not touched, so a buffer of plan.row_bound() rows
-// always suffices and nothing need be read back. With `apply_gates` the expert's input is weighted: rows[r] = gate *
-// x[token].
+// x[T, D] -> rows[R, D] with R >= offsets[E]; rows that hold no kept choice are not touched (`zero_rest` zeroes them;
+// the allocating form does), so a buffer of plan.row_bound() rows always suffices and nothing need be read back. With
+// `apply_gates` the expert's input is weighted: rows[r] = gate * x[token].
 //
 // Backward: d_x[t] = sum_c d_rows[row of (t, c)], choices in order, weighted with the gates if they were applied, and
 // then d_gates[t, c] = d_rows[row] . x[t]. No atomics: the plan's token-major inverse gives each sum a fixed order.
@@ -19,6 +19,7 @@
 #include <switchyard/core/memory.hpp>
 #include <switchyard/core/overlap.hpp>
 #include <switchyard/dispatch/rows.hpp>
+#include <switchyard/dispatch/zero_rest.hpp>
 #include <switchyard/plan/plan.hpp>
 
 namespace switchyard {
@@ -31,7 +32,7 @@ inline namespace SWITCHYARD_TARGET {
 
 namespace detail {
 
-/// Rows in expert order must have room for what the plan keeps; where that cannot be read here, for what it may keep.
+/// Rows in expert order must have room for the plan's; where those cannot be counted here, for the most there may be.
 template <class Policy, class Plan, class Rows>
 void require_rows(const char* name, const Plan& plan, const Rows& rows, index_t width) {
     require_space<Policy, Plan, Rows>();
@@ -46,6 +47,7 @@ void require_rows(const char* name, const Plan& plan, const Rows& rows, index_t 
 template <class Policy, class Plan, class Tokens>
 void require_tokens(const char* name, const Plan& plan, const Tokens& tokens) {
     require_space<Policy, Plan, Tokens>();
+    require_finished(plan);
     require(tokens.rows == plan.tokens, name, " has ", tokens.rows, " rows; the plan was made for ", plan.tokens,
             " tokens");
 }
@@ -71,11 +73,13 @@ void dispatch(const Policy& policy, const Plan& plan, const Tokens& x, Rows&& ro
     gather_rows(policy, p, settings.apply_gates, in, out);
 }
 
-/// Allocates: rows[kept, D] on the CPU, rows[row_bound, D] where kept cannot be read without waiting.
+/// Allocates: rows[offsets[E], D] on the CPU, rows[row_bound, D] where that cannot be read without waiting. Rows
+/// without a choice are 0.
 template <class Policy, class Plan, matrix_like Tokens>
 auto dispatch(const Policy& policy, const Plan& plan, const Tokens& x, const dispatch_settings& settings = {}) {
     const auto& p = view_of_plan(plan);
     const auto in = const_view(as_view(x));
+    detail::require_tokens<Policy>("x", p, in);
     matrix<scalar_of<Tokens>, typename Policy::memory> rows(memory_of(policy));
     if constexpr (host_policy<Policy>) {
         rows.resize(p.offsets[p.experts], in.columns);
@@ -83,6 +87,7 @@ auto dispatch(const Policy& policy, const Plan& plan, const Tokens& x, const dis
         rows.resize(p.row_bound, in.columns);
     }
     dispatch(policy, plan, x, rows, settings);
+    zero_rest(policy, plan, rows);
     return rows;
 }
 

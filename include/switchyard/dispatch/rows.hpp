@@ -55,6 +55,29 @@ void for_each_block_of_rows(const Policy& policy, index_t rows, index_t row_byte
     });
 }
 
+/// The same for the rows of a plan, in runs that have no padding in between.
+template <class Policy, class S, class F>
+void for_each_block_of_kept_rows(const Policy& policy, const plan_view<S>& plan, index_t row_bytes, bool may_stream,
+                                 const F& f) {
+    for_each_block_of_rows(policy, plan.offsets[plan.experts], row_bytes, may_stream,
+                           [&](index_t first, index_t last, auto... how) {
+                               if (plan.row_block == 1) {
+                                   f(first, last, how...);
+                                   return;
+                               }
+                               for (index_t start = first; start < last;) {
+                                   index_t end = start;
+                                   while (end < last && plan.order[end] >= 0) {
+                                       ++end;
+                                   }
+                                   if (start < end) {
+                                       f(start, end, how...);
+                                   }
+                                   start = end + 1;
+                               }
+                           });
+}
+
 /// Gates are read in random order too, and a row waits for its gate.
 template <class S>
 void prefetch_gate(const plan_view<S>& plan, index_t r, index_t last) {
@@ -83,8 +106,8 @@ void gather_rows(const Policy& policy, const plan_view<S>& plan, bool weigh, con
     }
     const index_t width = in.columns;
     const auto token_of = [&](index_t r) { return plan.token_of(plan.order[r]); };
-    detail::for_each_block_of_rows(
-        policy, plan.offsets[plan.experts], width * static_cast<index_t>(sizeof(Out)), true,
+    detail::for_each_block_of_kept_rows(
+        policy, plan, width * static_cast<index_t>(sizeof(Out)), true,
         [&](index_t first, index_t last, bool stream, index_t later) {
             for (index_t r = first; r < last; ++r) {
                 const In* const source = in.row(token_of(r));
@@ -146,8 +169,8 @@ void gather_and_dot_rows(const Policy& policy, const plan_view<S>& plan, const m
             }
         }
         const index_t width = tokens.columns;
-        detail::for_each_block_of_rows(
-            policy, plan.offsets[plan.experts], width * static_cast<index_t>(sizeof(Out)), true,
+        detail::for_each_block_of_kept_rows(
+            policy, plan, width * static_cast<index_t>(sizeof(Out)), true,
             [&](index_t first, index_t last, bool stream, index_t later) {
                 for (index_t r = first; r < last; ++r) {
                     const index_t position = plan.order[r];

@@ -11,6 +11,7 @@
 #include <switchyard/backend/device.hpp>
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/simd.hpp>
+#include <switchyard/core/sizes.hpp>
 #include <switchyard/core/workspace.hpp>
 #include <switchyard/plan/plan.hpp>
 #include <switchyard/plan/slots.hpp>
@@ -208,6 +209,47 @@ struct total_up {
     }
 };
 
+/// offsets[e + 1] = rows of expert e, until they are summed up.
+template <class S, class Space>
+struct count_rows_in_blocks {
+    plan_view<S, Space> plan;
+
+    SWITCHYARD_HD void operator()(index_t expert) const {
+        plan.offsets[expert + 1] = plan.rows_for(plan.load_after[expert]);
+        if (expert == 0) {
+            plan.offsets[0] = 0;
+        }
+    }
+};
+
+/// order = -1 in the padding: an expert has less than a block of it.
+template <class S, class Space>
+struct mark_padding {
+    plan_view<S, Space> plan;
+
+    SWITCHYARD_HD void operator()(index_t i) const {
+        const index_t expert = i / (plan.row_block - 1);
+        const index_t row = plan.offsets[expert] + plan.load_after[expert] + i % (plan.row_block - 1);
+        if (row < plan.offsets[expert + 1]) {
+            plan.order[row] = -1;
+        }
+    }
+};
+
+}  // namespace detail
+
+/// offsets from load_after, and order in the padding, for any row_block.
+template <device_policy Policy, class S>
+void pad_offsets(const Policy& policy, const plan_view<S, policy_space<Policy>>& plan,
+                 device_workspace<Policy>& scratch) {
+    for_each_index(policy, plan.experts, detail::count_rows_in_blocks<S, policy_space<Policy>>{plan});
+    policy.inclusive_sum(plan.offsets, plan.experts + 1, scratch);
+    for_each_index(policy, product_of_sizes("padding rows", plan.experts, plan.row_block - 1),
+                   detail::mark_padding<S, policy_space<Policy>>{plan});
+}
+
+namespace detail {
+
 /// Offsets from the rows of each expert, and the totals.
 template <device_policy Policy, class S, class Space>
 void finish_counts(const Policy& policy, const plan_view<S, Space>& plan, device_workspace<Policy>& scratch) {
@@ -220,6 +262,9 @@ void finish_counts(const Policy& policy, const plan_view<S, Space>& plan, device
         counted = fold(policy, counted, blocks, index_t{1}, plus{}, scratch);
     }
     for_each_index(policy, 1, total_up<S, Space>{plan, counted});
+    if (plan.row_block > 1) {
+        pad_offsets(policy, plan, scratch);
+    }
 }
 
 }  // namespace detail
@@ -229,6 +274,10 @@ template <device_policy Policy, class S>
 void place_choices(const Policy& policy, const plan_view<S, policy_space<Policy>>& plan, const slot_settings& settings,
                    device_workspace<Policy>& scratch) {
     using space = policy_space<Policy>;
+    if (!plan.has_rows()) {
+        detail::decode_choices(policy, plan);
+        return;
+    }
     const auto scope = scratch.open();
     const index_t positions = plan.tokens * plan.choices;
     const std::int64_t* const priority = detail::priority_of(policy, plan, settings.order, scratch);

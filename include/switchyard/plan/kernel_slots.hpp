@@ -2,7 +2,8 @@
 // integers.
 //
 //   place_choices    3 launches: choices are counted by block of tokens, the counts summed up over the blocks, and each
-//                    block hands out the slots of its tokens in order
+//                    block hands out the slots of its tokens in order. Where rows come in blocks (plan.row_block), 3
+//                    more (5 beyond 4,095 experts) lay the experts' rows out before
 //
 // A slot is its block's first one of that expert and level, plus the choice's rank among the block's: 32 tokens at a
 // time vote who has the same expert, so that no rank depends on which thread came first. O(T k) device memory read and
@@ -133,9 +134,13 @@ void launch_hand_out(const Policy& policy, const plan_view<S, Space>& plan, cons
     policy.launch(kernel{plan, counts, levels}, counts.blocks, kernel::room(plan.experts, levels));
 }
 
-/// Slots of all choices, from summed up counts: 1 launch.
-template <class Policy, class S, class Space>
-void hand_out_slots_by_block(const Policy& policy, const plan_view<S, Space>& plan, const block_counts& counts) {
+/// Slots of all choices, from summed up counts: 1 launch, and those of `pad_offsets` where rows come in blocks.
+template <class Policy, class S, class Space, class Workspace>
+void hand_out_slots_by_block(const Policy& policy, const plan_view<S, Space>& plan, const block_counts& counts,
+                             Workspace& scratch) {
+    if (plan.row_block > 1) {
+        pad_offsets(policy, plan, scratch);
+    }
     if (plan.choices == 1) {
         launch_hand_out<1>(policy, plan, counts);
     } else if (plan.choices == 2) {
@@ -168,7 +173,7 @@ bool kernels_place(const plan_view<S, Space>& plan, const slot_settings& setting
 template <kernel_policy Policy, class S>
 void place_choices(const Policy& policy, const plan_view<S, policy_space<Policy>>& plan, const slot_settings& settings,
                    device_workspace<Policy>& scratch) {
-    if (!detail::kernels_place(plan, settings)) {
+    if (!plan.has_rows() || !detail::kernels_place(plan, settings)) {
         place_choices(without_kernels(policy), plan, settings, scratch);
         return;
     }
@@ -182,7 +187,7 @@ void place_choices(const Policy& policy, const plan_view<S, policy_space<Policy>
         detail::count_choices_kernel{plan.expert, plan.tokens, experts, static_cast<int>(plan.choices), levels, counts},
         counts.blocks, detail::count_choices_kernel::room(experts, levels));
     detail::finish_counts_by_block(policy, plan, counts, settings.balance, detail::no_more_totals{});
-    detail::hand_out_slots_by_block(policy, plan, counts);
+    detail::hand_out_slots_by_block(policy, plan, counts, scratch);
 }
 
 }  // namespace SWITCHYARD_TARGET

@@ -54,6 +54,30 @@ SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE constexpr std::int32_t decoded_choice(std
 
 inline namespace SWITCHYARD_TARGET {
 
+namespace detail {
+
+/// A choice without a slot: decoded, and its gate 0 where it has no usable expert.
+template <class S, class Space>
+struct decode_choice {
+    plan_view<S, Space> plan;
+
+    SWITCHYARD_HD void operator()(index_t position) const {
+        const std::int32_t code = plan.expert[position];
+        if (code < 0) {
+            plan.expert[position] = decoded_choice(code);
+            plan.gate[position] = S(0);
+        }
+    }
+};
+
+/// All of them, on any policy.
+template <class Policy, class S, class Space>
+void decode_choices(const Policy& policy, const plan_view<S, Space>& plan) {
+    for_each_index(policy, plan.tokens * plan.choices, decode_choice<S, Space>{plan});
+}
+
+}  // namespace detail
+
 /// Up to this many tokens are placed by plain loops on the calling thread: one block would hold them anyway.
 inline constexpr index_t few_tokens = 256;
 
@@ -124,6 +148,19 @@ void count_choices(const plan_view<S>& plan, const choice_counts& counts, index_
 
 namespace detail {
 
+/// offsets from load_after where rows come in blocks, and order in the padding.
+template <class S>
+void pad_offsets(const plan_view<S>& plan) {
+    std::int64_t start = 0;
+    for (index_t e = 0; e < plan.experts; ++e) {
+        plan.offsets[e] = start;
+        const std::int64_t end = start + plan.rows_for(plan.load_after[e]);
+        std::fill(plan.order + start + plan.load_after[e], plan.order + end, -1);
+        start = end;
+    }
+    plan.offsets[plan.experts] = start;
+}
+
 /// offsets and kept from load_after.
 template <class S>
 void scan_offsets(const plan_view<S>& plan) {
@@ -146,6 +183,9 @@ void scan_offsets(const plan_view<S>& plan) {
     }
     plan.offsets[experts] = start;
     plan.totals->kept = start;
+    if (plan.row_block > 1) {
+        pad_offsets(plan);
+    }
 }
 
 /// load_after, offsets and kept from load_before.
@@ -265,11 +305,21 @@ const std::int32_t* gate_priority(const plan_view<S>& plan, workspace& scratch) 
 
 }  // namespace detail
 
-/// Gives every choice of the plan its slot. `counts` are those of the plan's choices in token order, if a row pass made
-/// them already.
+/// offsets from load_after, and order in the padding, for any row_block.
+template <host_policy Policy, class S>
+void pad_offsets(const Policy&, const plan_view<S>& plan, workspace&) {
+    detail::pad_offsets(plan);
+}
+
+/// Gives every choice of the plan its slot; where a plan has no rows, choices are decoded and no more. `counts` are
+/// those of the plan's choices in token order, if a row pass made them already.
 template <host_policy Policy, class S>
 void place_choices(const Policy& policy, const plan_view<S>& plan, const slot_settings& settings, workspace& scratch,
                    const choice_counts* counts = nullptr) {
+    if (!plan.has_rows()) {
+        detail::decode_choices(policy, plan);
+        return;
+    }
     const auto scope = scratch.open();
     const std::int32_t* const priority =
         settings.order == drop_order::gate ? detail::gate_priority(plan, scratch) : nullptr;

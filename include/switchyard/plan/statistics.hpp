@@ -5,7 +5,7 @@
 //   max_over_mean            largest load / mean load: the slowdown of a step that waits for its busiest expert
 //   entropy                  of the load's distribution, in nats; log E when uniform, 0 when one expert has all
 //
-// Host plans. O(E), nothing allocated. An empty plan has 0 in all of them.
+// Host plans. O(E), nothing allocated. A plan of no tokens has 0 in all of them; an empty one is refused.
 #pragma once
 
 #include <switchyard/core/config.hpp>
@@ -33,6 +33,7 @@ plan_statistics statistics(const Plan& plan) {
     const auto& p = view_of_plan(plan);
     static_assert(std::is_same_v<typename std::remove_cvref_t<decltype(p)>::space, host_space>,
                   "switchyard: statistics are of plans on the host: copy_to_host first");
+    require_finished(p);
     plan_statistics s;
     index_t largest = 0;
     double squares = 0;

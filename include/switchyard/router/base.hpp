@@ -184,11 +184,12 @@ void route_scores(const Policy& policy, const base_router<Solver>& router, const
                   Plan& plan, Workspace& scratch) {
     using S = typename Plan::scalar;
     require_memory<Policy, Scores, Plan>();
+    begin_plan(plan);
     const auto input = const_view(as_view(scores));
     require_scores(input, mode.mask);
     plan.resize(input.rows, input.columns, 1, unlimited);
+    continue_plan(plan, origin_of(mode, fingerprint_of(router)));
     require_apart<Policy>("the plan's gates", detail::gates_of(plan.view()), "scores", input);
-    plan.made_by(origin_of(mode, fingerprint_of(router)));
     const auto& made = plan.view();
     const auto source = score_rows_of(input, 0.0f, mode.noise);
     if (mode.is_training) {
@@ -201,6 +202,7 @@ void route_scores(const Policy& policy, const base_router<Solver>& router, const
                        made, scratch);
     }
     finish_losses(policy, made, softmax_settings{}, nullptr, scratch);
+    finish_plan(plan);
 }
 
 /// The row program of backward: only the chosen expert's score has a gradient.

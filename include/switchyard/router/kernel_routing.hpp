@@ -150,7 +150,7 @@ inline constexpr index_t most_few_experts = 256;
 template <class Policy, class Storage, class Space, class S, class Workspace, class Select, class Group, int V,
           bool IsNoisy>
 void launch_forward(const Policy& policy, const score_rows<Storage, Space>& source, const run_mode& mode,
-                    const plan_view<S, Space>& plan, const softmax_settings& settings, Workspace& scratch,
+                    const plan_view<S, Space>& made, const softmax_settings& settings, Workspace& scratch,
                     const Select& select, const Group& group, std::integral_constant<int, V>,
                     std::bool_constant<IsNoisy>) {
     using kernel = forward_kernel<Storage, Space, Select, V, Group, IsNoisy>;
@@ -159,8 +159,14 @@ void launch_forward(const Policy& policy, const score_rows<Storage, Space>& sour
     using hand_out = hand_out_kernel<S, Space, few_warps>;
     using finish = finish_counts_kernel<S, Space, softmax_totals<S>>;
     const auto scope = scratch.open();
-    const bool is_few = !IsNoisy && plan.tokens <= most_few_tokens && plan.experts <= most_few_experts &&
-                        plan.choices <= most_group_choices;
+    plan_view<S, Space> plan = made;
+    if (!made.has_rows()) {  // what the second kernel counts all the same
+        plan.offsets = scratch.template take<std::int64_t>(plan.experts + 1);
+        plan.load_before = scratch.template take<std::int64_t>(plan.experts);
+        plan.load_after = scratch.template take<std::int64_t>(plan.experts);
+    }
+    const bool is_few = !IsNoisy && made.has_rows() && plan.row_block == 1 && plan.tokens <= most_few_tokens &&
+                        plan.experts <= most_few_experts && plan.choices <= most_group_choices;
     const index_t levels = histogram_levels(plan.experts, plan.choices);
     const index_t rows = is_few ? most_few_tokens
                                 : forward_block_rows<kernel>(group, plan.tokens, plan.experts, plan.choices,
@@ -209,7 +215,11 @@ void launch_forward(const Policy& policy, const score_rows<Storage, Space>& sour
     policy.launch(rows_by(std::type_identity<kernel>{}, group), counts.blocks,
                   kernel::room(plan.experts, levels, rows));
     finish_counts_by_block(policy, plan, counts, settings.slots.balance, totals);
-    hand_out_slots_by_block(policy, plan, counts);
+    if (made.has_rows()) {
+        hand_out_slots_by_block(policy, plan, counts, scratch);
+    } else {
+        decode_choices(policy, made);
+    }
 }
 
 /// The gradient of every score.

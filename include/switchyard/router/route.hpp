@@ -81,6 +81,7 @@ void route(const Policy& policy, const Router& router, const X& x, const W& w, r
     const auto tokens = const_view(as_view(x));
     const auto weights = const_view(as_view(w));
     require_space<Policy, Plan, decltype(tokens), decltype(weights)>();
+    begin_plan(plan);
     detail::require_tokens_and_weights(tokens, weights);
     require_mask(mode.mask, tokens.rows);
     // Before they take their shape: that may free them.
@@ -106,6 +107,7 @@ void route_backward(const Policy& policy, const Router& router, const Plan& plan
     const auto& made = plan.view();
     require_space<Policy, Plan, decltype(tokens), decltype(weights), view_type<DX>, view_type<DW>>();
     detail::require_tokens_and_weights(tokens, weights);
+    require_finished(made);
     require(made.origin.width == tokens.columns, "the plan was made from ",
             made.origin.width == 0 ? "scores" : "tokens of another width", "; backward was given tokens of width ",
             tokens.columns);

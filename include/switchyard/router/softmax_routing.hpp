@@ -55,7 +55,7 @@ void route_rows(const Policy& policy, const Pass& pass, const plan_view<S>& plan
                 double* column_sums, workspace& scratch) {
     const auto scope = scratch.open();
     // Counting pays where there are several blocks, and in token order.
-    const bool count = plan.tokens > few_tokens && settings.slots.order == drop_order::position;
+    const bool count = plan.tokens > few_tokens && settings.slots.order == drop_order::position && plan.has_rows();
     const choice_counts counts = count ? take_choice_counts(plan, scratch) : choice_counts{};
     const row_events events = run_softmax_pass(policy, pass, column_sums, scratch, [&](index_t block) {
         if (count) {
@@ -142,6 +142,7 @@ void route_softmax(const Policy& policy, const Source& source, const run_mode& m
 template <class Policy, class Source, class S, class Space, class Workspace>
 void route_softmax_in_rounds(const Policy& policy, const Source& source, const run_mode& mode,
                              const plan_view<S, Space>& plan, const softmax_settings& settings, Workspace& scratch) {
+    require(plan.has_rows(), "no token is left behind by giving out slots, and choices alone have none");
     const auto scope = scratch.open();
     const bool balance = mode.is_training && settings.balance_weight != 0;
     double* const column_sums = balance ? scratch.template take<double>(plan.experts) : nullptr;
@@ -355,6 +356,7 @@ void require_scores_of_plan(const Source& source, const plan_view<S>& plan, work
 template <class S, class Space, class Gates>
 void require_plan_for_backward(const plan_view<S, Space>& plan, const Gates& d_gates, index_t tokens, index_t experts,
                                std::uint64_t settings) {
+    require_finished(plan);
     require(plan.origin.training, "the plan was made by inference; backward needs one made with training{}");
     require(plan.origin.settings == settings, "the plan was made by a router with other settings");
     require(plan.tokens == tokens && plan.experts == experts, "the plan was made for ", plan.tokens, " tokens x ",

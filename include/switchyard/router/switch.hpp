@@ -86,14 +86,15 @@ void route_scores(const Policy& policy, const switch_router& router, const Score
                   Plan& plan, Workspace& scratch) {
     using S = typename Plan::scalar;
     require_memory<Policy, Scores, Plan>();
+    begin_plan(plan);
     const auto input = const_view(as_view(scores));
     require_scores(input, mode.mask);
     require_settings(router, input.columns, mode);
     const index_t capacity =
         capacity_of(mode.is_training ? router.capacity : router.inference_capacity, input.rows, 1, input.columns);
     plan.resize(input.rows, input.columns, 1, capacity);
+    continue_plan(plan, origin_of(mode, fingerprint_of(router)));
     require_apart<Policy>("the plan's gates", detail::gates_of(plan.view()), "scores", input);
-    plan.made_by(origin_of(mode, fingerprint_of(router)));
     const auto source = score_rows_of(input, mode.is_training ? router.logit_jitter : 0.0f, mode.noise);
     const softmax_settings settings = softmax_settings_of(router, capacity);
     const select_best<S> best{plan.view().expert, plan.view().gate};
@@ -105,6 +106,7 @@ void route_scores(const Policy& policy, const switch_router& router, const Score
     } else {
         route_softmax(policy, source, mode, plan.view(), settings, scratch, best);
     }
+    finish_plan(plan);
 }
 
 }  // namespace SWITCHYARD_TARGET
