@@ -10,6 +10,7 @@
 #pragma once
 
 #include <switchyard/backend/policy.hpp>
+#include <switchyard/core/arguments.hpp>
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/matrix_view.hpp>
 #include <switchyard/core/memory.hpp>
@@ -75,11 +76,11 @@ input_noise input_noise_of(const Router& router, const noise_key& key, bool is_t
 }
 
 /// x[T, D], w[D, E] -> plan, whose scores() keep the projection for backward: x and w lie apart from them.
-template <class Policy, class Router, matrix_like X, matrix_like W, class Plan, class Workspace>
+template <class Policy, class Router, class X, class W, class Plan, class Workspace>
 void route(const Policy& policy, const Router& router, const X& x, const W& w, run_mode mode, Plan& plan,
            Workspace& scratch) {
-    const auto tokens = const_view(as_view(x));
-    const auto weights = const_view(as_view(w));
+    const auto tokens = detail::token_view(x);
+    const auto weights = detail::input_view(w);
     require_space<Policy, Plan, decltype(tokens), decltype(weights)>();
     detail::require_tokens_and_weights(tokens, weights);
     require_mask(mode.mask, tokens.rows);
@@ -95,75 +96,75 @@ void route(const Policy& policy, const Router& router, const X& x, const W& w, r
 /// d_gates[T, k] and the losses -> d_x[T, D], d_w[D, E]. `plan` was made by `route` in training from the same x and w:
 /// shapes and settings are compared, the numbers themselves are not. d_x may be x, the same view of the same numbers.
 /// Otherwise d_x and d_w lie apart from x, w, d_gates, the plan's scores and each other.
-template <class Policy, class Router, class Plan, matrix_like X, matrix_like W, matrix_like Gates, matrix_like DX,
-          matrix_like DW, class Workspace>
+template <class Policy, class Router, class Plan, class X, class W, class Gates, class DX, class DW, class Workspace>
 void route_backward(const Policy& policy, const Router& router, const Plan& plan, const X& x, const W& w,
                     const Gates& d_gates, DX&& d_x, DW&& d_w, Workspace& scratch,
                     const backward_settings& backward = {}) {
     using S = typename Plan::scalar;
-    const auto tokens = const_view(as_view(x));
-    const auto weights = const_view(as_view(w));
+    const auto tokens = detail::token_view(x);
+    const auto weights = detail::input_view(w);
+    const auto to_x = detail::output_view(d_x);
+    const auto to_w = detail::output_view(d_w);
     const auto& made = plan.view();
-    require_space<Policy, Plan, decltype(tokens), decltype(weights), view_type<DX>, view_type<DW>>();
+    require_space<Policy, Plan, decltype(tokens), decltype(weights), decltype(to_x), decltype(to_w)>();
     detail::require_tokens_and_weights(tokens, weights);
     require(made.origin.width == tokens.columns, "the plan was made from ",
             made.origin.width == 0 ? "scores" : "tokens of another width", "; backward was given tokens of width ",
             tokens.columns);
-    require_same_shape("d_x", as_view(d_x), "x", tokens);
-    require_same_shape("d_w", as_view(d_w), "w", weights);
-    require_apart_or_same<Policy>("d_x", as_view(d_x), "x", tokens);
-    require_apart<Policy>("d_x", as_view(d_x), "w", weights, "d_gates", as_view(d_gates), "plan.scores()",
+    require_same_shape("d_x", to_x, "x", tokens);
+    require_same_shape("d_w", to_w, "w", weights);
+    require_apart_or_same<Policy>("d_x", to_x, "x", tokens);
+    require_apart<Policy>("d_x", to_x, "w", weights, "d_gates", detail::input_view(d_gates), "plan.scores()",
                           plan.scores().view());
-    require_apart<Policy>("d_w", as_view(d_w), "x", tokens, "w", weights, "d_gates", as_view(d_gates), "d_x",
-                          as_view(d_x), "plan.scores()", plan.scores().view());
+    require_apart<Policy>("d_w", to_w, "x", tokens, "w", weights, "d_gates", detail::input_view(d_gates), "d_x", to_x,
+                          "plan.scores()", plan.scores().view());
     const auto scope = scratch.open();
     const matrix_view<S, typename Plan::space> d_scores(scratch.template take<S>(tokens.rows * weights.columns),
                                                         tokens.rows, weights.columns);
     route_scores_backward(policy, router, plan, plan.scores(), d_gates, d_scores, scratch, backward);
     project_backward(policy, tokens, weights, input_noise_of(router, made.origin.noise, true),
-                     detail::tokens_of_plan{made.expert, made.choices}, const_view(d_scores), as_view(d_x),
-                     as_view(d_w), scratch);
+                     detail::tokens_of_plan{made.expert, made.choices}, const_view(d_scores), to_x, to_w, scratch);
 }
 
 /// Allocates the plan.
-template <class Policy, class Router, matrix_like Scores>
+template <class Policy, class Router, class Scores>
 auto route_scores(const Policy& policy, const Router& router, const Scores& scores, const run_mode& mode = {}) {
-    plan_for<Policy, scalar_of<Scores>> plan(memory_of(policy));
+    plan_for<Policy, detail::number_of<Scores>> plan(memory_of(policy));
     basic_workspace<typename Policy::memory> scratch(memory_of(policy));
     route_scores(policy, router, scores, mode, plan, scratch);
     return plan;
 }
 
 /// Allocates the plan.
-template <class Policy, class Router, matrix_like X, matrix_like W>
+template <class Policy, class Router, class X, class W>
 auto route(const Policy& policy, const Router& router, const X& x, const W& w, const run_mode& mode = {}) {
-    plan_for<Policy, scalar_of<X>> plan(memory_of(policy));
+    plan_for<Policy, detail::number_of<X>> plan(memory_of(policy));
     basic_workspace<typename Policy::memory> scratch(memory_of(policy));
     route(policy, router, x, w, mode, plan, scratch);
     return plan;
 }
 
-/// Allocates d_scores[T, E], stored like the scores.
-template <class Policy, class Router, class Plan, matrix_like Scores, matrix_like Gates>
+/// Allocates d_scores[T, E] in the compute type: narrow numbers would lose most of a gradient divided by T.
+template <class Policy, class Router, class Plan, class Scores, class Gates>
 auto route_scores_backward(const Policy& policy, const Router& router, const Plan& plan, const Scores& scores,
                            const Gates& d_gates, const backward_settings& backward = {}) {
     using memory = typename Policy::memory;
-    const auto input = as_view(scores);
-    matrix<scalar_of<Scores>, memory> d_scores(input.rows, input.columns, memory_of(policy));
+    const auto input = detail::token_view(scores);
+    matrix<compute_t<detail::number_of<Scores>>, memory> d_scores(input.rows, input.columns, memory_of(policy));
     basic_workspace<memory> scratch(memory_of(policy));
     route_scores_backward(policy, router, plan, scores, d_gates, d_scores, scratch, backward);
     return d_scores;
 }
 
-/// Allocates d_x[T, D] and d_w[D, E], stored like x and w.
-template <class Policy, class Router, class Plan, matrix_like X, matrix_like W, matrix_like Gates>
+/// Allocates d_x[T, D] and d_w[D, E] in the compute types of x and w.
+template <class Policy, class Router, class Plan, class X, class W, class Gates>
 auto route_backward(const Policy& policy, const Router& router, const Plan& plan, const X& x, const W& w,
                     const Gates& d_gates, const backward_settings& backward = {}) {
     using memory = typename Policy::memory;
-    const auto tokens = as_view(x);
-    const auto weights = as_view(w);
-    route_gradients<matrix<scalar_of<X>, memory>, matrix<scalar_of<W>, memory>> gradients{
-        {tokens.rows, tokens.columns, memory_of(policy)}, {weights.rows, weights.columns, memory_of(policy)}};
+    const auto tokens = detail::token_view(x);
+    const auto weights = detail::input_view(w);
+    route_gradients<matrix<compute_t<detail::number_of<X>>, memory>, matrix<compute_t<detail::number_of<W>>, memory>>
+        gradients{{tokens.rows, tokens.columns, memory_of(policy)}, {weights.rows, weights.columns, memory_of(policy)}};
     basic_workspace<memory> scratch(memory_of(policy));
     route_backward(policy, router, plan, x, w, d_gates, gradients.d_x, gradients.d_w, scratch, backward);
     return gradients;

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <switchyard/backend/policy.hpp>
+#include <switchyard/core/arguments.hpp>
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/error.hpp>
 #include <switchyard/core/matrix_view.hpp>
@@ -138,14 +139,12 @@ score_rows<Storage, Space> score_rows_of(const matrix_view<const Storage, Space>
 template <class Policy, class Scores, class Plan>
 constexpr void require_memory() {
     using space = typename Policy::memory::space;
-    static_assert(std::is_same_v<space, space_of<Scores>>,
+    static_assert(std::is_same_v<space, typename detail::input_type<Scores>::space>,
                   "switchyard: the scores do not lie in the memory this policy works in (host views for CPU policies, "
                   "device views for device policies)");
     static_assert(std::is_same_v<space, typename Plan::space>,
                   "switchyard: the plan does not lie in the memory this policy works in");
-    static_assert(storage_scalar<scalar_of<Scores>>,
-                  "switchyard: scores must be float, double or a type with scalar_traits");
-    static_assert(std::is_same_v<compute_t<scalar_of<Scores>>, typename Plan::scalar>,
+    static_assert(std::is_same_v<compute_t<detail::number_of<Scores>>, typename Plan::scalar>,
                   "switchyard: a plan holds gates in the compute type of its scores: float for float, half and "
                   "bfloat16, double for double");
 }

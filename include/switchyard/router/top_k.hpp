@@ -87,12 +87,12 @@ inline softmax_settings softmax_settings_of(const top_k_router& r, index_t capac
 }
 
 /// scores[T, E] -> plan with k choices. The plan's arrays lie apart from the scores.
-template <class Policy, matrix_like Scores, class Plan, class Workspace>
+template <class Policy, class Scores, class Plan, class Workspace>
 void route_scores(const Policy& policy, const top_k_router& router, const Scores& scores, const run_mode& mode,
                   Plan& plan, Workspace& scratch) {
     using S = typename Plan::scalar;
     require_memory<Policy, Scores, Plan>();
-    const auto input = const_view(as_view(scores));
+    const auto input = detail::token_view(scores);
     require_scores(input, mode.mask);
     require_settings(router, input.columns, mode);
     const index_t capacity = capacity_of(mode.is_training ? router.capacity : router.inference_capacity, input.rows,
