@@ -60,6 +60,9 @@ struct base_router {
     expert_prices* prices = nullptr;     ///< a warm start for training, the caller's; or null
 };
 
+template <class Solver>
+inline constexpr bool is_library_router<base_router<Solver>> = true;
+
 inline namespace SWITCHYARD_TARGET {
 
 template <class Solver>
@@ -261,13 +264,14 @@ void require_gates_of_plan(const Source& source, const plan_view<S>& plan) {
 template <class Policy, class Solver, class Plan, class Scores, class Gates, class Out, class Workspace>
 void route_scores_backward(const Policy& policy, const base_router<Solver>& router, const Plan& plan,
                            const Scores& scores, const Gates& d_gates, Out&& d_scores, Workspace&,
-                           const backward_settings& = {}) {
+                           const backward_settings& backward = {}) {
     const auto input = detail::token_view(scores);
     const auto& made = view_of_plan(plan);
     const auto gates = detail::input_view(d_gates);
     const auto out = detail::output_view(d_scores);
     require_space<Policy, decltype(input), std::remove_cvref_t<decltype(made)>, decltype(gates), decltype(out)>();
     require_plan_for_backward(made, gates, input.rows, input.columns, fingerprint_of(router));
+    require_settings(backward);
     require_same_shape("d_scores", out, "scores", input);
     require_apart_or_same<Policy>("d_scores", out, "scores", input);
     require_apart<Policy>("d_scores", out, "d_gates", gates);

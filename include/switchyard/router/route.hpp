@@ -19,7 +19,10 @@
 #include <switchyard/core/workspace.hpp>
 #include <switchyard/plan/plan.hpp>
 #include <switchyard/router/routing.hpp>
+#include <switchyard/router/softmax_routing.hpp>
 #include <switchyard/score/projection.hpp>
+
+#include <concepts>
 
 namespace switchyard {
 
@@ -43,6 +46,50 @@ struct tokens_of_plan {
 };
 
 }  // namespace detail
+
+namespace detail {
+
+/// What a router's own functions are called with. The forms below, which call them, do not take it.
+struct mode_for_router : run_mode {};
+struct backward_for_router : backward_settings {};
+
+}  // namespace detail
+
+/// scores[T, E] -> plan, for routers of other namespaces: calls the router's own route_scores, so that
+/// switchyard::route_scores is the name of every form for every router.
+template <class Policy, class Router, class Scores, class Mode, class Plan, class Workspace>
+requires(!is_library_router<Router> && !std::same_as<Mode, detail::mode_for_router> &&
+         std::convertible_to<Mode, run_mode>) void route_scores(const Policy& policy, const Router& router,
+                                                                const Scores& scores, const Mode& mode, Plan& plan,
+                                                                Workspace& scratch) {
+    const detail::mode_for_router given{run_mode(mode)};
+    constexpr bool is_router = requires { route_scores(policy, router, scores, given, plan, scratch); };
+    static_assert(is_router,
+                  "switchyard: a router needs a function route_scores(policy, router, scores, const run_mode&, plan, "
+                  "workspace) in its own namespace, and this one has none that takes these arguments");
+    if constexpr (is_router) route_scores(policy, router, scores, given, plan, scratch);
+}
+
+/// The same of backward, for routers that have their own.
+template <class Policy, class Router, class Plan, class Scores, class Gates, class Out, class Workspace,
+          class Backward = backward_settings>
+requires(!is_library_router<Router> && !softmax_router<Router> &&
+         !std::same_as<Backward, detail::backward_for_router> &&
+         std::same_as<Backward, backward_settings>) void route_scores_backward(const Policy& policy,
+                                                                               const Router& router, const Plan& plan,
+                                                                               const Scores& scores,
+                                                                               const Gates& d_gates, Out&& d_scores,
+                                                                               Workspace& scratch,
+                                                                               const Backward& backward = Backward()) {
+    const detail::backward_for_router given{backward};
+    constexpr bool is_router = requires {
+        route_scores_backward(policy, router, plan, scores, d_gates, d_scores, scratch, given);
+    };
+    static_assert(is_router,
+                  "switchyard: backward needs a function route_scores_backward(policy, router, plan, scores, d_gates, "
+                  "d_scores, workspace, const backward_settings&) in the router's own namespace");
+    if constexpr (is_router) route_scores_backward(policy, router, plan, scores, d_gates, d_scores, scratch, given);
+}
 
 /// The plan a policy makes from scores stored as Storage.
 template <class Policy, class Storage>
@@ -75,7 +122,24 @@ input_noise input_noise_of(const Router& router, const noise_key& key, bool is_t
     return {};
 }
 
-/// x[T, D], w[D, E] -> plan, whose scores() keep the projection for backward: x and w lie apart from them.
+namespace detail {
+
+/// A plan that keeps the scores it was made from, as the library's do. An engine's own may not.
+template <class Plan>
+concept keeps_scores = requires(Plan& plan) {
+    plan.scores().view();
+};
+
+template <class Plan, class Workspace>
+auto take_scores(index_t tokens, index_t experts, Workspace& scratch) {
+    using S = typename Plan::scalar;
+    return matrix_view<S, typename Plan::space>(scratch.template take<S>(tokens * experts), tokens, experts);
+}
+
+}  // namespace detail
+
+/// x[T, D], w[D, E] -> plan, whose scores() keep the projection for backward: x and w lie apart from them. A plan
+/// without scores() is made all the same, and backward projects again.
 template <class Policy, class Router, class X, class W, class Plan, class Workspace>
 void route(const Policy& policy, const Router& router, const X& x, const W& w, run_mode mode, Plan& plan,
            Workspace& scratch) {
@@ -84,13 +148,20 @@ void route(const Policy& policy, const Router& router, const X& x, const W& w, r
     require_space<Policy, Plan, decltype(tokens), decltype(weights)>();
     detail::require_tokens_and_weights(tokens, weights);
     require_mask(mode.mask, tokens.rows);
-    // Before they take their shape: that may free them.
-    require_apart<Policy>("plan.scores()", plan.scores().view(), "x", tokens, "w", weights);
-    plan.scores().resize(tokens.rows, weights.columns);
-    project(policy, tokens, weights, input_noise_of(router, mode.noise, mode.is_training), mode.mask,
-            plan.scores().view(), scratch);
+    const input_noise noise = input_noise_of(router, mode.noise, mode.is_training);
     mode.width = tokens.columns;
-    route_scores(policy, router, plan.scores(), mode, plan, scratch);
+    if constexpr (detail::keeps_scores<Plan>) {
+        // Before they take their shape: that may free them.
+        require_apart<Policy>("plan.scores()", plan.scores().view(), "x", tokens, "w", weights);
+        plan.scores().resize(tokens.rows, weights.columns);
+        project(policy, tokens, weights, noise, mode.mask, plan.scores().view(), scratch);
+        route_scores(policy, router, plan.scores(), mode, plan, scratch);
+    } else {
+        const auto scope = scratch.open();
+        const auto scores = detail::take_scores<Plan>(tokens.rows, weights.columns, scratch);
+        project(policy, tokens, weights, noise, mode.mask, scores, scratch);
+        route_scores(policy, router, scores, mode, plan, scratch);
+    }
 }
 
 /// d_gates[T, k] and the losses -> d_x[T, D], d_w[D, E]. `plan` was made by `route` in training from the same x and w:
@@ -114,14 +185,23 @@ void route_backward(const Policy& policy, const Router& router, const Plan& plan
     require_same_shape("d_x", to_x, "x", tokens);
     require_same_shape("d_w", to_w, "w", weights);
     require_apart_or_same<Policy>("d_x", to_x, "x", tokens);
-    require_apart<Policy>("d_x", to_x, "w", weights, "d_gates", detail::input_view(d_gates), "plan.scores()",
-                          plan.scores().view());
-    require_apart<Policy>("d_w", to_w, "x", tokens, "w", weights, "d_gates", detail::input_view(d_gates), "d_x", to_x,
-                          "plan.scores()", plan.scores().view());
+    require_apart<Policy>("d_x", to_x, "w", weights, "d_gates", detail::input_view(d_gates));
+    require_apart<Policy>("d_w", to_w, "x", tokens, "w", weights, "d_gates", detail::input_view(d_gates), "d_x", to_x);
+    if constexpr (detail::keeps_scores<const Plan>) {
+        require_apart<Policy>("d_x", to_x, "plan.scores()", plan.scores().view());
+        require_apart<Policy>("d_w", to_w, "plan.scores()", plan.scores().view());
+    }
     const auto scope = scratch.open();
     const matrix_view<S, typename Plan::space> d_scores(scratch.template take<S>(tokens.rows * weights.columns),
                                                         tokens.rows, weights.columns);
-    route_scores_backward(policy, router, plan, plan.scores(), d_gates, d_scores, scratch, backward);
+    if constexpr (detail::keeps_scores<const Plan>) {
+        route_scores_backward(policy, router, plan, plan.scores(), d_gates, d_scores, scratch, backward);
+    } else {
+        // In place: routers take their scores' gradient where the scores lie.
+        project(policy, tokens, weights, input_noise_of(router, made.origin.noise, true), token_mask{}, d_scores,
+                scratch);
+        route_scores_backward(policy, router, made, d_scores, d_gates, d_scores, scratch, backward);
+    }
     project_backward(policy, tokens, weights, input_noise_of(router, made.origin.noise, true),
                      detail::tokens_of_plan{made.expert, made.choices}, const_view(d_scores), to_x, to_w, scratch);
 }

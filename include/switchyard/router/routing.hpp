@@ -20,6 +20,7 @@
 #include <cstdint>
 #include <initializer_list>
 #include <limits>
+#include <optional>
 #include <type_traits>
 
 namespace switchyard {
@@ -27,7 +28,9 @@ namespace switchyard {
 /// A training step: noise as the router's settings say, losses, and a plan that backward can use.
 struct training {
     std::uint64_t seed = 0;
-    std::uint32_t stream = 0;  ///< a number of the layer's own: layers with the same stream share noise
+    /// A number of the layer's own: layers with the same stream share noise. A router that has noise refuses a step
+    /// without one.
+    std::optional<std::uint32_t> stream{};
     std::uint32_t step = 0;
     token_mask mask{};  ///< [T], 0 marks padding
 };
@@ -42,13 +45,17 @@ struct run_mode {
     bool is_training = false;
     noise_key noise{};
     token_mask mask{};
-    index_t width = 0;  ///< D where the scores were made from tokens; set by `route`
+    index_t width = 0;        ///< D where the scores were made from tokens; set by `route`
+    bool has_stream = false;  ///< of noise
 
     constexpr run_mode() = default;
     // Implicit, so that a call reads route(seq, router, x, w, training{...}).
     // NOLINTNEXTLINE(google-explicit-constructor)
     SWITCHYARD_ALWAYS_INLINE constexpr run_mode(const training& t)
-        : is_training(true), noise{t.seed, t.stream, t.step, 0}, mask(t.mask) {}
+        : is_training(true),
+          noise{t.seed, t.stream.value_or(0), t.step, 0},
+          mask(t.mask),
+          has_stream(t.stream.has_value()) {}
     // NOLINTNEXTLINE(google-explicit-constructor)
     SWITCHYARD_ALWAYS_INLINE constexpr run_mode(const inference& i) : mask(i.mask) {}
 };
@@ -64,6 +71,10 @@ enum class bad_scores {
 struct backward_settings {
     double loss_scale = 1;  ///< gradient of the total with respect to the auxiliary losses
 };
+
+/// The library's own routers, whose route_scores are found in its namespace.
+template <class Router>
+inline constexpr bool is_library_router = false;
 
 inline namespace SWITCHYARD_TARGET {
 
@@ -187,6 +198,20 @@ inline void require_weights(std::initializer_list<named_setting<double>> setting
     for (const auto& setting : settings) {
         require(std::isfinite(setting.value), setting.name, " = ", setting.value, " must be finite");
     }
+}
+
+/// Noise needs a stream of numbers of the layer's own.
+inline void require_stream(const run_mode& mode, std::initializer_list<named_setting<float>> noise) {
+    if (!mode.is_training || mode.has_stream) return;
+    for (const auto& setting : noise) {
+        require(setting.value == 0, "training::stream is not set, and ", setting.name, " = ", setting.value,
+                " draws noise: give each layer a stream of its own, since layers with the same one share their noise");
+    }
+}
+
+/// The gradient of the losses is a number.
+inline void require_settings(const backward_settings& backward) {
+    require_weights({{"loss_scale", backward.loss_scale}});
 }
 
 /// Noise on the input needs the input.

@@ -388,6 +388,7 @@ void route_scores_backward(const Policy& policy, const Router& router, const Pla
     const auto& made = view_of_plan(plan);
     require_space<Policy, decltype(input), std::remove_cvref_t<decltype(made)>, decltype(gates), decltype(out)>();
     require_plan_for_backward(made, gates, input.rows, input.columns, fingerprint_of(router));
+    require_settings(backward);
     require_same_shape("d_scores", out, "scores", input);
     require_apart_or_same<Policy>("d_scores", out, "scores", input);
     require_apart<Policy>("d_scores", out, "d_gates", gates);

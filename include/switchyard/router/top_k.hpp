@@ -56,6 +56,9 @@ struct top_k_router {
     bad_scores bad = bad_scores::error;
 };
 
+template <>
+inline constexpr bool is_library_router<top_k_router> = true;
+
 inline namespace SWITCHYARD_TARGET {
 
 constexpr bool normalizes(const top_k_router& r) { return r.renormalize || r.softmax == softmax_order::after; }
@@ -72,6 +75,8 @@ inline void require_settings(const top_k_router& r, index_t experts, const run_m
         {{"input_jitter", r.input_jitter}, {"input_dropout", r.input_dropout}, {"logit_jitter", r.logit_jitter}});
     require_weights({{"balance_weight", r.balance_weight}, {"z_weight", r.z_weight}});
     require_noise_has_input(r, mode);
+    require_stream(
+        mode, {{"input_jitter", r.input_jitter}, {"input_dropout", r.input_dropout}, {"logit_jitter", r.logit_jitter}});
     require(!(mode.is_training && r.k == 1 && normalizes(r)),
             "k = 1 with normalised gates makes every gate 1 and leaves the router no gradient: use softmax before, "
             "without renormalize");

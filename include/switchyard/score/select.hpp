@@ -12,6 +12,11 @@
 #include <cstdint>
 #include <limits>
 
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wsign-conversion"  // g++'s remark on arrays whose length is an int of the template
+#endif
+
 namespace switchyard {
 inline namespace SWITCHYARD_TARGET {
 
@@ -174,3 +179,7 @@ SWITCHYARD_HD void select_top_k(const S* row, index_t experts, index_t k, pack<S
 
 }  // namespace SWITCHYARD_TARGET
 }  // namespace switchyard
+
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
