@@ -1,15 +1,17 @@
-// An engine's own threads under switchyard: a small pool whose `parallel_for` keeps the contract of backend/policy.hpp,
-// and the proof that results are the same bits whichever threads made them.
+// The library's pool of threads, an engine's own pool of tasks under it, and the proof that results are the same bits
+// whichever threads made them.
+#include <switchyard/backend/threads.hpp>
 #include <switchyard/switchyard.hpp>
 
 #include <algorithm>
 #include <condition_variable>
 #include <cstdio>
-#include <memory>
+#include <deque>
+#include <functional>
 #include <mutex>
 #include <random>
 #include <thread>
-#include <type_traits>
+#include <utility>
 #include <vector>
 
 namespace sy = switchyard;
@@ -17,20 +19,17 @@ using sy::index_t;
 
 namespace engine {
 
-// [pool]
-/// Threads that wait for work. A call's blocks are taken by any thread that is free, the caller's first of all. Since a
-/// caller works on its own blocks and then waits only for those already running, calls from several threads and calls
-/// from within a block never wait for each other in a ring.
-class thread_pool {
+/// A pool as many engines have one: it runs tasks, and cannot be waited for.
+class task_queue {
   public:
-    explicit thread_pool(int threads) {
-        for (int i = 1; i < threads; ++i) {
-            workers_.emplace_back([this] { wait_for_work(); });
+    explicit task_queue(int threads) {
+        for (int i = 0; i < threads; ++i) {
+            workers_.emplace_back([this] { run(); });
         }
     }
-    thread_pool(const thread_pool&) = delete;
-    thread_pool& operator=(const thread_pool&) = delete;
-    ~thread_pool() {
+    task_queue(const task_queue&) = delete;
+    task_queue& operator=(const task_queue&) = delete;
+    ~task_queue() {
         {
             const std::lock_guard lock(mutex_);
             ends_ = true;
@@ -41,81 +40,36 @@ class thread_pool {
         }
     }
 
-    /// Calls f(b) once for every b in 0 .. blocks-1 and returns when all have returned. f must not throw. The mutex
-    /// that each block's end passes through makes what it wrote visible to the caller.
-    template <class F>
-    void parallel_for(index_t blocks, F&& f) {
-        using function = std::remove_reference_t<F>;
-        if (blocks <= 0) {
-            return;
+    void schedule(std::function<void()> task) {
+        {
+            const std::lock_guard lock(mutex_);
+            tasks_.push_back(std::move(task));
         }
-        job mine{.call = [](const void* context, index_t block) { (*static_cast<const function*>(context))(block); },
-                 .context = std::addressof(f),
-                 .blocks = blocks};
-        std::unique_lock lock(mutex_);
-        mine.following = open_jobs_;
-        open_jobs_ = &mine;
-        wake_.notify_all();
-        work_on(mine, lock);
-        finished_.wait(lock, [&mine] { return mine.running == 0; });
+        wake_.notify_one();
     }
 
   private:
-    /// A call of parallel_for. It lies on its caller's stack: nothing is allocated.
-    struct job {
-        void (*call)(const void* context, index_t block);
-        const void* context;
-        index_t blocks;
-        index_t next = 0;          ///< the first block that nobody has taken
-        index_t running = 0;       ///< blocks taken and not yet finished
-        job* following = nullptr;  ///< of the list of jobs with blocks to take
-    };
-
-    void wait_for_work() {
+    void run() {
         std::unique_lock lock(mutex_);
         while (true) {
-            wake_.wait(lock, [this] { return ends_ || open_jobs_ != nullptr; });
-            if (ends_) {
+            wake_.wait(lock, [this] { return ends_ || !tasks_.empty(); });
+            if (tasks_.empty()) {
                 return;
             }
-            work_on(*open_jobs_, lock);
-        }
-    }
-
-    /// Takes blocks until there are none; the lock is open while a block runs.
-    void work_on(job& mine, std::unique_lock<std::mutex>& lock) {
-        while (mine.next < mine.blocks) {
-            const index_t block = mine.next++;
-            if (mine.next == mine.blocks) {
-                close(mine);
-            }
-            ++mine.running;
+            const std::function<void()> task = std::move(tasks_.front());
+            tasks_.pop_front();
             lock.unlock();
-            mine.call(mine.context, block);
+            task();
             lock.lock();
-            if (--mine.running == 0) {
-                finished_.notify_all();
-            }
         }
-    }
-
-    /// Takes a job out of the list.
-    void close(job& mine) {
-        job** link = &open_jobs_;
-        while (*link != &mine) {
-            link = &(*link)->following;
-        }
-        *link = mine.following;
     }
 
     std::mutex mutex_;
     std::condition_variable wake_;
-    std::condition_variable finished_;
+    std::deque<std::function<void()>> tasks_;
     std::vector<std::thread> workers_;
-    job* open_jobs_ = nullptr;
     bool ends_ = false;
 };
-// [/pool]
 
 }  // namespace engine
 
@@ -143,17 +97,22 @@ int main() {
     bool all_same = true;
     for (const int threads : {1, 2, 3, 8}) {
         // [use]
-        engine::thread_pool pool(threads);
+        sy::worker_pool pool(threads);
         const auto plan = sy::route_scores(sy::par_on(pool), router, scores, sy::training{});
         // [/use]
-        const bool is_same = same_plan(plan, expected);
+        // [tasks]
+        engine::task_queue queue(2);
+        sy::task_pool tasks(queue, threads);  // queue.schedule(f) is all that is asked for
+        const auto other = sy::route_scores(sy::par_on(tasks), router, scores, sy::training{});
+        // [/tasks]
+        const bool is_same = same_plan(plan, expected) && same_plan(other, expected);
         std::printf("%d threads: %lld of %lld choices kept, %s\n", threads, static_cast<long long>(plan.kept()),
                     static_cast<long long>(plan.expert().size()), is_same ? "the same bits as seq" : "OTHER BITS");
         all_same = all_same && is_same;
     }
 
     // From within the pool's own tasks: four layers routed at once, each with the pool that runs them.
-    engine::thread_pool pool(2);
+    sy::worker_pool pool(2);
     sy::plan<float> plans[4];
     pool.parallel_for(
         4, [&](index_t layer) { plans[layer] = sy::route_scores(sy::par_on(pool), router, scores, sy::training{}); });

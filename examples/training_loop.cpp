@@ -120,7 +120,7 @@ int main() {
     float loss = 0;
     for (int step = 0; step < steps; ++step) {
         data.draw(x, target, random);
-        moe.forward(x, y, sy::training{.seed = 1, .step = static_cast<std::uint32_t>(step)});
+        moe.forward(x, y, sy::training{.seed = 1, .stream = 0, .step = static_cast<std::uint32_t>(step)});
         d_y = (y - target) / static_cast<float>(tokens);
         loss = 0.5f * d_y.cwiseProduct(y - target).sum();
         first_loss = step == 0 ? loss : first_loss;

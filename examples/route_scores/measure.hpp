@@ -69,7 +69,7 @@ inline sy::top_k_router top_k_router_of(const options& asked) {
 /// Calls f(router, mode) with the library's router. Switch and top-k run as in training, where they have losses.
 template <class F>
 auto with_router(const options& asked, router_kind router, const F& f) {
-    const sy::training training{.seed = asked.seed};
+    const sy::training training{.seed = asked.seed, .stream = 0};
     switch (router) {
         case router_kind::switch_router:
             return f(switch_router_of(asked), sy::run_mode(training));

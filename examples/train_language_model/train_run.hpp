@@ -210,8 +210,9 @@ run_record train(const options& asked, const run_settings& settings, const corpu
             const auto timed = trained.measure();
             routing_seconds -= model.routing_seconds();
             text.draw(settings.seed, static_cast<std::uint32_t>(step), asked.tokens, tokens);
-            loss = model.forward(threads, tokens,
-                                 sy::training{.seed = settings.seed, .step = static_cast<std::uint32_t>(step)});
+            loss = model.forward(
+                threads, tokens,
+                sy::training{.seed = settings.seed, .stream = 0, .step = static_cast<std::uint32_t>(step)});
             model.backward(threads, tokens);
             optimiser.step(threads, rate_at(asked, step), model.learned);
             routing_seconds += model.routing_seconds();

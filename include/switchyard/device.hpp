@@ -2,6 +2,8 @@
 // else.
 #pragma once
 
+#include <switchyard/core/macros_off.hpp>
+
 #include <switchyard/backend/device.hpp>
 #include <switchyard/backend/measure.hpp>
 
@@ -30,3 +32,5 @@
 #include <switchyard/dispatch/device_rows.hpp>
 #include <switchyard/dispatch/dispatch.hpp>
 #include <switchyard/dispatch/zero_rest.hpp>
+
+#include <switchyard/core/macros_on.hpp>

@@ -1,6 +1,8 @@
 // Routing by kernels: device.hpp, and what kernel policies do better than one thread an index. Includes, nothing else.
 #pragma once
 
+#include <switchyard/core/macros_off.hpp>
+
 #include <switchyard/backend/kernel.hpp>
 #include <switchyard/backend/kernel_primitives.hpp>
 #include <switchyard/device.hpp>
@@ -14,3 +16,5 @@
 #include <switchyard/router/kernel_routing.hpp>
 
 #include <switchyard/dispatch/kernel_rows.hpp>
+
+#include <switchyard/core/macros_on.hpp>

@@ -1,6 +1,8 @@
 // switchyard: Mixture-of-Experts routing. The CPU umbrella: includes, nothing else.
 #pragma once
 
+#include <switchyard/core/macros_off.hpp>
+
 #include <switchyard/version.hpp>
 
 #include <switchyard/core/config.hpp>
@@ -50,3 +52,5 @@
 #include <switchyard/dispatch/combine.hpp>
 #include <switchyard/dispatch/dispatch.hpp>
 #include <switchyard/dispatch/zero_rest.hpp>
+
+#include <switchyard/core/macros_on.hpp>

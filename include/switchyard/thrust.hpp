@@ -2,7 +2,11 @@
 // is meant for .cu files, too. See backend/thrust.hpp for policies, memory, what waits and what allocates.
 #pragma once
 
+#include <switchyard/core/macros_off.hpp>
+
 #include <switchyard/version.hpp>
 
 #include <switchyard/backend/thrust.hpp>
 #include <switchyard/device.hpp>
+
+#include <switchyard/core/macros_on.hpp>

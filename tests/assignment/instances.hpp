@@ -110,6 +110,23 @@ inline bool is_valid(const instance& problem, const solution& found) {
     return found.result.tokens == problem.tokens() && std::abs(score - found.result.primal) <= 1e-12 * magnitude;
 }
 
+/// The ranges of the tokens' scores that are not forbidden, by plain loops: what an auction's exactness is measured by.
+inline double sum_of_ranges(const instance& problem) {
+    double sum = 0;
+    for (index_t t = 0; t < problem.scores.rows; ++t) {
+        if (!reference::is_token(problem.mask, t)) continue;
+        double low = infinity, high = -infinity;
+        for (index_t e = 0; e < problem.scores.columns; ++e) {
+            const double score = problem.scores(t, e);
+            if (score == -infinity) continue;
+            low = std::min(low, score);
+            high = std::max(high, score);
+        }
+        sum += high - low;
+    }
+    return sum;
+}
+
 /// Complementary slackness at the returned prices, by plain loops, up to `slack` for each token and expert.
 inline bool is_complementary(const instance& problem, const solution& found, double slack) {
     auto load = reference::filled<index_t>(problem.scores.columns, 0);

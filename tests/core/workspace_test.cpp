@@ -4,6 +4,8 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 namespace sy = switchyard;
@@ -126,4 +128,26 @@ TEST_CASE("workspace: an array of no elements") {
     auto* const one = scratch.take<float>(1);
     *one = 1.0f;
     CHECK(*one == 1.0f);
+}
+
+TEST_CASE("a workspace moves with its memory, and what is moved from is as good as new") {
+    counted_workspace first;
+    step(first, {1000, 5000});
+    step(first, {1000, 5000});
+    const sy::index_t held = first.size();
+    const int before = counting_memory::allocations;
+    counted_workspace second = std::move(first);
+    CHECK(second.size() == held);
+    step(second, {1000, 5000});
+    CHECK(counting_memory::allocations == before);
+    step(first, {64});  // NOLINT(bugprone-use-after-move)
+    CHECK(first.size() > 0);
+    std::vector<counted_workspace> many(2);
+    many[0] = std::move(second);
+    many.resize(20);
+    CHECK(many[0].size() == held);
+    many[0] = counted_workspace{};
+    CHECK(many[0].size() == 0);
+    static_assert(!std::is_copy_constructible_v<sy::workspace>);
+    static_assert(std::is_nothrow_move_constructible_v<sy::workspace>);
 }

@@ -64,7 +64,7 @@ struct step_from_scores {
     }
 
     const Router& router() const { return route_by; }
-    static sy::run_mode mode() { return sy::training{.seed = 3, .step = 4}; }
+    static sy::run_mode mode() { return sy::training{.seed = 3, .stream = 0, .step = 4}; }
 
     void run() {
         route_scores(device, router(), scores, mode(), plan, scratch);
@@ -99,7 +99,7 @@ struct step_from_tokens {
     }
 
     static sy::switch_router router() { return {.input_jitter = 0.01f}; }
-    static sy::run_mode mode() { return sy::training{.seed = 3, .step = 4}; }
+    static sy::run_mode mode() { return sy::training{.seed = 3, .stream = 0, .step = 4}; }
 
     void run() {
         route(device, router(), x, w, mode(), plan, scratch);

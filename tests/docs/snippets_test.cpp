@@ -79,6 +79,22 @@ struct engine_tensor {
 };
 // [/own_matrix]
 
+/// Two types that look alike to a concept.
+struct engine_array_a {
+    double* numbers;
+    sy::index_t rows, columns;
+    using is_engine_array = void;
+};
+struct engine_array_b {
+    double* numbers;
+    sy::index_t rows, columns;
+    using is_engine_array = void;
+};
+template <class M>
+concept engine_array = requires {
+    typename M::is_engine_array;
+};
+
 }  // namespace
 
 // [own_matrix_view]
@@ -87,6 +103,15 @@ struct switchyard::view_access<engine_tensor> {
     static matrix_view<float> view(const engine_tensor& m) { return {m.numbers, m.rows, m.columns, 1, m.leading}; }
 };
 // [/own_matrix_view]
+
+// [own_matrix_views]
+namespace switchyard {
+template <engine_array M>
+struct view_access<M> {
+    static matrix_view<double> view(const M& m) { return {m.numbers, m.rows, m.columns}; }
+};
+}  // namespace switchyard
+// [/own_matrix_views]
 
 TEST_CASE("docs: the kinds of arguments") {
     // [arguments]
@@ -105,6 +130,9 @@ TEST_CASE("docs: the kinds of arguments") {
     CHECK(d.experts() == 3);
     const engine_tensor tensor{numbers.data(), 6, 4, 6};
     CHECK(sy::route_scores(sy::seq, router, tensor).experts() == 4);
+    std::vector<double> wide(6 * 4, 1.0);
+    CHECK(sy::route_scores(sy::seq, router, engine_array_a{wide.data(), 6, 4}).experts() == 4);
+    CHECK(sy::route_scores(sy::seq, router, engine_array_b{wide.data(), 4, 6}).experts() == 6);
 }
 
 TEST_CASE("docs: a loop that allocates nothing after its first step") {
@@ -116,7 +144,7 @@ TEST_CASE("docs: a loop that allocates nothing after its first step") {
     sy::plan<float> plan;
     sy::workspace scratch;
     for (std::uint32_t step = 0; step < 3; ++step) {
-        route_scores(sy::seq, router, scores, sy::training{.seed = 7, .step = step}, plan, scratch);
+        route_scores(sy::seq, router, scores, sy::training{.seed = 7, .stream = 0, .step = step}, plan, scratch);
         route_scores_backward(sy::seq, router, plan, scores, d_gates, d_scores, scratch, {.loss_scale = 0.5});
     }
     // [/loop]
@@ -136,6 +164,18 @@ TEST_CASE("docs: a plan in an engine's own arrays, and from its own allocator") 
     CHECK(std::memcmp(borrowed.shown.slot, expected.view().slot, 50 * sizeof(std::int32_t)) == 0);
     const Eigen::MatrixXf x = Eigen::MatrixXf::Random(50, 3);
     CHECK(sy::as_eigen(sy::dispatch(sy::seq, borrowed.view(), x)) == sy::as_eigen(sy::dispatch(sy::seq, expected, x)));
+
+    // From tokens: the scores are not kept, and backward finds them again.
+    const Eigen::MatrixXf w = Eigen::MatrixXf::Random(3, 5);
+    const auto whole = sy::route(sy::seq, router, x, w, sy::training{});
+    sy::route(sy::seq, router, x, w, sy::training{}, borrowed, scratch);
+    CHECK(std::memcmp(borrowed.shown.slot, whole.view().slot, 50 * sizeof(std::int32_t)) == 0);
+    const Eigen::MatrixXf d_gates = Eigen::MatrixXf::Random(50, 1);
+    const auto gradients = sy::route_backward(sy::seq, router, whole, x, w, d_gates);
+    Eigen::MatrixXf d_x(50, 3), d_w(3, 5);
+    sy::route_backward(sy::seq, router, borrowed, x, w, d_gates, d_x, d_w, scratch);
+    CHECK(d_x == sy::as_eigen(gradients.d_x));
+    CHECK(d_w == sy::as_eigen(gradients.d_w));
 
     engine_owned_plan owned;
     route_scores(sy::seq, router, scores, sy::training{}, owned, scratch);

@@ -3,6 +3,7 @@
 
 The file holds one or more lines `// expect: TEXT`; each TEXT must appear in the output. Its mistake stands between
 `#ifndef WITHOUT_MISTAKE` and `#endif`: with -DWITHOUT_MISTAKE the file must compile, so that nothing else is what fails.
+Where the mistake is a flag, the line `// mistake flags: FLAGS` has it instead: without these the file must compile.
 
 usage: check_compile_error.py SOURCE COMPILER [FLAGS...]
 """
@@ -24,13 +25,14 @@ def main():
     expected = re.findall(r"^\s*// expect: (.+?)\s*$", text, re.MULTILINE)
     if not expected:
         sys.exit(f"{source}: has no line `// expect: TEXT`")
-    if "#ifndef WITHOUT_MISTAKE" not in text:
+    flags = [flag for line in re.findall(r"^// mistake flags: (.+)$", text, re.MULTILINE) for flag in line.split()]
+    if not flags and "#ifndef WITHOUT_MISTAKE" not in text:
         sys.exit(f"{source}: does not mark its mistake by #ifndef WITHOUT_MISTAKE")
 
     status, output = compile_source(command + ["-DWITHOUT_MISTAKE"], source)
     if status != 0:
         sys.exit(f"{source}: does not compile without its mistake either:\n{output}")
-    status, output = compile_source(command, source)
+    status, output = compile_source(command + flags, source)
     if status == 0:
         sys.exit(f"{source}: compiles, but must not")
     missing = [words for words in expected if words not in output]

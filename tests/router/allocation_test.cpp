@@ -47,13 +47,13 @@ struct layer_buffers {
 
     template <class Policy, class Router>
     void step_from_scores(const Policy& policy, const Router& router, std::uint32_t step) {
-        sy::route_scores(policy, router, scores, sy::training{.step = step}, plan, scratch);
+        sy::route_scores(policy, router, scores, sy::training{.stream = 0, .step = step}, plan, scratch);
         move_rows(policy);
         sy::route_scores_backward(policy, router, plan, scores, d_gates, d_scores, scratch);
     }
     template <class Policy, class Router>
     void step_from_tokens(const Policy& policy, const Router& router, std::uint32_t step) {
-        sy::route(policy, router, x, w, sy::training{.step = step}, plan, scratch);
+        sy::route(policy, router, x, w, sy::training{.stream = 0, .step = step}, plan, scratch);
         move_rows(policy);
         sy::route_backward(policy, router, plan, x, w, d_gates, d_x, d_w, scratch);
     }

@@ -383,7 +383,7 @@ TEST_CASE_TEMPLATE("switch: unchecked scores still give experts in range", S, fl
 }
 
 TEST_CASE("switch: every rule broken is named") {
-    const auto sentence = [](const sy::switch_router& router, const sy::run_mode& mode = sy::training{}) {
+    const auto sentence = [](const sy::switch_router& router, const sy::run_mode& mode = sy::training{.stream = 0}) {
         return sentence_of([&] { routed<float>(router, worked, mode); });
     };
     CHECK(sentence({.logit_jitter = 1}) == "logit_jitter = 1 must lie in [0, 1)");

@@ -191,7 +191,7 @@ TEST_CASE("top-k: inference has its own capacity and no losses") {
 }
 
 TEST_CASE("top-k: every rule broken is named") {
-    const auto sentence = [](const sy::top_k_router& router, const sy::run_mode& mode = sy::training{}) {
+    const auto sentence = [](const sy::top_k_router& router, const sy::run_mode& mode = sy::training{.stream = 0}) {
         return sentence_of([&] { routed<float>(router, worked, mode); });
     };
     CHECK(sentence({.k = 0}) == "k = 0 must lie in 1..E = 3");

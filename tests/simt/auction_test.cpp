@@ -157,6 +157,53 @@ TEST_CASE_TEMPLATE("bids of lane groups are the generic ones, bit by bit, in as 
     }
 }
 
+TEST_CASE("auctions on a device: shifted scores have the same tolerance, and are as good") {
+    std::mt19937_64 random(12);
+    std::normal_distribution<double> normal;
+    instance problem = balanced(draw_instance(score_kind::gaussian, 120, 6, 0, false, random));
+    for (double& s : problem.scores.values) s = std::round(1024 * normal(random)) / 1024;
+    instance raised = problem;  // 1e12 for some tokens, exactly
+    for (index_t t = 0; t < 120; t += 2) {
+        for (index_t e = 0; e < 6; ++e) raised.scores(t, e) += 1e12;
+    }
+    const double ranges = 1e-9 * assignment_tests::sum_of_ranges(problem) + 1e-12;
+    const auto best = assignment_tests::solve_as<double>(sy::hungarian{}, problem).result.primal;
+    const auto score_of = [&](const assignment_tests::solution& found) {
+        double score = 0;
+        for (index_t t = 0; t < 120; ++t) score += problem.scores(t, found.experts[static_cast<std::size_t>(t)]);
+        return score;
+    };
+    const auto run = [&](const instance& from, auto make, const sy::auction& solver) {
+        posed_there<double> there(from);
+        simt::executor device;
+        const auto on = make(simt::policy{&device});
+        sy::device_workspace<simt::policy> scratch;
+        *there.found.data() = solve(on, solver, there.problem,
+                                    {.expert_of_token = there.experts.data(), .prices = there.prices.data()}, scratch);
+        return there.solution();
+    };
+    for (const double gap : {0.0005, 0.0}) {
+        const sy::auction solver{.gap_per_token = gap};
+        const auto check = [&](auto make) {
+            const auto expected = run(problem, make, solver);
+            const auto found = run(raised, make, solver);
+            CHECK(found.result.tolerance == doctest::Approx(expected.result.tolerance).epsilon(1e-12));
+            if (gap == 0) CHECK(found.result.tolerance == doctest::Approx(ranges).epsilon(1e-12));
+            CHECK(expected.result.converged);
+            CHECK(found.result.converged);
+            CHECK(best - score_of(found) <= found.result.gap + 1e-9);
+        };
+        check([](simt::policy p) { return p; });
+        check([](simt::policy p) { return sy::without_kernels(p); });
+    }
+    for (const instance& each : {problem, raised}) {
+        const auto found = solve_async<double>(each);
+        CHECK(found.result.tolerance == doctest::Approx(ranges).epsilon(1e-12));
+        CHECK(found.result.converged == (found.result.gap <= found.result.tolerance));
+        CHECK(best - score_of(found) <= found.result.gap + 1e-9);
+    }
+}
+
 TEST_CASE_TEMPLATE("async_auction: within the quotas and certified, whatever the scores", S, float, double) {
     std::mt19937_64 random(3);
     for (int kind = 0; kind < static_cast<int>(score_kind::count); kind += simt::sweep_step) {

@@ -143,7 +143,7 @@ step_bytes check_step_from_scores(const Router& router, index_t tokens, index_t 
     sy::matrix<float, simt::memory> d_scores(tokens, experts);
     sy::basic_plan<float, simt::memory> plan;
     const index_t forward = check_size(device, [&](const auto& policy, auto& room) {
-        route_scores(policy, router, scores, sy::training{}, plan, room);
+        route_scores(policy, router, scores, sy::training{.stream = 0}, plan, room);
     });
     sy::check(on, plan);
     const index_t backward = check_size(device, [&](const auto& policy, auto& room) {
@@ -183,7 +183,7 @@ TEST_CASE("the size of a workspace for a step from tokens, and for assignment th
     sy::basic_plan<float, simt::memory> plan;
     const sy::switch_router router{.input_jitter = 0.01f};
     CHECK(check_size(device, [&](const auto& policy, auto& room) {
-              route(policy, router, x, w, sy::training{}, plan, room);
+              route(policy, router, x, w, sy::training{.stream = 0}, plan, room);
           }) > 0);
     CHECK(check_size(device, [&](const auto& policy, auto& room) {
               route_backward(policy, router, plan, x, w, d_gates, d_x, d_w, room);
@@ -204,7 +204,7 @@ TEST_CASE("a call that reads numbers back has no size that could be known") {
     sy::basic_plan<float, simt::memory> plan;
     CHECK_THROWS_WITH_AS(
         sy::workspace_size<simt::policy>([&](const auto& policy, auto& room) {
-            route_scores(policy, sy::base_router<sy::auction>{}, scores, sy::training{}, plan, room);
+            route_scores(policy, sy::base_router<sy::auction>{}, scores, sy::training{.stream = 0}, plan, room);
         }),
         "workspace_size was given a call that reads numbers back from the device: it cannot know which", sy::error);
 }

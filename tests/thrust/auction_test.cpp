@@ -14,6 +14,7 @@ using assignment_tests::instance;
 using assignment_tests::is_valid;
 using assignment_tests::sentence_of;
 using assignment_tests::solution;
+using assignment_tests::sum_of_ranges;
 using kind = assignment_tests::score_kind;
 using switchyard_test::covers;
 using switchyard_test::device;
@@ -105,6 +106,37 @@ std::string fault_of(const sy::auction& solver, const instance& problem, device_
 }
 
 }  // namespace
+
+TEST_CASE("auction on Thrust: shifted scores have the same tolerance; optimal is converged") {
+    device_scratch scratch;
+    std::mt19937_64 random(17);
+    std::normal_distribution<double> normal;
+    instance problem{reference::matrix(96, 4), {24, 24, 24, 24}, {24, 24, 24, 24}, {}};
+    for (double& s : problem.scores.values) s = std::round(64 * normal(random)) / 64;
+    instance raised = problem;  // exact in float
+    for (index_t t = 0; t < 96; t += 3) {
+        for (index_t e = 0; e < 4; ++e) raised.scores(t, e) += 65536;
+    }
+    for (const double gap : {0.0005, 0.0}) {
+        const solution expected = solve_there({.gap_per_token = gap}, problem, scratch);
+        const solution found = solve_there({.gap_per_token = gap}, raised, scratch);
+        CHECK(found.result.tolerance == expected.result.tolerance);
+        CHECK(found.result.converged);
+        CHECK(found.experts == expected.experts);
+        if (gap == 0) CHECK(found.result.tolerance == doctest::Approx(1e-9 * sum_of_ranges(problem) + 1e-12));
+    }
+    instance stairs{reference::matrix(60, 60), {}, {}, {}};
+    for (double& s : stairs.scores.values) s = -assignment_tests::infinity;
+    stairs.lower = stairs.upper = reference::filled<index_t>(60, 1);
+    for (index_t t = 0; t < 60; ++t) {
+        stairs.scores(t, t) = 0;
+        if (t + 1 < 60) stairs.scores(t, t + 1) = 100;
+    }
+    const solution found = solve_there({.gap_per_token = 0}, stairs, scratch);
+    CHECK(found.result.primal == 0);
+    CHECK(found.result.tolerance == doctest::Approx(1e-9 * 59 * 100 + 1e-12));
+    CHECK(found.result.converged);
+}
 
 TEST_CASE("auction on Thrust: the worked example") {
     device_scratch scratch;

@@ -119,7 +119,7 @@ std::string step_from_tokens(index_t offset) {
     const shifted d_x(tokens, width, offset);
     const shifted d_w(width, experts, offset);
     const sy::switch_router router{.input_jitter = 0.1f, .input_dropout = 0.1f, .z_weight = 0.01};
-    const sy::training mode{.seed = 7};
+    const sy::training mode{.seed = 7, .stream = 0};
     device_plan<float> plan;
     device_scratch scratch;
     sy::route(device, router, x.view, w.view, mode, plan, scratch);

@@ -96,7 +96,7 @@ TEST_CASE("Thrust: a training loop asks for memory in its first step only") {
     sy::basic_workspace<counting_memory> scratch;
     sy::device_matrix<policy_type, float> d_gates(300, 2), d_x(300, 20), d_w(20, 12), y(300, 20), rows(600, 20);
     const auto step = [&](const sy::top_k_router& router) {
-        sy::route(policy, router, x, w, sy::training{}, plan, scratch);
+        sy::route(policy, router, x, w, sy::training{.stream = 0}, plan, scratch);
         sy::dispatch(policy, plan, x, rows);
         sy::combine(policy, plan, rows, y);
         sy::combine_backward(policy, plan, rows, y, rows, d_gates);

@@ -117,8 +117,8 @@ TEST_CASE("routing from tokens on Thrust: projection with noise and padding, and
         const auto device_w = sy::copy_to_device(device, w);
         // From a matrix product scores differ in their last bits: a k of all experts and no capacity leave no decision.
         const sy::top_k_router router{.k = 7, .input_jitter = 0.1f, .input_dropout = 0.2f, .z_weight = 1e-3};
-        const auto host = sy::route(sy::seq, router, x, w, sy::training{.seed = 3, .mask = mask_of(mask)});
-        const auto made = sy::route(device, router, device_x, device_w, sy::training{.seed = 3, .mask = padding.get()});
+        const auto host = sy::route(sy::seq, router, x, w, sy::training{.seed = 3, .stream = 0, .mask = mask_of(mask)});
+        const auto made = sy::route(device, router, device_x, device_w, sy::training{.seed = 3, .stream = 0, .mask = padding.get()});
         CHECK(matrix_difference(sy::copy_to_host(device, made.scores()), host.scores(), allowed) == "");
         sy::check(device, made);
         const auto copy = sy::copy_to_host(device, made);
@@ -192,7 +192,7 @@ TEST_CASE("aliasing on Thrust: d_x = x, and what is refused by address") {
     auto device_x = sy::copy_to_device(device, x);
     auto w = sy::copy_to_device(device, gaussian<float>(12, 6, 2));
     const sy::top_k_router router{.k = 2, .input_jitter = 0.1f};
-    const auto made = sy::route(device, router, device_x, w, sy::training{.seed = 3});
+    const auto made = sy::route(device, router, device_x, w, sy::training{.seed = 3, .stream = 0});
     const auto d_gates = sy::copy_to_device(device, gaussian<float>(40, 2, 3));
     sy::matrix<float, device_memory> d_x(40, 12), d_w(12, 6), again(12, 6);
     device_scratch scratch;

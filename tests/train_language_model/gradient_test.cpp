@@ -34,7 +34,7 @@ struct text_and_batch {
     }
 };
 
-const sy::training step{.seed = 3, .step = 4};
+const sy::training step{.seed = 3, .stream = 0, .step = 4};
 
 double loss_of(language_model<double>& model, const thread_policy& threads, const batch& places) {
     const double loss = model.forward(threads, places, step);

@@ -74,8 +74,8 @@ struct assignment_result {
     double primal = 0;       ///< sum_t s[t, a(t)]
     double dual = 0;         ///< D(prices) >= the score of any assignment
     double gap = 0;          ///< dual - primal, summed without cancellation: how far the optimum can be above primal
-    double tolerance = 0;    ///< 1e-9 sum_t |s[t, a(t)]| + 1e-12
-    bool converged = false;  ///< gap <= tolerance: the assignment is optimal
+    double tolerance = 0;    ///< 1e-9 sum_t |s[t, a(t)]| + 1e-12; of auctions: see auction.hpp
+    bool converged = false;  ///< gap <= tolerance: the assignment counts as optimal
     index_t iterations = 0;  ///< the solver's own unit of work: see there
     index_t passes = 0;      ///< how often it looked at all scores
     index_t steps = 0;       ///< how often it moved all prices at once

@@ -19,9 +19,12 @@
 // what is left open, prove that nothing fits and add up certificates with the same code (detail/sample.hpp,
 // completion.hpp, certificate.hpp), which tests judge by plain loops of their own.
 //
-// Promise: gap <= tolerance = gap_per_token std(s) T, std over the scores that are not forbidden, or what counts as
-// exact (assignment.hpp) if that is more. It holds unless a limit of the settings was met first (`converged` false; the
-// assignment is complete all the same and its gap certified), or the scores differ by more digits than a double has.
+// Promise: gap <= tolerance = gap_per_token std(s) T, or what counts as exact if that is more. std is of the scores
+// that are not forbidden about their tokens' means; exact is 1e-9 k sum_t (the range of t's scores that are not
+// forbidden)
+// + 1e-12. Neither changes when all scores of a token are shifted. The promise holds unless a limit of the settings was
+// met first (`converged` false; the assignment is complete all the same and its gap certified), or a token's scores
+// differ by more digits than a double has.
 //
 // Scores: any storage type and strides; bids in the compute type or double, certified in double. Bad scores, tokens
 // with too few experts, and bounds that cannot be met are errors before any bid, as in `hungarian`.
@@ -50,7 +53,7 @@ namespace switchyard {
 
 /// Settings of the auction.
 struct auction {
-    /// How far a token may be from the best on average, in standard deviations of the scores. 0: as exact as
+    /// How far a token may be from the best on average, in standard deviations of a token's scores. 0: as exact as
     /// `hungarian`.
     double gap_per_token = 0.0005;
     /// Stops after so many rounds, all phases together; 0: never. The result is the same at every call.
@@ -84,8 +87,8 @@ inline auction_budget budget_of(const auction& solver, auction_budget::clock::ti
 inline auction_goal goal_of(const auction& solver, const auction_scores& facts, index_t tokens, index_t choices) {
     auction_goal goal;
     goal.gap = solver.gap_per_token * facts.deviation * static_cast<double>(tokens);
-    // Steps below this would be lost when they are added to prices of the scores' size.
-    const double least = std::max(std::ldexp(std::max(facts.largest_size(), facts.span()), -46), 1e-300);
+    // Steps below this would be lost when they are added to prices of the size of scores' differences.
+    const double least = std::max(std::ldexp(facts.span(), -46), 1e-300);
     // A tenth is left to rounding.
     goal.last_step = std::max(least, 0.9 * goal.gap / static_cast<double>(std::max(index_t{1}, tokens * choices)));
     return goal;

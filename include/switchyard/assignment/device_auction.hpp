@@ -150,9 +150,12 @@ assignment_result solve(const Policy& policy, const auction& solver,
     detail::require_device_problem<Policy>(problem, out);
     const index_t experts = problem.scores.columns;
     const auto scope = scratch.open();
-    const detail::device_scores<S, policy_space<Policy>> scores{problem.scores, problem.goal == objective::minimise};
+    auto* const highest = scratch.template take<double>(problem.scores.rows);
+    const detail::device_scores<S, policy_space<Policy>> scores{problem.scores, problem.goal == objective::minimise,
+                                                                highest};
     detail::auction_scores facts;
-    const detail::device_range range = detail::look_at_device_scores(policy, scores, problem.mask, facts, scratch);
+    const detail::device_range range =
+        detail::look_at_device_scores(policy, scores, problem.mask, highest, facts, scratch);
     require_quotas(problem.bounds, range.tokens, problem.choices);
     if (range.bad > 0 || problem.choices > 1 || range.tokens == 0) {
         return detail::solve_on_host(policy, solver, problem, problem.initial_prices, out);

@@ -422,7 +422,8 @@ template <class Policy, class S>
 void exact_assignment<Policy, S>::certify_all() {
     double* const prices = graph_.prices();
     price_closed_experts(scores_, rows_, tokens_, choices(), out_.expert_of_token, prices);
-    result_ = certify(policy_, scores_, bounds_, choices(), out_.expert_of_token, prices, scratch_);
+    result_ =
+        certify<exactness::of_scores>(policy_, scores_, bounds_, choices(), out_.expert_of_token, prices, scratch_);
     passes_ += 1;
 }
 

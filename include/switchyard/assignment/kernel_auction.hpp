@@ -185,7 +185,8 @@ class auction_on_device {
     void certify() {
         const auto scope = scratch_.open();
         auto* const sums = scratch_.template take<certified_sums>(1);
-        certify_rows<Policy, S>(policy_, source_, out_.expert_of_token, market_.price, sums, on_.looked.load, scratch_);
+        certify_rows<exactness::of_ranges, Policy, S>(policy_, source_, out_.expert_of_token, market_.price, sums,
+                                                      on_.looked.load, scratch_);
         using kernel = write_result<S, space>;
         policy_.launch(
             kernel{market_, on_, source_, sums, on_.looked.load, unroutable_, out_.prices, solver_.found, totals_}, 1,
@@ -252,7 +253,8 @@ struct bid_rows_of_market {
                 mine.is_leader && t < shares.rows && here.load(market.expert + t) == open_token ? 1 : 0;
             const bool is_open = here.shuffle(wants, mine.first) != 0;
             if (!here.any(is_open)) continue;
-            bid_in_row<C> row{price, nullptr, market.experts, t % market.experts};
+            const double origin = is_open ? here.load(reader.source.highest + t) : 0.0;
+            bid_in_row<C> row{price, nullptr, market.experts, t % market.experts, origin};
             reader.read(here, mine, is_open, t, row);
             row.found.gather(here, mine.lanes);
             if (mine.is_leader && is_open && row.found.expert >= 0) bid(here, t, row, price);
@@ -265,7 +267,7 @@ struct bid_rows_of_market {
     SWITCHYARD_DEVICE void bid(Here& here, index_t t, const bid_in_row<C>& row, const double* price) const {
         const index_t e = row.expert();
         const double most = price[e] + span;
-        const double fair = static_cast<double>(reader.score(here, t, e)) - row.found.second;
+        const double fair = static_cast<double>(reader.score(here, t, e)) - row.origin - row.found.second;
         double level = fair < most ? fair : most;
         level = (level > price[e] ? level : price[e]) + step;
         if (!(level > price[e])) level = price[e] + (price[e] < 0 ? -price[e] : price[e]) * 4.5e-16;

@@ -208,7 +208,8 @@ class exact_on_device {
                               const price_search_on_device<C>& on) {
         const auto scope = scratch_.open();
         auto* const sums = scratch_.template take<certified_sums>(1);
-        certify_rows<Policy, S>(policy_, source_, out_.expert_of_token, prices_there, sums, on.looked.load, scratch_);
+        certify_rows<exactness::of_scores, Policy, S>(policy_, source_, out_.expert_of_token, prices_there, sums,
+                                                      on.looked.load, scratch_);
         certified_sums found;
         policy_.copy_to_host(&found, sums, sizeof found);
         const auto host_scope = host_scratch_.open();

@@ -1,7 +1,8 @@
 // Eigen's matrices, maps, blocks and references as matrix arguments, and Eigen's half and bfloat16 as storage.
 //
-// Anything with direct access works without a copy: row- or column-major, with inner and outer strides. Vectors are
-// matrices with one column or row. Expressions without storage (A + B) do not compile: evaluate them first.
+// Anything with direct access works without a copy: matrices, maps, blocks, blocks of vectors and classes derived from
+// these, row- or column-major, with inner and outer strides. Vectors are matrices with one column or row. Expressions
+// (A + B) and indexed views have no direct access and do not compile: evaluate them first.
 //
 //   Eigen::MatrixXf x;  route(seq, router, x, w, training{});     combine(seq, plan, rows, y.topRows(n));
 //
@@ -23,18 +24,31 @@ namespace switchyard {
 inline namespace SWITCHYARD_TARGET {
 namespace detail {
 
-template <class T>
-concept eigen_matrix = std::is_base_of_v<Eigen::DenseBase<T>, T>;
+/// The class of Eigen's that T is or is derived from.
+template <class Derived>
+Derived eigen_class_of(const Eigen::DenseBase<Derived>&);
 
 template <class T>
-concept eigen_storage = eigen_matrix<T> &&
-                        (static_cast<int>(Eigen::internal::traits<T>::Flags) & Eigen::DirectAccessBit) != 0;
+concept eigen_matrix = requires(const T& m) {
+    detail::eigen_class_of(m);
+};
+
+template <class T>
+concept eigen_storage = eigen_matrix<T> && requires(const T& m) {
+    requires(static_cast<int>(Eigen::internal::traits<decltype(detail::eigen_class_of(m))>::Flags) &
+             Eigen::DirectAccessBit) != 0;
+    m.data();  // indexed views say they have direct access, and have not
+    m.innerStride();
+    m.outerStride();
+};
 
 }  // namespace detail
 }  // namespace SWITCHYARD_TARGET
 
 template <detail::eigen_storage M>
 struct view_access<M> {
+    static constexpr bool is_column = M::ColsAtCompileTime == 1 && M::RowsAtCompileTime != 1;
+
     template <class Reference>
     SWITCHYARD_ALWAYS_INLINE static auto view(Reference& m) {
         using pointer = decltype(m.data());

@@ -21,6 +21,11 @@
 #include <algorithm>
 #include <cstdint>
 
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wsign-conversion"  // g++'s remark on arrays whose length is an int of the template
+#endif
+
 namespace switchyard {
 inline namespace SWITCHYARD_TARGET {
 
@@ -188,3 +193,7 @@ void multiply_tall(const Policy& policy, index_t m, index_t k, index_t n, const 
 
 }  // namespace SWITCHYARD_TARGET
 }  // namespace switchyard
+
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif

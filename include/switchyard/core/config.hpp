@@ -22,6 +22,10 @@
 
 #include <cstdint>
 
+#if (defined(_MSVC_LANG) ? _MSVC_LANG : __cplusplus) < 202002L
+#error "switchyard needs C++20: compile with -std=c++20 (CMake: target_compile_features(<target> PUBLIC cxx_std_20))"
+#endif
+
 #if defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__
 #error \
     "switchyard needs NaN and infinities: compile without -ffinite-math-only, part of -ffast-math and -Ofast, or add \

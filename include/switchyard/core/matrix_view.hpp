@@ -85,7 +85,12 @@ struct token_mask {
 };
 
 /// How a container shows its numbers: `view_access<Container>::view(container)` returns a matrix_view. Specialise it to
-/// let a matrix type of your own be passed to every function here; backend/eigen.hpp does so for Eigen.
+/// let a matrix type of your own be passed to every function here; backend/eigen.hpp does so for Eigen. A
+/// specialisation for all types that satisfy a concept stands within `namespace switchyard { }`: g++ 12 finds no names
+/// of the namespace in `template <my_concept M> struct switchyard::view_access<M>`.
+///
+/// `static constexpr bool is_column = true` says that the type has one column whatever its size: it is then refused
+/// where rows are tokens.
 template <class M>
 struct view_access;
 

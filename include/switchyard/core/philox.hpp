@@ -53,9 +53,8 @@ SWITCHYARD_HD constexpr philox_words noise_words(const noise_key& key, index_t t
     // Tokens above 2^32 and the purpose share the stream word's upper part and the group word's upper part, which
     // widths (columns / 4 < 2^24) and streams (< 2^24 layers and workers) leave free.
     const auto token_bits = static_cast<std::uint64_t>(token);
-    return philox4x32({{static_cast<std::uint32_t>(token_bits),
-                        static_cast<std::uint32_t>(group) ^ static_cast<std::uint32_t>(key.purpose << 24), key.step,
-                        key.stream ^ static_cast<std::uint32_t>((token_bits >> 32) << 24)}},
+    return philox4x32({{static_cast<std::uint32_t>(token_bits), static_cast<std::uint32_t>(group) ^ (key.purpose << 24),
+                        key.step, key.stream ^ static_cast<std::uint32_t>((token_bits >> 32) << 24)}},
                       key.seed);
 }
 

@@ -29,6 +29,11 @@
 #include <immintrin.h>
 #endif
 
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wsign-conversion"  // g++'s remark on arrays whose length is an int of the template
+#endif
+
 namespace switchyard {
 inline namespace SWITCHYARD_TARGET {
 
@@ -608,3 +613,7 @@ SWITCHYARD_HD S exp_nonpositive(S x) {
 
 }  // namespace SWITCHYARD_TARGET
 }  // namespace switchyard
+
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif

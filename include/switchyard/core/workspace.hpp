@@ -1,7 +1,8 @@
 // Scratch memory that a training loop pays for once.
 //
 // A workspace hands out arrays within a scope and takes them all back when the scope ends. Memory is kept: once a step
-// of the largest shape has run, later steps allocate nothing. One workspace serves one call at a time.
+// of the largest shape has run, later steps allocate nothing. One workspace serves one call at a time. A
+// workspace can be moved outside of every scope; what is moved from is as good as new.
 //
 //   workspace scratch;
 //   {
@@ -17,6 +18,7 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
+#include <utility>
 
 namespace switchyard {
 inline namespace SWITCHYARD_TARGET {
@@ -32,6 +34,13 @@ class basic_workspace {
     }
     basic_workspace(const basic_workspace&) = delete;
     basic_workspace& operator=(const basic_workspace&) = delete;
+    basic_workspace(basic_workspace&& other) noexcept { swap(other); }
+    basic_workspace& operator=(basic_workspace&& other) noexcept {
+        basic_workspace taken(std::move(other));
+        swap(taken);
+        return *this;
+    }
+    ~basic_workspace() = default;
 
     /// Returns what was taken since `open()` when it is destroyed.
     class scope {
@@ -99,6 +108,15 @@ class basic_workspace {
 
     // A quarter of what can be counted, so that no sum of two sizes wraps.
     static constexpr index_t most_bytes = index_t{1} << 61;
+
+    void swap(basic_workspace& other) noexcept {
+        chunks_.swap(other.chunks_);
+        std::swap(chunk_, other.chunk_);
+        std::swap(used_, other.used_);
+        std::swap(total_, other.total_);
+        std::swap(most_used_, other.most_used_);
+        std::swap(depth_, other.depth_);
+    }
 
     index_t room() const { return chunk_ < 0 ? -1 : chunks_[static_cast<std::size_t>(chunk_)].size(); }
 

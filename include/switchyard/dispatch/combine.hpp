@@ -13,6 +13,7 @@
 // matrix of the call is an error, on every policy.
 #pragma once
 
+#include <switchyard/core/arguments.hpp>
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/matrix_view.hpp>
 #include <switchyard/core/memory.hpp>
@@ -38,56 +39,61 @@ struct combine_gradients {
 inline namespace SWITCHYARD_TARGET {
 
 /// Writes into y.
-template <class Policy, class Plan, matrix_like Rows, matrix_like Tokens>
+template <class Policy, class Plan, class Rows, class Tokens>
 void combine(const Policy& policy, const Plan& plan, const Rows& rows, Tokens&& y,
              const combine_settings& settings = {}) {
     const auto& p = view_of_plan(plan);
-    const auto out = as_view(y);
+    const auto in = detail::input_view(rows);
+    const auto out = detail::output_view(y);
     detail::require_tokens<Policy>("y", p, out);
-    detail::require_rows<Policy>("rows", p, as_view(rows), out.columns);
-    require_apart<Policy>("y", out, "rows", as_view(rows));
-    sum_rows(policy, p, settings.apply_gates, settings.accumulate, const_view(as_view(rows)), out);
+    detail::require_rows<Policy>("rows", p, in, out.columns);
+    require_apart<Policy>("y", out, "rows", in);
+    sum_rows(policy, p, settings.apply_gates, settings.accumulate, in, out);
 }
 
 /// Allocates y[T, D].
-template <class Policy, class Plan, matrix_like Rows>
+template <class Policy, class Plan, class Rows>
 auto combine(const Policy& policy, const Plan& plan, const Rows& rows) {
-    matrix<scalar_of<Rows>, typename Policy::memory> y(view_of_plan(plan).tokens, as_view(rows).columns,
-                                                       memory_of(policy));
+    matrix<detail::number_of<Rows>, typename Policy::memory> y(view_of_plan(plan).tokens,
+                                                               detail::input_view(rows).columns, memory_of(policy));
     combine(policy, plan, rows, y);
     return y;
 }
 
 /// Writes d_rows (rows of kept choices only: `zero_rest` zeroes the others) and d_gates[T, k]: not those where gates
 /// are not applied here, as in y.
-template <class Policy, class Plan, matrix_like Rows, matrix_like Tokens, matrix_like DRows, matrix_like Gates>
+template <class Policy, class Plan, class Rows, class Tokens, class DRows, class Gates>
 void combine_backward(const Policy& policy, const Plan& plan, const Rows& rows, const Tokens& d_y, DRows&& d_rows,
                       Gates&& d_gates, const combine_settings& settings = {}) {
     const auto& p = view_of_plan(plan);
-    const auto out = const_view(as_view(d_y));
+    const auto in = detail::input_view(rows);
+    const auto out = detail::input_view(d_y);
+    const auto to_rows = detail::output_view(d_rows);
+    const auto to_gates = detail::output_view(d_gates);
     detail::require_tokens<Policy>("d_y", p, out);
-    detail::require_rows<Policy>("rows", p, as_view(rows), out.columns);
-    detail::require_rows<Policy>("d_rows", p, as_view(d_rows), out.columns);
-    detail::require_gates<Policy>(p, as_view(d_gates));
-    require_apart<Policy>("d_rows", as_view(d_rows), "d_y", out);
-    require_apart_or_same<Policy>("d_rows", as_view(d_rows), "rows", as_view(rows));
+    detail::require_rows<Policy>("rows", p, in, out.columns);
+    detail::require_rows<Policy>("d_rows", p, to_rows, out.columns);
+    detail::require_gates<Policy>(p, to_gates);
+    require_apart<Policy>("d_rows", to_rows, "d_y", out);
+    require_apart_or_same<Policy>("d_rows", to_rows, "rows", in);
     if (!settings.apply_gates) {
-        gather_rows(policy, p, false, out, as_view(d_rows));
+        gather_rows(policy, p, false, out, to_rows);
     } else {
-        require_apart<Policy>("d_gates", as_view(d_gates), "rows", as_view(rows), "d_y", out, "d_rows", as_view(d_rows),
-                              "the plan's gates", detail::gates_of(p));
-        gather_and_dot_rows(policy, p, const_view(as_view(rows)), out, as_view(d_rows), as_view(d_gates));
+        require_apart<Policy>("d_gates", to_gates, "rows", in, "d_y", out, "d_rows", to_rows, "the plan's gates",
+                              detail::gates_of(p));
+        gather_and_dot_rows(policy, p, in, out, to_rows, to_gates);
     }
 }
 
-/// Allocates both gradients; every number of them is written.
-template <class Policy, class Plan, matrix_like Rows, matrix_like Tokens>
+/// Allocates both gradients in the compute type; every number of them is written.
+template <class Policy, class Plan, class Rows, class Tokens>
 auto combine_backward(const Policy& policy, const Plan& plan, const Rows& rows, const Tokens& d_y) {
     using memory = typename Policy::memory;
     const auto& p = view_of_plan(plan);
-    combine_gradients<matrix<scalar_of<Rows>, memory>, matrix<std::remove_cvref_t<decltype(*p.gate)>, memory>>
-        gradients{{as_view(rows).rows, as_view(rows).columns, memory_of(policy)},
-                  {p.tokens, p.choices, memory_of(policy)}};
+    const auto in = detail::input_view(rows);
+    combine_gradients<matrix<compute_t<detail::number_of<Rows>>, memory>,
+                      matrix<std::remove_cvref_t<decltype(*p.gate)>, memory>>
+        gradients{{in.rows, in.columns, memory_of(policy)}, {p.tokens, p.choices, memory_of(policy)}};
     combine_backward(policy, plan, rows, d_y, gradients.d_rows, gradients.d_gates);
     zero_rest(policy, plan, gradients.d_rows);
     return gradients;

@@ -13,6 +13,7 @@
 // matrix of the call is an error, on every policy.
 #pragma once
 
+#include <switchyard/core/arguments.hpp>
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/error.hpp>
 #include <switchyard/core/matrix_view.hpp>
@@ -61,12 +62,12 @@ void require_gates(const Plan& plan, const Gates& d_gates) {
 }  // namespace detail
 
 /// Writes the rows into `rows`.
-template <class Policy, class Plan, matrix_like Tokens, matrix_like Rows>
-void dispatch(const Policy& policy, const Plan& plan, const Tokens& x, Rows&& rows,
-              const dispatch_settings& settings = {}) {
+template <class Policy, class Plan, class Tokens, class Rows>
+requires(!std::is_same_v<std::remove_cvref_t<Rows>, dispatch_settings>) void dispatch(
+    const Policy& policy, const Plan& plan, const Tokens& x, Rows&& rows, const dispatch_settings& settings = {}) {
     const auto& p = view_of_plan(plan);
-    const auto in = const_view(as_view(x));
-    const auto out = as_view(rows);
+    const auto in = detail::input_view(x);
+    const auto out = detail::output_view(rows);
     detail::require_tokens<Policy>("x", p, in);
     detail::require_rows<Policy>("rows", p, out, in.columns);
     require_apart<Policy>("rows", out, "x", in);
@@ -75,12 +76,12 @@ void dispatch(const Policy& policy, const Plan& plan, const Tokens& x, Rows&& ro
 
 /// Allocates: rows[offsets[E], D] on the CPU, rows[row_bound, D] where that cannot be read without waiting. Rows
 /// without a choice are 0.
-template <class Policy, class Plan, matrix_like Tokens>
+template <class Policy, class Plan, class Tokens>
 auto dispatch(const Policy& policy, const Plan& plan, const Tokens& x, const dispatch_settings& settings = {}) {
     const auto& p = view_of_plan(plan);
-    const auto in = const_view(as_view(x));
+    const auto in = detail::input_view(x);
     detail::require_tokens<Policy>("x", p, in);
-    matrix<scalar_of<Tokens>, typename Policy::memory> rows(memory_of(policy));
+    matrix<detail::number_of<Tokens>, typename Policy::memory> rows(memory_of(policy));
     if constexpr (host_policy<Policy>) {
         rows.resize(p.offsets[p.experts], in.columns);
     } else {
@@ -92,40 +93,43 @@ auto dispatch(const Policy& policy, const Plan& plan, const Tokens& x, const dis
 }
 
 /// d_x[T, D] from d_rows, for gates not applied to the experts' input.
-template <class Policy, class Plan, matrix_like Rows, matrix_like Tokens>
+template <class Policy, class Plan, class Rows, class Tokens>
 void dispatch_backward(const Policy& policy, const Plan& plan, const Rows& d_rows, Tokens&& d_x) {
     const auto& p = view_of_plan(plan);
-    const auto out = as_view(d_x);
+    const auto in = detail::input_view(d_rows);
+    const auto out = detail::output_view(d_x);
     detail::require_tokens<Policy>("d_x", p, out);
-    detail::require_rows<Policy>("d_rows", p, as_view(d_rows), out.columns);
-    require_apart<Policy>("d_x", out, "d_rows", as_view(d_rows));
-    sum_rows(policy, p, false, false, const_view(as_view(d_rows)), out);
+    detail::require_rows<Policy>("d_rows", p, in, out.columns);
+    require_apart<Policy>("d_x", out, "d_rows", in);
+    sum_rows(policy, p, false, false, in, out);
 }
 
-/// Allocates d_x[T, D], for gates not applied to the experts' input.
-template <class Policy, class Plan, matrix_like Rows>
+/// Allocates d_x[T, D] in the compute type, for gates not applied to the experts' input.
+template <class Policy, class Plan, class Rows>
 auto dispatch_backward(const Policy& policy, const Plan& plan, const Rows& d_rows) {
-    matrix<scalar_of<Rows>, typename Policy::memory> d_x(view_of_plan(plan).tokens, as_view(d_rows).columns,
-                                                         memory_of(policy));
+    matrix<compute_t<detail::number_of<Rows>>, typename Policy::memory> d_x(
+        view_of_plan(plan).tokens, detail::input_view(d_rows).columns, memory_of(policy));
     dispatch_backward(policy, plan, d_rows, d_x);
     return d_x;
 }
 
 /// d_x[T, D] and d_gates[T, k] from d_rows and x, for `apply_gates`.
-template <class Policy, class Plan, matrix_like Input, matrix_like Rows, matrix_like Tokens, matrix_like Gates>
+template <class Policy, class Plan, class Input, class Rows, class Tokens, class Gates>
 void dispatch_backward(const Policy& policy, const Plan& plan, const Input& x, const Rows& d_rows, Tokens&& d_x,
                        Gates&& d_gates) {
     const auto& p = view_of_plan(plan);
-    const auto in = const_view(as_view(x));
-    const auto out = as_view(d_x);
+    const auto in = detail::input_view(x);
+    const auto from = detail::input_view(d_rows);
+    const auto out = detail::output_view(d_x);
+    const auto gates = detail::output_view(d_gates);
     detail::require_tokens<Policy>("x", p, in);
     require_same_shape("d_x", out, "x", in);
-    detail::require_rows<Policy>("d_rows", p, as_view(d_rows), in.columns);
-    detail::require_gates<Policy>(p, as_view(d_gates));
-    require_apart<Policy>("d_x", out, "x", in, "d_rows", as_view(d_rows));
-    require_apart<Policy>("d_gates", as_view(d_gates), "x", in, "d_rows", as_view(d_rows), "d_x", out,
-                          "the plan's gates", detail::gates_of(p));
-    sum_and_dot_rows(policy, p, const_view(as_view(d_rows)), in, out, as_view(d_gates));
+    detail::require_rows<Policy>("d_rows", p, from, in.columns);
+    detail::require_gates<Policy>(p, gates);
+    require_apart<Policy>("d_x", out, "x", in, "d_rows", from);
+    require_apart<Policy>("d_gates", gates, "x", in, "d_rows", from, "d_x", out, "the plan's gates",
+                          detail::gates_of(p));
+    sum_and_dot_rows(policy, p, from, in, out, gates);
 }
 
 }  // namespace SWITCHYARD_TARGET

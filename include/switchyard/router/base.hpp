@@ -60,6 +60,9 @@ struct base_router {
     expert_prices* prices = nullptr;     ///< a warm start for training, the caller's; or null
 };
 
+template <class Solver>
+inline constexpr bool is_library_router<base_router<Solver>> = true;
+
 inline namespace SWITCHYARD_TARGET {
 
 template <class Solver>
@@ -179,13 +182,13 @@ void assign_balanced(const Policy& policy, const base_router<Solver>& router, co
 }
 
 /// scores[T, E] -> plan, k = 1, without capacity. The plan's arrays lie apart from the scores.
-template <class Policy, class Solver, matrix_like Scores, class Plan, class Workspace>
+template <class Policy, class Solver, class Scores, class Plan, class Workspace>
 void route_scores(const Policy& policy, const base_router<Solver>& router, const Scores& scores, const run_mode& mode,
                   Plan& plan, Workspace& scratch) {
     using S = typename Plan::scalar;
     require_memory<Policy, Scores, Plan>();
     begin_plan(plan);
-    const auto input = const_view(as_view(scores));
+    const auto input = detail::token_view(scores);
     require_scores(input, mode.mask);
     plan.resize(input.rows, input.columns, 1, unlimited);
     continue_plan(plan, origin_of(mode, fingerprint_of(router)));
@@ -260,25 +263,25 @@ void require_gates_of_plan(const Source& source, const plan_view<S>& plan) {
 
 /// d_gates[T, 1] -> d_scores[T, E]. d_scores may be the scores, the same view of the same numbers; otherwise it lies
 /// apart from them, and always from d_gates.
-template <class Policy, class Solver, class Plan, matrix_like Scores, matrix_like Gates, matrix_like Out,
-          class Workspace>
+template <class Policy, class Solver, class Plan, class Scores, class Gates, class Out, class Workspace>
 void route_scores_backward(const Policy& policy, const base_router<Solver>& router, const Plan& plan,
                            const Scores& scores, const Gates& d_gates, Out&& d_scores, Workspace&,
-                           const backward_settings& = {}) {
-    const auto input = const_view(as_view(scores));
+                           const backward_settings& backward = {}) {
+    const auto input = detail::token_view(scores);
     const auto& made = view_of_plan(plan);
-    const auto gates = const_view(as_view(d_gates));
-    const auto out = as_view(d_scores);
+    const auto gates = detail::input_view(d_gates);
+    const auto out = detail::output_view(d_scores);
     require_space<Policy, decltype(input), std::remove_cvref_t<decltype(made)>, decltype(gates), decltype(out)>();
     require_plan_for_backward(made, gates, input.rows, input.columns, fingerprint_of(router));
+    require_settings(backward);
     require_same_shape("d_scores", out, "scores", input);
     require_apart_or_same<Policy>("d_scores", out, "scores", input);
     require_apart<Policy>("d_scores", out, "d_gates", gates);
     const auto source = score_rows_of(input, 0.0f, made.origin.noise);
     using S = typename std::remove_cvref_t<decltype(made)>::scalar;
-    using pass =
-        sigmoid_backward_pass<std::remove_const_t<decltype(source)>, S,
-                              typename std::remove_cvref_t<decltype(made)>::space, scalar_of<Gates>, scalar_of<Out>>;
+    using pass = sigmoid_backward_pass<std::remove_const_t<decltype(source)>, S,
+                                       typename std::remove_cvref_t<decltype(made)>::space, detail::number_of<Gates>,
+                                       typename decltype(detail::output_view(d_scores))::value_type>;
     const pass rows{source, made, gates, out};
     if constexpr (host_policy<Policy>) {
         require_gates_of_plan(source, made);

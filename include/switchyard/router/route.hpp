@@ -10,6 +10,7 @@
 #pragma once
 
 #include <switchyard/backend/policy.hpp>
+#include <switchyard/core/arguments.hpp>
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/matrix_view.hpp>
 #include <switchyard/core/memory.hpp>
@@ -18,7 +19,10 @@
 #include <switchyard/core/workspace.hpp>
 #include <switchyard/plan/plan.hpp>
 #include <switchyard/router/routing.hpp>
+#include <switchyard/router/softmax_routing.hpp>
 #include <switchyard/score/projection.hpp>
+
+#include <concepts>
 
 namespace switchyard {
 
@@ -42,6 +46,50 @@ struct tokens_of_plan {
 };
 
 }  // namespace detail
+
+namespace detail {
+
+/// What a router's own functions are called with. The forms below, which call them, do not take it.
+struct mode_for_router : run_mode {};
+struct backward_for_router : backward_settings {};
+
+}  // namespace detail
+
+/// scores[T, E] -> plan, for routers of other namespaces: calls the router's own route_scores, so that
+/// switchyard::route_scores is the name of every form for every router.
+template <class Policy, class Router, class Scores, class Mode, class Plan, class Workspace>
+requires(!is_library_router<Router> && !std::same_as<Mode, detail::mode_for_router> &&
+         std::convertible_to<Mode, run_mode>) void route_scores(const Policy& policy, const Router& router,
+                                                                const Scores& scores, const Mode& mode, Plan& plan,
+                                                                Workspace& scratch) {
+    const detail::mode_for_router given{run_mode(mode)};
+    constexpr bool is_router = requires { route_scores(policy, router, scores, given, plan, scratch); };
+    static_assert(is_router,
+                  "switchyard: a router needs a function route_scores(policy, router, scores, const run_mode&, plan, "
+                  "workspace) in its own namespace, and this one has none that takes these arguments");
+    if constexpr (is_router) route_scores(policy, router, scores, given, plan, scratch);
+}
+
+/// The same of backward, for routers that have their own.
+template <class Policy, class Router, class Plan, class Scores, class Gates, class Out, class Workspace,
+          class Backward = backward_settings>
+requires(!is_library_router<Router> && !softmax_router<Router> &&
+         !std::same_as<Backward, detail::backward_for_router> &&
+         std::same_as<Backward, backward_settings>) void route_scores_backward(const Policy& policy,
+                                                                               const Router& router, const Plan& plan,
+                                                                               const Scores& scores,
+                                                                               const Gates& d_gates, Out&& d_scores,
+                                                                               Workspace& scratch,
+                                                                               const Backward& backward = Backward()) {
+    const detail::backward_for_router given{backward};
+    constexpr bool is_router = requires {
+        route_scores_backward(policy, router, plan, scores, d_gates, d_scores, scratch, given);
+    };
+    static_assert(is_router,
+                  "switchyard: backward needs a function route_scores_backward(policy, router, plan, scores, d_gates, "
+                  "d_scores, workspace, const backward_settings&) in the router's own namespace");
+    if constexpr (is_router) route_scores_backward(policy, router, plan, scores, d_gates, d_scores, scratch, given);
+}
 
 /// The plan a policy makes from scores stored as Storage.
 template <class Policy, class Storage>
@@ -74,98 +122,131 @@ input_noise input_noise_of(const Router& router, const noise_key& key, bool is_t
     return {};
 }
 
-/// x[T, D], w[D, E] -> plan, whose scores() keep the projection for backward: x and w lie apart from them.
-template <class Policy, class Router, matrix_like X, matrix_like W, class Plan, class Workspace>
+namespace detail {
+
+/// A plan that keeps the scores it was made from, as the library's do. An engine's own may not.
+template <class Plan>
+concept keeps_scores = requires(Plan& plan) {
+    plan.scores().view();
+};
+
+template <class Plan, class Workspace>
+auto take_scores(index_t tokens, index_t experts, Workspace& scratch) {
+    using S = typename Plan::scalar;
+    return matrix_view<S, typename Plan::space>(scratch.template take<S>(tokens * experts), tokens, experts);
+}
+
+}  // namespace detail
+
+/// x[T, D], w[D, E] -> plan, whose scores() keep the projection for backward: x and w lie apart from them. A plan
+/// without scores() is made all the same, and backward projects again.
+template <class Policy, class Router, class X, class W, class Plan, class Workspace>
 void route(const Policy& policy, const Router& router, const X& x, const W& w, run_mode mode, Plan& plan,
            Workspace& scratch) {
-    const auto tokens = const_view(as_view(x));
-    const auto weights = const_view(as_view(w));
+    const auto tokens = detail::token_view(x);
+    const auto weights = detail::input_view(w);
     require_space<Policy, Plan, decltype(tokens), decltype(weights)>();
     begin_plan(plan);
     detail::require_tokens_and_weights(tokens, weights);
     require_mask(mode.mask, tokens.rows);
-    // Before they take their shape: that may free them.
-    require_apart<Policy>("plan.scores()", plan.scores().view(), "x", tokens, "w", weights);
-    plan.scores().resize(tokens.rows, weights.columns);
-    project(policy, tokens, weights, input_noise_of(router, mode.noise, mode.is_training), mode.mask,
-            plan.scores().view(), scratch);
+    const input_noise noise = input_noise_of(router, mode.noise, mode.is_training);
     mode.width = tokens.columns;
-    route_scores(policy, router, plan.scores(), mode, plan, scratch);
+    if constexpr (detail::keeps_scores<Plan>) {
+        // Before they take their shape: that may free them.
+        require_apart<Policy>("plan.scores()", plan.scores().view(), "x", tokens, "w", weights);
+        plan.scores().resize(tokens.rows, weights.columns);
+        project(policy, tokens, weights, noise, mode.mask, plan.scores().view(), scratch);
+        route_scores(policy, router, plan.scores(), mode, plan, scratch);
+    } else {
+        const auto scope = scratch.open();
+        const auto scores = detail::take_scores<Plan>(tokens.rows, weights.columns, scratch);
+        project(policy, tokens, weights, noise, mode.mask, scores, scratch);
+        route_scores(policy, router, scores, mode, plan, scratch);
+    }
 }
 
 /// d_gates[T, k] and the losses -> d_x[T, D], d_w[D, E]. `plan` was made by `route` in training from the same x and w:
 /// shapes and settings are compared, the numbers themselves are not. d_x may be x, the same view of the same numbers.
 /// Otherwise d_x and d_w lie apart from x, w, d_gates, the plan's scores and each other.
-template <class Policy, class Router, class Plan, matrix_like X, matrix_like W, matrix_like Gates, matrix_like DX,
-          matrix_like DW, class Workspace>
+template <class Policy, class Router, class Plan, class X, class W, class Gates, class DX, class DW, class Workspace>
 void route_backward(const Policy& policy, const Router& router, const Plan& plan, const X& x, const W& w,
                     const Gates& d_gates, DX&& d_x, DW&& d_w, Workspace& scratch,
                     const backward_settings& backward = {}) {
     using S = typename Plan::scalar;
-    const auto tokens = const_view(as_view(x));
-    const auto weights = const_view(as_view(w));
+    const auto tokens = detail::token_view(x);
+    const auto weights = detail::input_view(w);
+    const auto to_x = detail::output_view(d_x);
+    const auto to_w = detail::output_view(d_w);
     const auto& made = plan.view();
-    require_space<Policy, Plan, decltype(tokens), decltype(weights), view_type<DX>, view_type<DW>>();
+    require_space<Policy, Plan, decltype(tokens), decltype(weights), decltype(to_x), decltype(to_w)>();
     detail::require_tokens_and_weights(tokens, weights);
     require_finished(made);
     require(made.origin.width == tokens.columns, "the plan was made from ",
             made.origin.width == 0 ? "scores" : "tokens of another width", "; backward was given tokens of width ",
             tokens.columns);
-    require_same_shape("d_x", as_view(d_x), "x", tokens);
-    require_same_shape("d_w", as_view(d_w), "w", weights);
-    require_apart_or_same<Policy>("d_x", as_view(d_x), "x", tokens);
-    require_apart<Policy>("d_x", as_view(d_x), "w", weights, "d_gates", as_view(d_gates), "plan.scores()",
-                          plan.scores().view());
-    require_apart<Policy>("d_w", as_view(d_w), "x", tokens, "w", weights, "d_gates", as_view(d_gates), "d_x",
-                          as_view(d_x), "plan.scores()", plan.scores().view());
+    require_same_shape("d_x", to_x, "x", tokens);
+    require_same_shape("d_w", to_w, "w", weights);
+    require_apart_or_same<Policy>("d_x", to_x, "x", tokens);
+    require_apart<Policy>("d_x", to_x, "w", weights, "d_gates", detail::input_view(d_gates));
+    require_apart<Policy>("d_w", to_w, "x", tokens, "w", weights, "d_gates", detail::input_view(d_gates), "d_x", to_x);
+    if constexpr (detail::keeps_scores<const Plan>) {
+        require_apart<Policy>("d_x", to_x, "plan.scores()", plan.scores().view());
+        require_apart<Policy>("d_w", to_w, "plan.scores()", plan.scores().view());
+    }
     const auto scope = scratch.open();
     const matrix_view<S, typename Plan::space> d_scores(scratch.template take<S>(tokens.rows * weights.columns),
                                                         tokens.rows, weights.columns);
-    route_scores_backward(policy, router, plan, plan.scores(), d_gates, d_scores, scratch, backward);
+    if constexpr (detail::keeps_scores<const Plan>) {
+        route_scores_backward(policy, router, plan, plan.scores(), d_gates, d_scores, scratch, backward);
+    } else {
+        // In place: routers take their scores' gradient where the scores lie.
+        project(policy, tokens, weights, input_noise_of(router, made.origin.noise, true), token_mask{}, d_scores,
+                scratch);
+        route_scores_backward(policy, router, made, d_scores, d_gates, d_scores, scratch, backward);
+    }
     project_backward(policy, tokens, weights, input_noise_of(router, made.origin.noise, true),
-                     detail::tokens_of_plan{made.expert, made.choices}, const_view(d_scores), as_view(d_x),
-                     as_view(d_w), scratch);
+                     detail::tokens_of_plan{made.expert, made.choices}, const_view(d_scores), to_x, to_w, scratch);
 }
 
 /// Allocates the plan.
-template <class Policy, class Router, matrix_like Scores>
+template <class Policy, class Router, class Scores>
 auto route_scores(const Policy& policy, const Router& router, const Scores& scores, const run_mode& mode = {}) {
-    plan_for<Policy, scalar_of<Scores>> plan(memory_of(policy));
+    plan_for<Policy, detail::number_of<Scores>> plan(memory_of(policy));
     basic_workspace<typename Policy::memory> scratch(memory_of(policy));
     route_scores(policy, router, scores, mode, plan, scratch);
     return plan;
 }
 
 /// Allocates the plan.
-template <class Policy, class Router, matrix_like X, matrix_like W>
+template <class Policy, class Router, class X, class W>
 auto route(const Policy& policy, const Router& router, const X& x, const W& w, const run_mode& mode = {}) {
-    plan_for<Policy, scalar_of<X>> plan(memory_of(policy));
+    plan_for<Policy, detail::number_of<X>> plan(memory_of(policy));
     basic_workspace<typename Policy::memory> scratch(memory_of(policy));
     route(policy, router, x, w, mode, plan, scratch);
     return plan;
 }
 
-/// Allocates d_scores[T, E], stored like the scores.
-template <class Policy, class Router, class Plan, matrix_like Scores, matrix_like Gates>
+/// Allocates d_scores[T, E] in the compute type: narrow numbers would lose most of a gradient divided by T.
+template <class Policy, class Router, class Plan, class Scores, class Gates>
 auto route_scores_backward(const Policy& policy, const Router& router, const Plan& plan, const Scores& scores,
                            const Gates& d_gates, const backward_settings& backward = {}) {
     using memory = typename Policy::memory;
-    const auto input = as_view(scores);
-    matrix<scalar_of<Scores>, memory> d_scores(input.rows, input.columns, memory_of(policy));
+    const auto input = detail::token_view(scores);
+    matrix<compute_t<detail::number_of<Scores>>, memory> d_scores(input.rows, input.columns, memory_of(policy));
     basic_workspace<memory> scratch(memory_of(policy));
     route_scores_backward(policy, router, plan, scores, d_gates, d_scores, scratch, backward);
     return d_scores;
 }
 
-/// Allocates d_x[T, D] and d_w[D, E], stored like x and w.
-template <class Policy, class Router, class Plan, matrix_like X, matrix_like W, matrix_like Gates>
+/// Allocates d_x[T, D] and d_w[D, E] in the compute types of x and w.
+template <class Policy, class Router, class Plan, class X, class W, class Gates>
 auto route_backward(const Policy& policy, const Router& router, const Plan& plan, const X& x, const W& w,
                     const Gates& d_gates, const backward_settings& backward = {}) {
     using memory = typename Policy::memory;
-    const auto tokens = as_view(x);
-    const auto weights = as_view(w);
-    route_gradients<matrix<scalar_of<X>, memory>, matrix<scalar_of<W>, memory>> gradients{
-        {tokens.rows, tokens.columns, memory_of(policy)}, {weights.rows, weights.columns, memory_of(policy)}};
+    const auto tokens = detail::token_view(x);
+    const auto weights = detail::input_view(w);
+    route_gradients<matrix<compute_t<detail::number_of<X>>, memory>, matrix<compute_t<detail::number_of<W>>, memory>>
+        gradients{{tokens.rows, tokens.columns, memory_of(policy)}, {weights.rows, weights.columns, memory_of(policy)}};
     basic_workspace<memory> scratch(memory_of(policy));
     route_backward(policy, router, plan, x, w, d_gates, gradients.d_x, gradients.d_w, scratch, backward);
     return gradients;

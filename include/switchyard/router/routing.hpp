@@ -7,6 +7,7 @@
 #pragma once
 
 #include <switchyard/backend/policy.hpp>
+#include <switchyard/core/arguments.hpp>
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/error.hpp>
 #include <switchyard/core/matrix_view.hpp>
@@ -20,6 +21,7 @@
 #include <cstdint>
 #include <initializer_list>
 #include <limits>
+#include <optional>
 #include <type_traits>
 
 namespace switchyard {
@@ -27,7 +29,9 @@ namespace switchyard {
 /// A training step: noise as the router's settings say, losses, and a plan that backward can use.
 struct training {
     std::uint64_t seed = 0;
-    std::uint32_t stream = 0;  ///< a number of the layer's own: layers with the same stream share noise
+    /// A number of the layer's own: layers with the same stream share noise. A router that has noise refuses a step
+    /// without one.
+    std::optional<std::uint32_t> stream{};
     std::uint32_t step = 0;
     token_mask mask{};  ///< [T], 0 marks padding
 };
@@ -42,13 +46,17 @@ struct run_mode {
     bool is_training = false;
     noise_key noise{};
     token_mask mask{};
-    index_t width = 0;  ///< D where the scores were made from tokens; set by `route`
+    index_t width = 0;        ///< D where the scores were made from tokens; set by `route`
+    bool has_stream = false;  ///< of noise
 
     constexpr run_mode() = default;
     // Implicit, so that a call reads route(seq, router, x, w, training{...}).
     // NOLINTNEXTLINE(google-explicit-constructor)
     SWITCHYARD_ALWAYS_INLINE constexpr run_mode(const training& t)
-        : is_training(true), noise{t.seed, t.stream, t.step, 0}, mask(t.mask) {}
+        : is_training(true),
+          noise{t.seed, t.stream.value_or(0), t.step, 0},
+          mask(t.mask),
+          has_stream(t.stream.has_value()) {}
     // NOLINTNEXTLINE(google-explicit-constructor)
     SWITCHYARD_ALWAYS_INLINE constexpr run_mode(const inference& i) : mask(i.mask) {}
 };
@@ -64,6 +72,10 @@ enum class bad_scores {
 struct backward_settings {
     double loss_scale = 1;  ///< gradient of the total with respect to the auxiliary losses
 };
+
+/// The library's own routers, whose route_scores are found in its namespace.
+template <class Router>
+inline constexpr bool is_library_router = false;
 
 inline namespace SWITCHYARD_TARGET {
 
@@ -147,14 +159,12 @@ score_rows<Storage, Space> score_rows_of(const matrix_view<const Storage, Space>
 template <class Policy, class Scores, class Plan>
 constexpr void require_memory() {
     using space = typename Policy::memory::space;
-    static_assert(std::is_same_v<space, space_of<Scores>>,
+    static_assert(std::is_same_v<space, typename detail::input_type<Scores>::space>,
                   "switchyard: the scores do not lie in the memory this policy works in (host views for CPU policies, "
                   "device views for device policies)");
     static_assert(std::is_same_v<space, typename Plan::space>,
                   "switchyard: the plan does not lie in the memory this policy works in");
-    static_assert(storage_scalar<scalar_of<Scores>>,
-                  "switchyard: scores must be float, double or a type with scalar_traits");
-    static_assert(std::is_same_v<compute_t<scalar_of<Scores>>, typename Plan::scalar>,
+    static_assert(std::is_same_v<compute_t<detail::number_of<Scores>>, typename Plan::scalar>,
                   "switchyard: a plan holds gates in the compute type of its scores: float for float, half and "
                   "bfloat16, double for double");
 }
@@ -197,6 +207,20 @@ inline void require_weights(std::initializer_list<named_setting<double>> setting
     for (const auto& setting : settings) {
         require(std::isfinite(setting.value), setting.name, " = ", setting.value, " must be finite");
     }
+}
+
+/// Noise needs a stream of numbers of the layer's own.
+inline void require_stream(const run_mode& mode, std::initializer_list<named_setting<float>> noise) {
+    if (!mode.is_training || mode.has_stream) return;
+    for (const auto& setting : noise) {
+        require(setting.value == 0, "training::stream is not set, and ", setting.name, " = ", setting.value,
+                " draws noise: give each layer a stream of its own, since layers with the same one share their noise");
+    }
+}
+
+/// The gradient of the losses is a number.
+inline void require_settings(const backward_settings& backward) {
+    require_weights({{"loss_scale", backward.loss_scale}});
 }
 
 /// Noise on the input needs the input.

@@ -26,6 +26,11 @@
 #include <cstdint>
 #include <limits>
 
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wsign-conversion"  // g++'s remark on arrays whose length is an int of the template
+#endif
+
 namespace switchyard {
 
 /// The first tokens that could not be routed, -1 where there is none.
@@ -543,3 +548,7 @@ row_events run_softmax_pass(const Policy& policy, const Pass& pass, double* colu
 
 }  // namespace SWITCHYARD_TARGET
 }  // namespace switchyard
+
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif

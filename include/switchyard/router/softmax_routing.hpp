@@ -408,22 +408,22 @@ float logit_jitter_of(const Router& router) {
 /// d_gates[T, k] and the losses -> d_scores[T, E]. Gates of dropped choices get no gradient; padding rows are 0. `plan`
 /// was made in training by the same router from the same scores. d_scores may be the scores, the same view of the same
 /// numbers; otherwise it lies apart from them, and always from d_gates.
-template <class Policy, softmax_router Router, class Plan, matrix_like Scores, matrix_like Gates, matrix_like Out,
-          class Workspace>
+template <class Policy, softmax_router Router, class Plan, class Scores, class Gates, class Out, class Workspace>
 void route_scores_backward(const Policy& policy, const Router& router, const Plan& plan, const Scores& scores,
                            const Gates& d_gates, Out&& d_scores, Workspace& scratch,
                            const backward_settings& backward = {}) {
-    const auto input = const_view(as_view(scores));
+    const auto input = detail::token_view(scores);
+    const auto gates = detail::input_view(d_gates);
+    const auto out = detail::output_view(d_scores);
     const auto& made = view_of_plan(plan);
-    require_space<Policy, decltype(input), std::remove_cvref_t<decltype(made)>, view_type<const Gates&>,
-                  view_type<Out>>();
-    require_plan_for_backward(made, as_view(d_gates), input.rows, input.columns, fingerprint_of(router));
-    require_same_shape("d_scores", as_view(d_scores), "scores", input);
-    require_apart_or_same<Policy>("d_scores", as_view(d_scores), "scores", input);
-    require_apart<Policy>("d_scores", as_view(d_scores), "d_gates", as_view(d_gates));
-    route_softmax_backward(policy, score_rows_of(input, logit_jitter_of(router), made.origin.noise), made,
-                           const_view(as_view(d_gates)), as_view(d_scores), softmax_settings_of(router, made.capacity),
-                           backward, scratch);
+    require_space<Policy, decltype(input), std::remove_cvref_t<decltype(made)>, decltype(gates), decltype(out)>();
+    require_plan_for_backward(made, gates, input.rows, input.columns, fingerprint_of(router));
+    require_settings(backward);
+    require_same_shape("d_scores", out, "scores", input);
+    require_apart_or_same<Policy>("d_scores", out, "scores", input);
+    require_apart<Policy>("d_scores", out, "d_gates", gates);
+    route_softmax_backward(policy, score_rows_of(input, logit_jitter_of(router), made.origin.noise), made, gates, out,
+                           softmax_settings_of(router, made.capacity), backward, scratch);
 }
 
 }  // namespace SWITCHYARD_TARGET

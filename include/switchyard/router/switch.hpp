@@ -50,6 +50,9 @@ struct switch_router {
     bad_scores bad = bad_scores::error;
 };
 
+template <>
+inline constexpr bool is_library_router<switch_router> = true;
+
 inline namespace SWITCHYARD_TARGET {
 
 constexpr std::uint64_t fingerprint_of(const switch_router& r) {
@@ -63,6 +66,10 @@ inline void require_settings(const switch_router& r, index_t experts, const run_
         {{"input_jitter", r.input_jitter}, {"input_dropout", r.input_dropout}, {"logit_jitter", r.logit_jitter}});
     require_weights({{"balance_weight", r.balance_weight}, {"z_weight", r.z_weight}});
     require_noise_has_input(r, mode);
+    require_stream(mode, {{"input_jitter", r.input_jitter},
+                          {"input_dropout", r.input_dropout},
+                          {"logit_jitter", r.logit_jitter},
+                          {"sample_temperature", r.sample_temperature}});
     require(r.sample_temperature >= 0 && std::isfinite(r.sample_temperature),
             "sample_temperature = ", r.sample_temperature, " must be finite and not negative");
     require(r.no_token_left_behind >= 0 && r.no_token_left_behind <= experts,
@@ -81,13 +88,13 @@ inline softmax_settings softmax_settings_of(const switch_router& r, index_t capa
 }
 
 /// scores[T, E] -> plan, k = 1. The plan's arrays lie apart from the scores.
-template <class Policy, matrix_like Scores, class Plan, class Workspace>
+template <class Policy, class Scores, class Plan, class Workspace>
 void route_scores(const Policy& policy, const switch_router& router, const Scores& scores, const run_mode& mode,
                   Plan& plan, Workspace& scratch) {
     using S = typename Plan::scalar;
     require_memory<Policy, Scores, Plan>();
     begin_plan(plan);
-    const auto input = const_view(as_view(scores));
+    const auto input = detail::token_view(scores);
     require_scores(input, mode.mask);
     require_settings(router, input.columns, mode);
     const index_t capacity =

@@ -56,6 +56,9 @@ struct top_k_router {
     bad_scores bad = bad_scores::error;
 };
 
+template <>
+inline constexpr bool is_library_router<top_k_router> = true;
+
 inline namespace SWITCHYARD_TARGET {
 
 constexpr bool normalizes(const top_k_router& r) { return r.renormalize || r.softmax == softmax_order::after; }
@@ -72,6 +75,8 @@ inline void require_settings(const top_k_router& r, index_t experts, const run_m
         {{"input_jitter", r.input_jitter}, {"input_dropout", r.input_dropout}, {"logit_jitter", r.logit_jitter}});
     require_weights({{"balance_weight", r.balance_weight}, {"z_weight", r.z_weight}});
     require_noise_has_input(r, mode);
+    require_stream(
+        mode, {{"input_jitter", r.input_jitter}, {"input_dropout", r.input_dropout}, {"logit_jitter", r.logit_jitter}});
     require(!(mode.is_training && r.k == 1 && normalizes(r)),
             "k = 1 with normalised gates makes every gate 1 and leaves the router no gradient: use softmax before, "
             "without renormalize");
@@ -87,13 +92,13 @@ inline softmax_settings softmax_settings_of(const top_k_router& r, index_t capac
 }
 
 /// scores[T, E] -> plan with k choices. The plan's arrays lie apart from the scores.
-template <class Policy, matrix_like Scores, class Plan, class Workspace>
+template <class Policy, class Scores, class Plan, class Workspace>
 void route_scores(const Policy& policy, const top_k_router& router, const Scores& scores, const run_mode& mode,
                   Plan& plan, Workspace& scratch) {
     using S = typename Plan::scalar;
     require_memory<Policy, Scores, Plan>();
     begin_plan(plan);
-    const auto input = const_view(as_view(scores));
+    const auto input = detail::token_view(scores);
     require_scores(input, mode.mask);
     require_settings(router, input.columns, mode);
     const index_t capacity = capacity_of(mode.is_training ? router.capacity : router.inference_capacity, input.rows,

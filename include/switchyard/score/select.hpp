@@ -15,6 +15,11 @@
 #include <cstdint>
 #include <limits>
 
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wsign-conversion"  // g++'s remark on arrays whose length is an int of the template
+#endif
+
 namespace switchyard {
 inline namespace SWITCHYARD_TARGET {
 
@@ -421,3 +426,7 @@ std::uint32_t select_tile(const S* const (&row)[W], index_t columns, index_t k, 
 
 }  // namespace SWITCHYARD_TARGET
 }  // namespace switchyard
+
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif

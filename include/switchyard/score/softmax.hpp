@@ -13,6 +13,11 @@
 #include <cstdint>
 #include <limits>
 
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wsign-conversion"  // g++'s remark on arrays whose length is an int of the template
+#endif
+
 namespace switchyard {
 inline namespace SWITCHYARD_TARGET {
 
@@ -212,3 +217,7 @@ SWITCHYARD_HD S softmax_value(S score, S row_maximum, S row_sum) {
 
 }  // namespace SWITCHYARD_TARGET
 }  // namespace switchyard
+
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif

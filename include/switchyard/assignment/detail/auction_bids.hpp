@@ -112,6 +112,15 @@ const Real* row_of(const score_source<S>& source, index_t token, Real* copy) {
     return copy;
 }
 
+/// The same in double, less the row's highest score: margins then keep the digits that the scores' size would cost
+/// them.
+template <class S>
+const double* shifted_row_of(const score_source<S>& source, index_t token, double* copy) {
+    source.read_row(token, copy);
+    subtract(copy, source.experts(), largest_of(copy, source.experts()));
+    return copy;
+}
+
 }  // namespace detail
 }  // namespace SWITCHYARD_TARGET
 }  // namespace switchyard

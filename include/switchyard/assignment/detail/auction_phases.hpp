@@ -170,7 +170,7 @@ class auction_phases {
 
     assignment_result certificate(const double* prices) {
         certificates_ += 1;
-        return certify(policy_, scores_, bounds_, choices_, expert_of_token_, prices, scratch_);
+        return certify<exactness::of_ranges>(policy_, scores_, bounds_, choices_, expert_of_token_, prices, scratch_);
     }
 
     /// The budget was spent before all tokens were placed: what is open is filled up.

@@ -20,6 +20,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 
 namespace switchyard {
 inline namespace SWITCHYARD_TARGET {
@@ -92,7 +93,8 @@ class auction_rounds {
         constexpr double rounding = std::numeric_limits<narrow>::epsilon();
         constexpr double most = std::numeric_limits<narrow>::max() / 16;  // a margin beyond that would look forbidden
         const double sizes = largest_size_ + 4 * span_;
-        const bool may_be_narrow = rounding * sizes <= step / 32 && sizes < most;
+        const bool may_be_narrow = rounding * sizes <= step / 32 && sizes < most && step > smallest_step;
+        shifts_rows_ = std::numeric_limits<double>::epsilon() * largest_size_ > step / 32;
         for (index_t bids = 0; count_ > 0;) {
             const index_t bidders = std::min(count_, room_);
             if (bids > most_bids || !budget.take_round(bidders)) return false;
@@ -129,6 +131,8 @@ class auction_rounds {
     index_t bids() const { return bids_; }
 
   private:
+    // Prices that smaller steps add up to may be lost in narrow numbers.
+    static constexpr double smallest_step = 1e-30;
     static constexpr index_t tokens_per_round = 2048;
     static constexpr index_t most_tokens_per_round = 8192;
     static constexpr index_t tokens_per_block = 64;
@@ -178,6 +182,14 @@ class auction_rounds {
         for (index_t e = 0; e < std::min(experts_, 16 * line); e += line) __builtin_prefetch(from + e);
     }
 
+    template <class Real>
+    const Real* read(index_t row, Real* copy) const {
+        if constexpr (std::is_same_v<Real, double>) {
+            if (shifts_rows_) return shifted_row_of(scores_, row, copy);
+        }
+        return row_of(scores_, row, copy);
+    }
+
     /// The level of a bid that leaves the token with the margin of the next best expert, less the step.
     double level_for(double score, double price, double next_margin) const {
         // Where there is no next best, whatever others may pay is too little: they are outbid in steps of the span.
@@ -188,7 +200,7 @@ class auction_rounds {
     template <class Real>
     void find_bid(index_t bidder, const Real* prices, Real* copy, Real* margins) {
         const std::int32_t token = bidders_[bidder];
-        const Real* const row = row_of(scores_, rows_[token], copy);
+        const Real* const row = read(rows_[token], copy);
         const best_two<Real> found = find_best_two(row, prices, experts_, token % experts_, margins);
         bid_expert_[bidder] = static_cast<std::int32_t>(found.expert);
         bid_level_[bidder] = level_for(static_cast<double>(row[found.expert]), market_.prices()[found.expert],
@@ -200,7 +212,7 @@ class auction_rounds {
     void find_several_bids(index_t bidder, const Real* prices, Real* copy, Real* margins) {
         constexpr Real lowest = -std::numeric_limits<Real>::infinity();
         const std::int32_t token = bidders_[bidder];
-        const Real* const row = row_of(scores_, rows_[token], copy);
+        const Real* const row = read(rows_[token], copy);
         find_margins(row, prices, experts_, margins);
         index_t open = 0;
         for (index_t j = 0; j < choices_; ++j) {
@@ -257,7 +269,8 @@ class auction_rounds {
     const std::int32_t* rows_ = nullptr;  // which rows of the scores the tokens are
     index_t tokens_ = 0;
     double step_ = 0;
-    index_t first_ = 0;  // in waiting_
+    bool shifts_rows_ = false;  // in double, scores are too large for the step
+    index_t first_ = 0;         // in waiting_
     index_t count_ = 0;
     index_t rounds_ = 0;
     index_t bids_ = 0;

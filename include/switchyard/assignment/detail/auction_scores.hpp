@@ -1,4 +1,6 @@
-// The auction's first look at all scores: their range, whether any are forbidden, and their standard deviation.
+// The auction's first look at all scores: their range, whether any are forbidden, and their standard deviation about
+// their tokens' means. A token's scores matter by their differences alone, so the range and the deviation are of these:
+// they do not change when all scores of a token are shifted.
 #pragma once
 
 #include <switchyard/assignment/assignment.hpp>
@@ -27,50 +29,62 @@ inline double unit_near(double size) {
     return std::ldexp(1.0, std::clamp(exponent, -1000, 1000));
 }
 
-/// Sums over the scores that are not forbidden, about an origin and in a unit that keep them within a double's reach.
+/// Of the scores that are not forbidden: how many, and the squares of their distances from their tokens' means, in a
+/// unit that keeps them within a double's reach.
 struct score_moments {
     double count = 0;
-    double sum = 0;
     double squares = 0;
 
     /// In the unit. NaN where something went beyond a double.
     double deviation() const {
-        const double mean = count > 0 ? sum / count : 0.0;
-        const double variance = count > 0 ? squares / count - mean * mean : 0.0;
-        return std::isfinite(squares) ? std::sqrt(std::max(0.0, variance)) : std::numeric_limits<double>::quiet_NaN();
+        if (!std::isfinite(squares)) return std::numeric_limits<double>::quiet_NaN();
+        return count > 0 ? std::sqrt(squares / count) : 0.0;
     }
 };
 
+/// A token's part of `squares`, from sums of the distances from any of its scores and of their squares.
+SWITCHYARD_HD inline double squares_about_mean(double count, double sum, double squares) {
+    const double about_mean = count > 0 ? squares - sum * sum / count : 0.0;
+    return about_mean < 0 ? 0.0 : about_mean;  // NaN stays
+}
+
 struct score_facts {
-    score_range range;
+    double span = 0;          ///< the widest range of a token's scores that are not forbidden
+    double largest_size = 0;  ///< of them all
     score_moments moments;
     index_t bad_token = -1;  ///< the first that require_token may refuse
-
-    /// 0 with no scores.
-    double span() const { return std::max(0.0, range.highest - range.lowest); }
-    double largest_size() const {
-        return range.highest < range.lowest ? 0.0 : std::max(std::abs(range.highest), std::abs(range.lowest));
-    }
 };
 
 /// Adds up what is to be known of rows, a pack of scores at a time.
 class row_looker {
   public:
-    row_looker(double origin, double unit) : origin_(pack_t::all(origin)), per_unit_(pack_t::all(1.0 / unit)) {}
+    explicit row_looker(double unit) : per_unit_(pack_t::all(1.0 / unit)) {}
 
     /// Returns whether all numbers of the row are scores, `choices` of them not forbidden.
     bool look(const double* row, index_t experts, index_t choices) {
+        lowest_ = pack_t::all(infinity);
+        highest_ = pack_t::all(-infinity);
+        sums_ = squares_ = pack_t::all(0.0);
         allowed_ = 0;
         usable_ = true;
+        index_t first = 0;
+        while (first + 1 < experts && row[first] == -infinity) ++first;
+        origin_ = pack_t::all(row[first] == -infinity ? 0.0 : row[first]);
         index_t e = 0;
         for (; e + width <= experts; e += width) look(pack_t::load(row + e));
         if (e < experts) look(pack_t::load_first(row + e, experts - e, -infinity));
-        all_allowed_ += allowed_;
-        return usable_ && allowed_ >= choices;
+        if (!usable_ || allowed_ < choices) return false;
+        const double low = lowest(lowest_);
+        const double high = highest(highest_);
+        const auto count = static_cast<double>(allowed_);
+        facts_.span = std::max(facts_.span, high - low);
+        facts_.largest_size = std::max({facts_.largest_size, std::abs(low), std::abs(high)});
+        facts_.moments.count += count;
+        facts_.moments.squares += squares_about_mean(count, total(sums_), total(squares_));
+        return true;
     }
 
-    score_range range() const { return {lowest(lowest_), highest(highest_)}; }
-    score_moments moments() const { return {static_cast<double>(all_allowed_), total(sums_), total(squares_)}; }
+    const score_facts& facts() const { return facts_; }
 
   private:
     static constexpr int width = native_width<double>;
@@ -92,21 +106,21 @@ class row_looker {
         squares_ = multiply_add(distance, distance, squares_);
     }
 
-    pack_t origin_;
+    score_facts facts_;  // of all rows; what follows is of one
     pack_t per_unit_;
+    pack_t origin_ = pack_t::all(0.0);
     pack_t lowest_ = pack_t::all(infinity);
     pack_t highest_ = pack_t::all(-infinity);
     pack_t sums_ = pack_t::all(0.0);
     pack_t squares_ = pack_t::all(0.0);
-    index_t allowed_ = 0;      // of this row
-    index_t all_allowed_ = 0;  // of all
-    bool usable_ = true;       // this row
+    index_t allowed_ = 0;
+    bool usable_ = true;
 };
 
 /// Looks at the scores of all tokens in blocks; what is found does not depend on the policy.
 template <class Policy, class S>
 score_facts look_at_scores(const Policy& policy, const score_source<S>& scores, const token_mask& mask, index_t choices,
-                           double origin, double unit, workspace& scratch) {
+                           double unit, workspace& scratch) {
     const auto scope = scratch.open();
     const index_t rows = rows_per_block(scores.tokens());
     const index_t blocks = block_count(scores.tokens());
@@ -115,21 +129,21 @@ score_facts look_at_scores(const Policy& policy, const score_source<S>& scores, 
     auto* const found = scratch.take<score_facts>(blocks);
     for_blocks_of_scores(policy, scores.tokens() * scores.experts(), blocks, [&](index_t b) {
         double* const row = block_rows + b * room;
-        row_looker looker(origin, unit);
+        row_looker looker(unit);
         index_t bad_token = -1;
         for (index_t t = b * rows; t < std::min(scores.tokens(), (b + 1) * rows); ++t) {
             if (!mask(t)) continue;
             scores.read_row(t, row);
             if (!looker.look(row, scores.experts(), choices) && bad_token < 0) bad_token = t;
         }
-        found[b] = {looker.range(), looker.moments(), bad_token};
+        found[b] = looker.facts();
+        found[b].bad_token = bad_token;
     });
     score_facts all;
     for (index_t b = 0; b < blocks; ++b) {
-        all.range.lowest = std::min(all.range.lowest, found[b].range.lowest);
-        all.range.highest = std::max(all.range.highest, found[b].range.highest);
+        all.span = std::max(all.span, found[b].span);
+        all.largest_size = std::max(all.largest_size, found[b].largest_size);
         all.moments.count += found[b].moments.count;
-        all.moments.sum += found[b].moments.sum;
         all.moments.squares += found[b].moments.squares;
         if (all.bad_token < 0) all.bad_token = found[b].bad_token;
     }
@@ -142,8 +156,8 @@ struct auction_scores {
     double deviation = 0;
     bool forbidden = false;  ///< some pair is
 
-    double span() const { return facts.span(); }
-    double largest_size() const { return facts.largest_size(); }
+    double span() const { return facts.span; }
+    double largest_size() const { return facts.largest_size; }
 };
 
 /// Fails on the first score that no solver can use, and on a token with fewer than k experts it may take.
@@ -153,20 +167,15 @@ auction_scores require_auction_scores(const Policy& policy, const score_source<S
     if (tokens == 0) return {};
     const auto scope = scratch.open();
     double* const row = scratch.take<double>(scores.experts());
-    index_t first = 0;
-    while (!mask(first)) ++first;
     score_range range;
-    require_token(scores, first, choices, row, range);
-    const auto look = [&](double origin, double unit) {
-        return look_at_scores(policy, scores, mask, choices, origin, unit, scratch);
-    };
-    auction_scores made{.facts = look(range.lowest, 1.0)};
+    const auto look = [&](double unit) { return look_at_scores(policy, scores, mask, choices, unit, scratch); };
+    auction_scores made{.facts = look(1.0)};
     if (made.facts.bad_token >= 0) require_token(scores, made.facts.bad_token, choices, row, range);
     made.deviation = made.facts.moments.deviation();
     const double span = made.span();
     if (!(made.deviation > 0) && span > 0) {  // squares beyond a double's reach, at either end
         const double unit = unit_near(span);
-        made.deviation = unit * look(made.facts.range.lowest, unit).moments.deviation();
+        made.deviation = unit * look(unit).moments.deviation();
     }
     made.forbidden = made.facts.moments.count < static_cast<double>(tokens) * static_cast<double>(scores.experts());
     return made;

@@ -37,6 +37,12 @@ inline assignment_result finish_certificate(const quotas& bounds, index_t tokens
     return result;
 }
 
+/// What the tolerance of a certificate is measured by.
+enum class exactness {
+    of_scores,  ///< sum_t |s[t, a(t)]|
+    of_ranges,  ///< k sum_t (highest - lowest score of t that is not forbidden): the same for shifted scores
+};
+
 /// What some tokens add to the certificate.
 struct block_certificate {
     index_t tokens = 0;
@@ -46,7 +52,7 @@ struct block_certificate {
 };
 
 /// Of tokens of_number(0 .. count - 1), those without an expert left out. `row` and `margins` are scratch.
-template <class S, class OfNumber>
+template <exactness Exact, class S, class OfNumber>
 block_certificate certify_tokens(const score_source<S>& scores, index_t count, OfNumber&& of_number, index_t choices,
                                  const std::int32_t* expert_of_token, const double* prices, double* row,
                                  double* margins) {
@@ -60,7 +66,13 @@ block_certificate certify_tokens(const score_source<S>& scores, index_t count, O
         scores.read_row(t, row);
         for (index_t c = 0; c < choices; ++c) {
             primal.add(row[chosen[c]]);
-            magnitude.add(std::abs(row[chosen[c]]));
+            if (Exact == exactness::of_scores) magnitude.add(std::abs(row[chosen[c]]));
+        }
+        if constexpr (Exact == exactness::of_ranges) {
+            const row_facts facts = facts_of(row, scores.experts());
+            magnitude.add(static_cast<double>(choices) * (facts.highest - facts.lowest));
+            // With several experts a token, margins are compared after rounding: far from 0 that would lose digits.
+            if (choices > 1) subtract(row, scores.experts(), facts.highest);
         }
         regretted.add(regret(row, scores.experts(), chosen, choices, prices, margins));
     }
@@ -72,7 +84,7 @@ block_certificate certify_tokens(const score_source<S>& scores, index_t count, O
 
 /// The certificate of an assignment [T, choices] within the quotas at `prices`: primal, dual, gap and tolerance. O(T
 /// E).
-template <class Policy, class S>
+template <exactness Exact = exactness::of_scores, class Policy, class S>
 assignment_result certify(const Policy& policy, const score_source<S>& scores, const quotas& bounds, index_t choices,
                           const std::int32_t* expert_of_token, const double* prices, workspace& scratch) {
     const auto scope = scratch.open();
@@ -85,7 +97,7 @@ assignment_result certify(const Policy& policy, const score_source<S>& scores, c
     for_blocks_of_scores(policy, scores.tokens() * experts, blocks, [&](index_t b) {
         double* const row = block_rows + 2 * b * experts;
         const index_t first = b * rows;
-        found[b] = certify_tokens(
+        found[b] = certify_tokens<Exact>(
             scores, std::min(scores.tokens(), first + rows) - first, [&](index_t i) { return first + i; }, choices,
             expert_of_token, prices, row, row + experts);
     });

@@ -28,6 +28,7 @@ template <class S, class Space>
 struct device_scores {
     matrix_view<const S, Space> scores;
     bool are_costs = false;
+    const double* highest = nullptr;  ///< [T]: a token's highest score; null: not known
 
     SWITCHYARD_HD double operator()(index_t token, index_t expert) const {
         const auto score = static_cast<double>(load_scalar(scores(token, expert)));
@@ -122,11 +123,12 @@ struct bid_of_row {
 
     SWITCHYARD_HD void operator()(index_t t) const {
         if (market.expert[t] != open_token) return;
+        const double origin = scores.highest[t];  // scores less their highest keep digits that their size would cost
         double best = -device_market::infinity;
         double second = best;
         index_t chosen = -1;
         for (index_t e = 0; e < market.experts; ++e) {
-            const double margin = scores(t, e) - market.price[e];
+            const double margin = scores(t, e) - origin - market.price[e];
             if (margin > best) {
                 second = best;
                 best = margin;
@@ -136,11 +138,11 @@ struct bid_of_row {
             }
         }
         if (chosen < 0) return;  // no place it may have, at any price
-        if (second == best) chosen = next_equal(t, best);
+        if (second == best) chosen = next_equal(t, origin, best);
         const double price = market.price[chosen];
         // Where there is no next best, whatever others may pay is too little: they are outbid in steps of the span.
         const double most = price + span;
-        const double fair = scores(t, chosen) - second;
+        const double fair = scores(t, chosen) - origin - second;
         double level = fair < most ? fair : most;
         level = (level > price ? level : price) + step;
         if (!(level > price)) level = price + (price < 0 ? -price : price) * 4.5e-16;  // the step was lost to rounding
@@ -149,9 +151,9 @@ struct bid_of_row {
     }
 
   private:
-    SWITCHYARD_HD index_t next_equal(index_t t, double best) const {
+    SWITCHYARD_HD index_t next_equal(index_t t, double origin, double best) const {
         index_t e = t % market.experts;
-        while (!(scores(t, e) - market.price[e] == best)) e = e + 1 == market.experts ? 0 : e + 1;
+        while (!(scores(t, e) - origin - market.price[e] == best)) e = e + 1 == market.experts ? 0 : e + 1;
         return e;
     }
 };

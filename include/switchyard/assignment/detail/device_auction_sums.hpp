@@ -43,17 +43,15 @@ index_t count_device_tokens(const Policy& policy, const token_mask& mask, index_
     return read_from(policy, fold(policy, count, rows, index_t{1}, plus{}, scratch));
 }
 
-/// The range of the scores, and what makes them of no use.
+/// The widest range of a token's scores, and what makes scores of no use.
 struct device_range {
-    double lowest = std::numeric_limits<double>::infinity();
-    double highest = -std::numeric_limits<double>::infinity();
+    double span = 0;
     index_t tokens = 0;
     index_t allowed = 0;  ///< scores that are not forbidden
     index_t bad = 0;      ///< tokens with a score that is none, or with all of them forbidden
 
     SWITCHYARD_HD friend device_range operator+(const device_range& a, const device_range& b) {
-        return {a.lowest < b.lowest ? a.lowest : b.lowest, a.highest > b.highest ? a.highest : b.highest,
-                a.tokens + b.tokens, a.allowed + b.allowed, a.bad + b.bad};
+        return {a.span > b.span ? a.span : b.span, a.tokens + b.tokens, a.allowed + b.allowed, a.bad + b.bad};
     }
 };
 
@@ -62,37 +60,30 @@ struct range_of_row {
     device_scores<S, Space> scores;
     token_mask mask;
     device_range* found;
+    double* highest;  ///< [T]
 
     SWITCHYARD_HD void operator()(index_t t) const {
         device_range here;
+        double low = std::numeric_limits<double>::infinity();
+        double high = -low;
         if (mask(t)) {
             here.tokens = 1;
-            for (index_t e = 0; e < scores.scores.columns; ++e) look(scores(t, e), here);
+            for (index_t e = 0; e < scores.scores.columns; ++e) {
+                const double score = scores(t, e);
+                if (score == -std::numeric_limits<double>::infinity()) continue;
+                if (!(score <= largest_score && score >= -largest_score)) {
+                    here.bad = 1;
+                    continue;
+                }
+                here.allowed += 1;
+                low = score < low ? score : low;
+                high = score > high ? score : high;
+            }
             if (here.allowed == 0) here.bad = 1;
         }
+        here.span = here.allowed > 0 ? high - low : 0.0;
         found[t] = here;
-    }
-
-  private:
-    SWITCHYARD_HD static void look(double score, device_range& here) {
-        if (score == -std::numeric_limits<double>::infinity()) return;
-        if (!(score <= largest_score && score >= -largest_score)) {
-            here.bad = 1;
-            return;
-        }
-        here.allowed += 1;
-        here.lowest = score < here.lowest ? score : here.lowest;
-        here.highest = score > here.highest ? score : here.highest;
-    }
-};
-
-/// Sums about an origin, in a unit: see score_moments.
-struct device_moments {
-    double sum = 0;
-    double squares = 0;
-
-    SWITCHYARD_HD friend device_moments operator+(const device_moments& a, const device_moments& b) {
-        return {a.sum + b.sum, a.squares + b.squares};
+        highest[t] = high;
     }
 };
 
@@ -100,44 +91,49 @@ template <class S, class Space>
 struct moments_of_row {
     device_scores<S, Space> scores;
     token_mask mask;
-    double origin;
     double per_unit;
-    device_moments* found;
+    double* found;  ///< [T]: see squares_about_mean
 
     SWITCHYARD_HD void operator()(index_t t) const {
-        device_moments here;
+        double count = 0;
+        double sum = 0;
+        double squares = 0;
         for (index_t e = 0; mask(t) && e < scores.scores.columns; ++e) {
             const double score = scores(t, e);
             if (score == -std::numeric_limits<double>::infinity()) continue;
-            const double distance = (score - origin) * per_unit;
-            here.sum += distance;
-            here.squares += distance * distance;
+            const double distance = (score - scores.highest[t]) * per_unit;
+            count += 1;
+            sum += distance;
+            squares += distance * distance;
         }
-        found[t] = here;
+        found[t] = squares_about_mean(count, sum, squares);
     }
 };
 
-/// What an auction must know of the scores (auction_scores.hpp). `bad` tokens: nothing else is found. Waits twice.
+/// What an auction must know of the scores (auction_scores.hpp), `highest` [T] among it. `bad` tokens: nothing else is
+/// found. Waits twice.
 template <device_policy Policy, class S>
 device_range look_at_device_scores(const Policy& policy, const device_scores<S, policy_space<Policy>>& scores,
-                                   const token_mask& mask, auction_scores& facts, device_workspace<Policy>& scratch) {
+                                   const token_mask& mask, double* highest, auction_scores& facts,
+                                   device_workspace<Policy>& scratch) {
     using space = policy_space<Policy>;
     const auto scope = scratch.open();
     const index_t rows = scores.scores.rows;
     if (rows == 0) return {};
     auto* const ranges = scratch.template take<device_range>(rows);
-    for_each_index(policy, rows, range_of_row<S, space>{scores, mask, ranges});
+    for_each_index(policy, rows, range_of_row<S, space>{scores, mask, ranges, highest});
     const device_range range = read_from(policy, fold(policy, ranges, rows, index_t{1}, plus{}, scratch));
     if (range.bad > 0 || range.tokens == 0) return range;
-    facts.facts.range = {range.lowest, range.highest};
+    facts.facts.span = range.span;
     facts.forbidden = range.allowed < range.tokens * scores.scores.columns;
     const double span = facts.span();
     if (span > 0) {
         const double unit = unit_near(span);
-        auto* const moments = scratch.template take<device_moments>(rows);
-        for_each_index(policy, rows, moments_of_row<S, space>{scores, mask, range.lowest, 1.0 / unit, moments});
-        const device_moments all = read_from(policy, fold(policy, moments, rows, index_t{1}, plus{}, scratch));
-        const score_moments sums{static_cast<double>(range.allowed), all.sum, all.squares};
+        auto* const squares = scratch.template take<double>(rows);
+        for_each_index(policy, rows,
+                       moments_of_row<S, space>{{scores.scores, scores.are_costs, highest}, mask, 1.0 / unit, squares});
+        const score_moments sums{static_cast<double>(range.allowed),
+                                 read_from(policy, fold(policy, squares, rows, index_t{1}, plus{}, scratch))};
         facts.deviation = unit * sums.deviation();
     }
     return range;
@@ -204,14 +200,18 @@ struct certify_row {
         const std::int32_t own = market.expert[t];
         if (own >= 0) {
             const double score = scores(t, own);
+            double low = score;
+            double high = score;
             here.primal = score;
-            here.magnitude = score < 0 ? -score : score;
             for (index_t e = 0; e < market.experts; ++e) {
                 const double other = scores(t, e);
                 if (other == -device_market::infinity) continue;
+                low = other < low ? other : low;
+                high = other > high ? other : high;
                 const double ahead = exact_difference(other, price[e], score, price[own]);
                 here.gap = ahead > here.gap ? ahead : here.gap;
             }
+            here.magnitude = high - low;  // see exactness::of_ranges
         }
         terms[t] = here;
     }

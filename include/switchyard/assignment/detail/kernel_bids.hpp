@@ -103,13 +103,14 @@ struct bid_in_row {
     const std::uint8_t* has_room;  ///< [E]; null: any expert will do
     index_t experts;
     index_t first;
+    double origin = 0;  ///< what scores are counted from
     two_best<double> found{};
 
     SWITCHYARD_DEVICE void begin(C) {}
     SWITCHYARD_DEVICE void take(index_t e, C score) {
         if (has_room != nullptr && has_room[e] == 0) return;
         if (!is_usable_score(score)) return;
-        found.see(e >= first ? e - first : e + experts - first, static_cast<double>(score) - price[e]);
+        found.see(e >= first ? e - first : e + experts - first, static_cast<double>(score) - origin - price[e]);
     }
     /// Undoes the numbering.
     SWITCHYARD_DEVICE index_t expert() const {

@@ -6,6 +6,7 @@
 // A token's regret is what its best expert has over the one it got, differences kept exact as in assignment.hpp.
 #pragma once
 
+#include <switchyard/assignment/detail/certificate.hpp>
 #include <switchyard/assignment/detail/device_auction_sums.hpp>
 #include <switchyard/assignment/detail/kernel_rows.hpp>
 #include <switchyard/backend/device.hpp>
@@ -37,16 +38,20 @@ struct regret_in_row {
     double own_score;
     double own_price;
     double regret = 0;
+    C low = std::numeric_limits<C>::infinity();  // of the scores that are not forbidden
+    C high = -std::numeric_limits<C>::infinity();
 
     SWITCHYARD_DEVICE void begin(C) {}
     SWITCHYARD_DEVICE void take(index_t e, C score) {
         if (score == -std::numeric_limits<C>::infinity()) return;
+        low = score < low ? score : low;
+        high = score > high ? score : high;
         const double ahead = exact_difference(static_cast<double>(score), price[e], own_score, own_price);
         regret = ahead > regret ? ahead : regret;
     }
 };
 
-template <class S, class Space, int V>
+template <exactness Exact, class S, class Space, int V>
 struct certify_rows_kernel {
     static constexpr int threads = row_groups::threads;
     using C = compute_t<S>;
@@ -91,11 +96,23 @@ struct certify_rows_kernel {
             for (int distance = mine.lanes / 2; distance > 0; distance /= 2) {
                 const double other = here.shuffle_xor(row.regret, distance);
                 row.regret = other > row.regret ? other : row.regret;
+                if constexpr (Exact == exactness::of_ranges) {
+                    const C low = here.shuffle_xor(row.low, distance);
+                    const C high = here.shuffle_xor(row.high, distance);
+                    row.low = low < row.low ? low : row.low;
+                    row.high = high > row.high ? high : row.high;
+                }
             }
             if (mine.is_leader && own >= 0) {
                 here.atomic_add(loads + own, 1);
                 mine_sums.primal += score;
-                mine_sums.magnitude += score < 0 ? -score : score;
+                if constexpr (Exact == exactness::of_ranges) {
+                    // A row whose experts are all forbidden has none; its result holds nothing.
+                    mine_sums.magnitude +=
+                        row.high >= row.low ? static_cast<double>(row.high) - static_cast<double>(row.low) : 0.0;
+                } else {
+                    mine_sums.magnitude += score < 0 ? -score : score;
+                }
                 mine_sums.regretted += row.regret;
                 mine_sums.tokens += 1;
             }
@@ -165,8 +182,8 @@ struct clear_loads {
     }
 };
 
-/// Sums over all tokens at prices [E], and the experts' loads.
-template <kernel_policy Policy, class S>
+/// Sums over all tokens at prices [E], and the experts' loads. `magnitude` is what Exact says (certificate.hpp).
+template <exactness Exact, kernel_policy Policy, class S>
 void certify_rows(const Policy& policy, const device_scores<S, policy_space<Policy>>& source,
                   const std::int32_t* expert_of_token, const double* price, certified_sums* sums, std::int32_t* load,
                   device_workspace<Policy>& scratch) {
@@ -174,7 +191,7 @@ void certify_rows(const Policy& policy, const device_scores<S, policy_space<Poli
     const index_t experts = source.scores.columns;
     policy.launch(clear_loads{load, experts}, 1);
     with_row_reader(source, [&]<int V>(const row_reader<S, policy_space<Policy>, V>& reader) {
-        using kernel = certify_rows_kernel<S, policy_space<Policy>, V>;
+        using kernel = certify_rows_kernel<Exact, S, policy_space<Policy>, V>;
         const row_groups shares = row_groups::of(source.scores.rows, experts, V);
         auto* const partial = scratch.template take<certified_sums>(shares.blocks());
         policy.launch(kernel{reader, shares, expert_of_token, price, partial, load}, shares.blocks(),

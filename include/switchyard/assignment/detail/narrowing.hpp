@@ -224,7 +224,7 @@ assignment_result narrowing<S>::certify(const Policy& policy, const quotas& boun
     policy.parallel_for(blocks, [&](index_t b) {
         double* const row = block_rows_ + 2 * b * experts_;
         const index_t first = b * per_block;
-        sums_[b] = certify_tokens(
+        sums_[b] = certify_tokens<exactness::of_scores>(
             scores_, std::min(candidate_count_, first + per_block) - first,
             [&](index_t i) { return candidates_[first + i]; }, choices_, expert_, price, row, row + experts_);
     });

@@ -99,6 +99,11 @@ inline row_facts facts_of(const double* row, index_t count) {
     return facts;
 }
 
+/// row[e] -= origin; what forbids still does.
+inline void subtract(double* row, index_t count, double origin) {
+    for (index_t e = 0; e < count; ++e) row[e] -= origin;
+}
+
 }  // namespace detail
 }  // namespace SWITCHYARD_TARGET
 }  // namespace switchyard
