@@ -36,6 +36,18 @@ BARS = [
     ("dispatch_seq/512/64", "memcpy_rows_seq/512/64", 1, 1.0),
     ("combine_seq/512/64", "memcpy_rows_seq/512/64", 1, 1.0),
 ]
+# Column-major rows against row-major ones, and 16-bit rows against float's.
+MOVES = ("dispatch", "combine", "dispatch_backward", "gated_dispatch_backward", "combine_backward")
+BARS += [
+    (f"{move}_by_columns_seq/{size}", f"{move}_seq/{size}", 1, 2.5)
+    for size in ("65536/64/1/256", "65600/64/1/256")
+    for move in MOVES
+]
+BARS += [
+    (f"{move}_{storage}_seq/4096/64/2/512", f"{move}_seq/4096/64/2/512", 1, 0.8)
+    for storage in ("bfloat16", "half")
+    for move in MOVES
+]
 
 
 def medians(path):

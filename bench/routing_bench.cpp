@@ -5,8 +5,10 @@
 //
 // switch_route is a training step (losses, statistics for backward), top_k_route inference (decoding sizes among them).
 // Rows are `<operation>_<policy>/<tokens>/<experts>`, with /k for top-k. Compare medians of one run only. All
-// operations write into prepared buffers. Scores are Gaussian (fixed seed); rows of tokens have 512 float32 numbers;
-// dispatch and combine use balanced random experts and drop nothing. `par` runs on OpenMP with the machine's threads.
+// operations write into prepared buffers. Rows that move are also `_by_columns` (column-major), `_bfloat16` and
+// `_half`, with sizes /<tokens>/<experts>/<k>/<columns>. Scores are Gaussian (fixed seed); rows of tokens have 512
+// float32 numbers; dispatch and combine use balanced random experts and drop nothing. `par` runs on OpenMP with the
+// machine's threads.
 //
 // Baselines: eigen_softmax_argmax (softmax and argmax with Eigen's row expressions), exp_sum (Eigen's sum of exp over
 // the matrix: one exponential a score is the least any softmax pays), read_scores (their sum), copy_rows (memcpy of the
@@ -37,10 +39,11 @@ namespace {
 constexpr index_t width = 512;
 
 /// Numbers to move: what they are does not matter, and Gaussian ones would take longer to make than to move.
-row_major numbered(index_t rows, index_t columns) {
-    row_major numbers(rows, columns);
+template <class Matrix = row_major>
+Matrix numbered(index_t rows, index_t columns) {
+    Matrix numbers(rows, columns);
     for (index_t i = 0; i < numbers.size(); ++i) {
-        numbers.data()[i] = static_cast<float>(i % 251);
+        numbers.data()[i] = static_cast<typename Matrix::Scalar>(static_cast<float>(i % 251));
     }
     return numbers;
 }
@@ -108,66 +111,74 @@ void project(benchmark::State& state, const Policy& policy, index_t tokens, inde
     count(state, tokens, tokens * (width + experts) * 4);
 }
 
+/// Sizes of rows to move.
+struct moved_size {
+    index_t tokens, experts, k = 1, columns = width;
+
+    index_t bytes(index_t matrices, index_t scalar) const { return matrices * tokens * columns * scalar; }
+};
+
 /// A plan that keeps everything, tokens, rows in expert order, and gradients: what moving rows needs.
+template <class Matrix>
 struct moved {
     sy::plan<float> plan;
-    row_major x, rows, y, d_rows, d_gates;
+    Matrix x, rows, y, d_rows;
+    row_major d_gates;
 
-    moved(index_t tokens, index_t experts, index_t k) {
+    explicit moved(const moved_size& size) {
         sy::workspace scratch;
-        if (k == 1) {
-            sy::route_scores(sy::seq, sy::switch_router{.capacity = {}}, balanced(tokens, experts), sy::training{},
-                             plan, scratch);
+        if (size.k == 1) {
+            sy::route_scores(sy::seq, sy::switch_router{.capacity = {}}, balanced(size.tokens, size.experts),
+                             sy::training{}, plan, scratch);
         } else {
-            sy::route_scores(sy::seq, sy::top_k_router{.k = k}, gaussian(tokens, experts), sy::training{}, plan,
-                             scratch);
+            sy::route_scores(sy::seq, sy::top_k_router{.k = size.k}, gaussian(size.tokens, size.experts),
+                             sy::training{}, plan, scratch);
         }
-        x = numbered(tokens, width);
+        x = numbered<Matrix>(size.tokens, size.columns);
         y = x;
-        rows = numbered(tokens * k, width);
+        rows = numbered<Matrix>(size.tokens * size.k, size.columns);
         d_rows = rows;
-        d_gates.resize(tokens, k);
+        d_gates.resize(size.tokens, size.k);
     }
 };
 
-template <class Policy>
-void dispatch(benchmark::State& state, const Policy& policy, index_t tokens, index_t experts) {
-    moved m(tokens, experts, 1);
+/// Moves rows again and again; `matrices` of the tokens' size are read or written.
+template <class Matrix, class Move>
+void move_rows(benchmark::State& state, const moved_size& size, index_t matrices, const Move& move) {
+    moved<Matrix> m(size);
     for (auto _ : state) {
-        sy::dispatch(policy, m.plan, m.x, m.rows);
+        move(m);
         benchmark::ClobberMemory();
     }
-    count(state, tokens, 2 * tokens * width * 4);
+    count(state, size.tokens, size.bytes(matrices, sizeof(typename Matrix::Scalar)));
 }
 
-template <class Policy>
-void combine(benchmark::State& state, const Policy& policy, index_t tokens, index_t experts, index_t k) {
-    moved m(tokens, experts, k);
-    for (auto _ : state) {
-        sy::combine(policy, m.plan, m.rows, m.y);
-        benchmark::ClobberMemory();
-    }
-    count(state, tokens, (k + 1) * tokens * width * 4);
+template <class Matrix, class Policy>
+void dispatch(benchmark::State& state, const Policy& policy, const moved_size& size) {
+    move_rows<Matrix>(state, size, 1 + size.k, [&](auto& m) { sy::dispatch(policy, m.plan, m.x, m.rows); });
 }
 
-template <class Policy>
-void dispatch_backward(benchmark::State& state, const Policy& policy, index_t tokens, index_t experts) {
-    moved m(tokens, experts, 1);
-    for (auto _ : state) {
-        sy::dispatch_backward(policy, m.plan, m.rows, m.x);
-        benchmark::ClobberMemory();
-    }
-    count(state, tokens, 2 * tokens * width * 4);
+template <class Matrix, class Policy>
+void combine(benchmark::State& state, const Policy& policy, const moved_size& size) {
+    move_rows<Matrix>(state, size, 1 + size.k, [&](auto& m) { sy::combine(policy, m.plan, m.rows, m.y); });
 }
 
-template <class Policy>
-void combine_backward(benchmark::State& state, const Policy& policy, index_t tokens, index_t experts) {
-    moved m(tokens, experts, 1);
-    for (auto _ : state) {
-        sy::combine_backward(policy, m.plan, m.rows, m.y, m.d_rows, m.d_gates);
-        benchmark::ClobberMemory();
-    }
-    count(state, tokens, 3 * tokens * width * 4);
+template <class Matrix, class Policy>
+void dispatch_backward(benchmark::State& state, const Policy& policy, const moved_size& size) {
+    move_rows<Matrix>(state, size, 1 + size.k, [&](auto& m) { sy::dispatch_backward(policy, m.plan, m.rows, m.x); });
+}
+
+/// Of rows that were weighted with their gates.
+template <class Matrix, class Policy>
+void gated_dispatch_backward(benchmark::State& state, const Policy& policy, const moved_size& size) {
+    move_rows<Matrix>(state, size, 2 * (1 + size.k),
+                      [&](auto& m) { sy::dispatch_backward(policy, m.plan, m.x, m.rows, m.y, m.d_gates); });
+}
+
+template <class Matrix, class Policy>
+void combine_backward(benchmark::State& state, const Policy& policy, const moved_size& size) {
+    move_rows<Matrix>(state, size, 1 + 2 * size.k,
+                      [&](auto& m) { sy::combine_backward(policy, m.plan, m.rows, m.y, m.d_rows, m.d_gates); });
 }
 
 void eigen_softmax_argmax(benchmark::State& state, index_t tokens, index_t experts) {
@@ -216,7 +227,7 @@ void copy_rows(benchmark::State& state, const Policy& policy, index_t tokens) {
 }
 
 void memcpy_rows(benchmark::State& state, index_t tokens, index_t experts) {
-    moved m(tokens, experts, 1);
+    moved<row_major> m({tokens, experts});
     for (auto _ : state) {
         for (index_t r = 0; r < tokens; ++r) {
             std::memcpy(m.rows.row(r).data(), m.x.row(m.plan.view().order[r]).data(), width * sizeof(float));
@@ -247,6 +258,21 @@ void add(const std::string& operation, const std::string& policy, std::initializ
     benchmark::RegisterBenchmark(name.c_str(), f)->UseRealTime()->Unit(benchmark::kMillisecond);
 }
 
+template <class T>
+using row_major_of = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+
+/// The moves of rows that lie in such matrices.
+template <class Matrix, class Policy>
+void add_moves(const std::string& storage, const std::string& name, const Policy& policy,
+               std::initializer_list<index_t> sizes, const moved_size& size) {
+    add("dispatch" + storage, name, sizes, [=](auto& s) { dispatch<Matrix>(s, policy, size); });
+    add("combine" + storage, name, sizes, [=](auto& s) { combine<Matrix>(s, policy, size); });
+    add("dispatch_backward" + storage, name, sizes, [=](auto& s) { dispatch_backward<Matrix>(s, policy, size); });
+    add("gated_dispatch_backward" + storage, name, sizes,
+        [=](auto& s) { gated_dispatch_backward<Matrix>(s, policy, size); });
+    add("combine_backward" + storage, name, sizes, [=](auto& s) { combine_backward<Matrix>(s, policy, size); });
+}
+
 template <class Policy>
 void add_policy(const std::string& name, const Policy& policy) {
     const sy::switch_router switch_router{};
@@ -271,13 +297,18 @@ void add_policy(const std::string& name, const Policy& policy) {
     add("top_k_route_backward", name, {65536, 256, 8},
         [=](auto& s) { route_backward(s, policy, sy::top_k_router{.k = 8}, 65536, 256); });
     for (const index_t t : {512, 65536}) {
-        add("dispatch", name, {t, 64}, [=](auto& s) { dispatch(s, policy, t, 64); });
-        add("combine", name, {t, 64}, [=](auto& s) { combine(s, policy, t, 64, 1); });
-        add("dispatch_backward", name, {t, 64}, [=](auto& s) { dispatch_backward(s, policy, t, 64); });
-        add("combine_backward", name, {t, 64}, [=](auto& s) { combine_backward(s, policy, t, 64); });
+        add_moves<row_major>("", name, policy, {t, 64}, {t, 64});
         add("copy_rows", name, {t, 64}, [=](auto& s) { copy_rows(s, policy, t); });
     }
-    add("combine", name, {65536, 64, 2}, [=](auto& s) { combine(s, policy, 65536, 64, 2); });
+    add("combine", name, {65536, 64, 2}, [=](auto& s) { combine<row_major>(s, policy, {65536, 64, 2}); });
+    // The last number is that of a row's columns. 65536 tokens: columns a power of two apart.
+    for (const index_t t : {65536, 65600}) {
+        add_moves<row_major>("", name, policy, {t, 64, 1, 256}, {t, 64, 1, 256});
+        add_moves<Eigen::MatrixXf>("_by_columns", name, policy, {t, 64, 1, 256}, {t, 64, 1, 256});
+    }
+    add_moves<row_major>("", name, policy, {4096, 64, 2, width}, {4096, 64, 2, width});
+    add_moves<row_major_of<Eigen::bfloat16>>("_bfloat16", name, policy, {4096, 64, 2, width}, {4096, 64, 2, width});
+    add_moves<row_major_of<Eigen::half>>("_half", name, policy, {4096, 64, 2, width}, {4096, 64, 2, width});
 }
 
 }  // namespace

@@ -53,6 +53,16 @@ class here {
     bool any(bool condition, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
         return block_.exchange(thread_, operation::any, {file, line}, condition ? 1 : 0) != 0;
     }
+    std::int32_t highest_of_warp(std::int32_t key, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+        for (int distance = 16; distance > 0; distance /= 2) {
+            const std::int32_t other = shuffle_xor(key, distance, file, line);
+            key = other > key ? other : key;
+        }
+        return key;
+    }
+    std::int32_t lowest_of_warp(std::int32_t key, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+        return ~highest_of_warp(~key, file, line);
+    }
     std::uint32_t match(std::int32_t key, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
         const auto given = static_cast<std::uint32_t>(key);
         return static_cast<std::uint32_t>(block_.exchange(thread_, operation::match, {file, line}, given));

@@ -71,6 +71,18 @@ class cuda_thread {
     __device__ std::uint32_t ballot(bool condition) const { return __ballot_sync(all, condition); }
     __device__ bool any(bool condition) const { return __any_sync(all, condition) != 0; }
     __device__ std::uint32_t match(std::int32_t key) const { return __match_any_sync(all, key); }
+    __device__ std::int32_t highest_of_warp(std::int32_t key) const {
+#if __CUDA_ARCH__ >= 800
+        return __reduce_max_sync(all, key);
+#else
+        for (int distance = 16; distance > 0; distance /= 2) {
+            const std::int32_t other = shuffle_xor(key, distance);
+            key = other > key ? other : key;
+        }
+        return key;
+#endif
+    }
+    __device__ std::int32_t lowest_of_warp(std::int32_t key) const { return ~highest_of_warp(~key); }
 
     template <class T>
     __device__ T* shared(index_t count) {
@@ -133,10 +145,32 @@ inline constexpr int least_blocks = [] {
     }
 }();
 
+/// Kernels are launched while the one before them still runs, and wait for its end in their first instruction: what a
+/// launch costs is hidden so. Only where all code is for devices that know how to wait, sm_90 and later.
+#if defined(__CUDA_ARCH_LIST__)
+inline constexpr bool overlaps_launches = [] {
+    constexpr int architectures[] = {__CUDA_ARCH_LIST__};
+    for (const int architecture : architectures) {
+        if (architecture < 900) {
+            return false;
+        }
+    }
+    return true;
+}();
+#else
+inline constexpr bool overlaps_launches = false;
+#endif
+
 template <class Kernel>
 __global__ void __launch_bounds__(Kernel::threads, least_blocks<Kernel>)
     run_kernel(const __grid_constant__ Kernel kernel) {
     extern __shared__ __align__(16) unsigned char switchyard_shared_memory[];
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    if constexpr (overlaps_launches) {
+        asm volatile("griddepcontrol.wait;" ::: "memory");
+        asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+    }
+#endif
     cuda_thread here(switchyard_shared_memory);
     kernel(here);
 }
@@ -173,6 +207,13 @@ struct cuda {
         shape.blockDim = dim3(Kernel::threads);
         shape.dynamicSmemBytes = shared_bytes;
         shape.stream = stream;
+        cudaLaunchAttribute overlap{};
+        if constexpr (detail::overlaps_launches) {
+            overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+            overlap.val.programmaticStreamSerializationAllowed = 1;
+            shape.attrs = &overlap;
+            shape.numAttrs = 1;
+        }
         require_cuda(cudaLaunchKernelEx(&shape, detail::run_kernel<Kernel>, kernel), "cudaLaunchKernelEx");
     }
 

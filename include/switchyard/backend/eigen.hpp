@@ -14,6 +14,8 @@
 
 #include <Eigen/Core>
 
+#include <bit>
+#include <cstdint>
 #include <type_traits>
 
 namespace switchyard {
@@ -44,16 +46,26 @@ struct view_access<M> {
     }
 };
 
-/// 16-bit storage, float arithmetic.
+/// 16-bit storage, float arithmetic. What Eigen makes of a half that is NaN depends on its version and the compiler.
 template <>
 struct scalar_traits<Eigen::half> {
     using compute = float;
-    SWITCHYARD_ALWAYS_INLINE static float load(Eigen::half x) { return static_cast<float>(x); }
-    SWITCHYARD_ALWAYS_INLINE static Eigen::half store(float x) { return static_cast<Eigen::half>(x); }
+    static constexpr stored_format format = stored_format::half;
+    SWITCHYARD_ALWAYS_INLINE static float load(Eigen::half x) {
+        const float number = static_cast<float>(x);
+        const auto bits = std::bit_cast<std::uint32_t>(number);
+        return number == number ? number : std::bit_cast<float>(bits | 0x400000u);
+    }
+    SWITCHYARD_ALWAYS_INLINE static Eigen::half store(float x) {
+        const auto bits = std::bit_cast<std::uint32_t>(x);
+        const auto nan = static_cast<std::uint16_t>((bits >> 16 & 0x8000u) | 0x7e00u | (bits >> 13 & 0x3ffu));
+        return x == x ? static_cast<Eigen::half>(x) : Eigen::half_impl::raw_uint16_to_half(nan);
+    }
 };
 template <>
 struct scalar_traits<Eigen::bfloat16> {
     using compute = float;
+    static constexpr stored_format format = stored_format::bfloat16;
     SWITCHYARD_ALWAYS_INLINE static float load(Eigen::bfloat16 x) { return static_cast<float>(x); }
     SWITCHYARD_ALWAYS_INLINE static Eigen::bfloat16 store(float x) { return static_cast<Eigen::bfloat16>(x); }
 };

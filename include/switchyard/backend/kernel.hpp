@@ -17,6 +17,7 @@
 //   here.shuffle(x, lane), shuffle_xor(x, distance), shuffle_up(x, distance)    numbers of 4 or 8 bytes
 //   here.ballot(condition), any(condition)
 //   here.match(key)                   the lanes with an equal int32 key, as bits
+//   here.highest_of_warp(key), lowest_of_warp(key)           an int32 of all lanes, to every lane
 //   here.template shared<T>(count)    the next `count` numbers of the block's shared memory, 16-byte aligned
 //   here.load(p), store(p, x)         one number of device memory
 //   here.template load_vector<N>(p), store_vector(p, v)      N of them in one access of at most 16 bytes, aligned to it
@@ -71,6 +72,8 @@ concept kernel_thread = requires(Here& here, const float* from, float* to, std::
     { here.ballot(true) } -> std::same_as<std::uint32_t>;
     { here.any(true) } -> std::same_as<bool>;
     { here.match(std::int32_t{0}) } -> std::same_as<std::uint32_t>;
+    { here.highest_of_warp(std::int32_t{0}) } -> std::same_as<std::int32_t>;
+    { here.lowest_of_warp(std::int32_t{0}) } -> std::same_as<std::int32_t>;
     { here.template shared<float>(index_t{1}) } -> std::same_as<float*>;
     { here.load(from) } -> std::same_as<float>;
     here.store(to, 1.0f);

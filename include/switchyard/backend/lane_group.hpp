@@ -21,9 +21,11 @@
 #include <switchyard/backend/kernel.hpp>
 #include <switchyard/core/config.hpp>
 
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 #include <utility>
 
 namespace switchyard {
@@ -127,6 +129,15 @@ struct higher_score {
     }
 };
 
+/// A number's bits as an integer of the same order; the larger of two zeros is +0.
+SWITCHYARD_DEVICE inline std::int32_t key_of_number(float x) {
+    const auto bits = std::bit_cast<std::int32_t>(x);
+    return bits ^ (bits >> 31 & 0x7fffffff);
+}
+SWITCHYARD_DEVICE inline float number_of_key(std::int32_t key) {
+    return std::bit_cast<float>(key ^ (key >> 31 & 0x7fffffff));
+}
+
 /// x of all threads of the block, combined in a fixed order; every thread has the result. `room` holds a number for
 /// each warp and is free again after the next sync.
 template <int Threads, class Here, class T, class Combine>
@@ -179,11 +190,19 @@ struct lane_group {
     }
     template <class Here, class S>
     SWITCHYARD_DEVICE S highest(Here& here, S x) const {
-        return detail::fold_lanes<lanes>(here, x, detail::higher_score{});
+        if constexpr (lanes == warp_lanes && std::is_same_v<S, float>) {
+            return detail::number_of_key(here.highest_of_warp(detail::key_of_number(x)));
+        } else {
+            return detail::fold_lanes<lanes>(here, x, detail::higher_score{});
+        }
     }
     template <class Here>
     SWITCHYARD_DEVICE std::int32_t lowest(Here& here, std::int32_t x) const {
-        return detail::fold_lanes<lanes>(here, x, detail::lower_of{});
+        if constexpr (lanes == warp_lanes) {
+            return here.lowest_of_warp(x);
+        } else {
+            return detail::fold_lanes<lanes>(here, x, detail::lower_of{});
+        }
     }
     template <class Here, class S>
     SWITCHYARD_DEVICE scored_column<S> best(Here& here, scored_column<S> mine) const {

@@ -75,6 +75,7 @@ struct pack;
 template <class S>
 struct pack<S, 1> {
     static constexpr int width = 1;
+    using scalar = S;
     S v;
 
     SWITCHYARD_HD static pack all(S x) { return {x}; }
@@ -136,6 +137,7 @@ template <class S, int W>
 struct pack {
     static_assert(W > 1 && (W & (W - 1)) == 0);
     static constexpr int width = W;
+    using scalar = S;
     using bits = typename float_bits<S>::type;
     typedef S numbers __attribute__((vector_size(W * sizeof(S))));
     typedef bits words __attribute__((vector_size(W * sizeof(S))));
@@ -159,12 +161,14 @@ struct pack {
             _mm512_stream_si512(reinterpret_cast<__m512i*>(p), reinterpret_cast<__m512i>(v));
             return;
         }
-#elif SWITCHYARD_DETAIL_AVX2
+#endif
+#if defined(__AVX__)
         if constexpr (sizeof(numbers) == 32) {
             _mm256_stream_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(v));
             return;
         }
-#elif defined(__SSE2__)
+#endif
+#if defined(__SSE2__)
         if constexpr (sizeof(numbers) == 16) {
             _mm_stream_si128(reinterpret_cast<__m128i*>(p), reinterpret_cast<__m128i>(v));
             return;
@@ -252,13 +256,20 @@ struct pack {
             return {reinterpret_cast<numbers>(_mm512_fmadd_pd(
                 reinterpret_cast<__m512d>(a.v), reinterpret_cast<__m512d>(b.v), reinterpret_cast<__m512d>(c.v)))};
         }
-#elif SWITCHYARD_DETAIL_AVX2
+#endif
+#if defined(__FMA__)
         if constexpr (sizeof(numbers) == 32 && sizeof(S) == 4) {
             return {reinterpret_cast<numbers>(_mm256_fmadd_ps(
                 reinterpret_cast<__m256>(a.v), reinterpret_cast<__m256>(b.v), reinterpret_cast<__m256>(c.v)))};
         } else if constexpr (sizeof(numbers) == 32) {
             return {reinterpret_cast<numbers>(_mm256_fmadd_pd(
                 reinterpret_cast<__m256d>(a.v), reinterpret_cast<__m256d>(b.v), reinterpret_cast<__m256d>(c.v)))};
+        } else if constexpr (sizeof(numbers) == 16 && sizeof(S) == 4) {
+            return {reinterpret_cast<numbers>(_mm_fmadd_ps(reinterpret_cast<__m128>(a.v), reinterpret_cast<__m128>(b.v),
+                                                           reinterpret_cast<__m128>(c.v)))};
+        } else if constexpr (sizeof(numbers) == 16) {
+            return {reinterpret_cast<numbers>(_mm_fmadd_pd(
+                reinterpret_cast<__m128d>(a.v), reinterpret_cast<__m128d>(b.v), reinterpret_cast<__m128d>(c.v)))};
         }
 #endif
         return {a.v * b.v + c.v};

@@ -1,9 +1,10 @@
 // Routing by kernels: the verbs of router/softmax_routing.hpp for a policy that runs them (backend/kernel.hpp).
 //
-//   route_softmax            3 launches: rows, totals, slots. Reads each score once and writes the plan once; beside
-//                            that it reads each choice back once, and moves 32 bytes an expert (16 more for each
-//                            further choice) for every block of tokens
-//   route_greedily           the same 3 launches, for BASE at inference
+//   route_softmax            3 launches: rows, totals, slots; 1 for up to 64 tokens of up to 256 experts without noise.
+//                            Reads each score once and writes the plan once; beside that it reads each choice back
+//                            once, and moves 32 bytes an expert (16 more for each further choice) for every block of
+//                            tokens
+//   route_greedily           the same launches, for BASE at inference
 //   route_softmax_backward   1 launch: reads scores, statistics, choices and d_gates once, writes d_scores once
 //
 // Scores in float, half, bfloat16 or double, with any strides: rows of whole, aligned vectors are read 16 bytes at a
@@ -122,6 +123,29 @@ index_t forward_block_rows(const Group& group, index_t tokens, index_t experts, 
                              most);
 }
 
+/// Routing of a few tokens by one block: what the three kernels do, one after the other.
+template <class Forward, class Finish, class HandOut>
+struct few_tokens_kernel {
+    static constexpr int threads = Forward::threads;
+    static_assert(Finish::threads == threads && HandOut::threads == threads);
+    Forward forward;
+    Finish finish;
+    HandOut hand_out;
+
+    template <kernel_thread Here>
+    SWITCHYARD_DEVICE void operator()(Here& here) const {
+        forward(here);
+        here.sync();
+        finish.run_alone(here);
+        here.sync();
+        hand_out(here);
+    }
+};
+
+/// Tokens that one block routes in less time than three launches take.
+inline constexpr index_t most_few_tokens = 64;
+inline constexpr index_t most_few_experts = 256;
+
 /// Rows, totals, slots.
 template <class Policy, class Storage, class Space, class S, class Workspace, class Select, class Group, int V,
           bool IsNoisy>
@@ -130,6 +154,10 @@ void launch_forward(const Policy& policy, const score_rows<Storage, Space>& sour
                     const Select& select, const Group& group, std::integral_constant<int, V>,
                     std::bool_constant<IsNoisy>) {
     using kernel = forward_kernel<Storage, Space, Select, V, Group, IsNoisy>;
+    constexpr int few_warps = finish_threads / warp_lanes;
+    using few_kernel = forward_kernel<Storage, Space, Select, 8, lane_group<warp_lanes>, false, finish_threads>;
+    using hand_out = hand_out_kernel<S, Space, few_warps>;
+    using finish = finish_counts_kernel<S, Space, softmax_totals<S>>;
     const auto scope = scratch.open();
     plan_view<S, Space> plan = made;
     if (!made.has_rows()) {  // what the second kernel counts all the same
@@ -137,9 +165,12 @@ void launch_forward(const Policy& policy, const score_rows<Storage, Space>& sour
         plan.load_before = scratch.template take<std::int64_t>(plan.experts);
         plan.load_after = scratch.template take<std::int64_t>(plan.experts);
     }
+    const bool is_few = !IsNoisy && plan.tokens <= most_few_tokens && plan.experts <= most_few_experts &&
+                        plan.choices <= most_group_choices && made.has_rows() && made.row_block == 1;
     const index_t levels = histogram_levels(plan.experts, plan.choices);
-    const index_t rows = forward_block_rows<kernel>(group, plan.tokens, plan.experts, plan.choices,
-                                                    static_cast<index_t>(sizeof(Storage)), levels);
+    const index_t rows = is_few ? most_few_tokens
+                                : forward_block_rows<kernel>(group, plan.tokens, plan.experts, plan.choices,
+                                                             static_cast<index_t>(sizeof(Storage)), levels);
     const block_counts counts = take_block_counts(plan, rows, scratch);
     const bool balances = mode.is_training && settings.balance_weight != 0;
     const bool squares = mode.is_training && settings.z_weight != 0;
@@ -148,19 +179,42 @@ void launch_forward(const Policy& policy, const score_rows<Storage, Space>& sour
         .unroutable = scratch.template take<std::int32_t>(counts.blocks),
         .squares = squares ? scratch.template take<double>(counts.blocks) : nullptr,
         .probabilities = balances ? scratch.template take<S>(counts.blocks * plan.experts) : nullptr};
-    policy.launch(kernel{source, mode.mask, settings.bad, select, plan, counts, facts, static_cast<int>(levels),
-                         has_vectors<kernel::pieces::vector>(source.scores), group},
-                  counts.blocks, kernel::room(plan.experts, levels, rows));
-    finish_counts_by_block(policy, plan, counts, settings.slots.balance,
-                           softmax_totals<S>{.facts = facts,
-                                             .row_blocks = counts.blocks,
-                                             .experts = plan.experts,
-                                             .column_sums = scratch.template take<double>(plan.experts),
-                                             .totals = plan.totals,
-                                             .balance_weight = settings.balance_weight,
-                                             .counted_choices = balance_of(plan, settings).counted_choices,
-                                             .z_weight = settings.z_weight,
-                                             .may_drop = settings.may_drop});
+    const softmax_totals<S> totals{.facts = facts,
+                                   .row_blocks = counts.blocks,
+                                   .experts = plan.experts,
+                                   .column_sums = scratch.template take<double>(plan.experts),
+                                   .totals = plan.totals,
+                                   .balance_weight = settings.balance_weight,
+                                   .counted_choices = balance_of(plan, settings).counted_choices,
+                                   .z_weight = settings.z_weight,
+                                   .may_drop = settings.may_drop};
+    const auto rows_by = [&]<class Kernel>(std::type_identity<Kernel>, const auto& its_group) {
+        return Kernel{source,
+                      mode.mask,
+                      settings.bad,
+                      select,
+                      plan,
+                      counts,
+                      facts,
+                      static_cast<int>(levels),
+                      has_vectors<Kernel::pieces::vector>(source.scores),
+                      its_group};
+    };
+    if constexpr (!IsNoisy) {
+        if (is_few) {
+            const int at_once = hand_out::levels_for(plan.experts, plan.choices);
+            policy.launch(
+                few_tokens_kernel<few_kernel, finish, hand_out>{
+                    rows_by(std::type_identity<few_kernel>{}, lane_group<warp_lanes>{}),
+                    finish{plan, counts, settings.slots.balance, totals}, hand_out{plan, counts, at_once}},
+                1,
+                few_kernel::room(plan.experts, levels, rows) + finish::room() + hand_out::room(plan.experts, at_once));
+            return;
+        }
+    }
+    policy.launch(rows_by(std::type_identity<kernel>{}, group), counts.blocks,
+                  kernel::room(plan.experts, levels, rows));
+    finish_counts_by_block(policy, plan, counts, settings.slots.balance, totals);
     if (made.has_rows()) {
         hand_out_slots_by_block(policy, plan, counts, scratch);
     } else {
@@ -176,7 +230,11 @@ void launch_backward(const Policy& policy, const score_rows<Storage, Space>& sou
                      const softmax_settings& settings, const backward_settings& backward, const Group& group,
                      std::integral_constant<int, V>, std::bool_constant<IsNoisy>) {
     using kernel = backward_kernel<Storage, Space, GateStorage, Out, V, Group, IsNoisy>;
-    const index_t rows = std::max<index_t>(64, group.count(kernel::threads));
+    // About as many blocks as run at the same time, each with several rounds of rows: loads of the next are under way.
+    constexpr index_t usual_blocks = 256;
+    const index_t round = group.count(kernel::threads);
+    const index_t share = std::max<index_t>(64, (plan.tokens + usual_blocks - 1) / usual_blocks);
+    const index_t rows = std::min<index_t>((share + round - 1) / round * round, 512);
     policy.launch(kernel{.source = source,
                          .plan = plan,
                          .d_gates = d_gates,

@@ -223,6 +223,7 @@ struct final_facts {
 /// can only be known at the end:
 ///   extra.blocks()                      thread blocks of its own
 ///   extra.run(here, i, room)            what the i-th of them does; room: a double for each thread
+///   extra.run_alone(here)               what all of them do, where there is one block of tokens
 ///   extra.collect(here, block, facts)   adds what a block of tokens left behind
 ///   extra.column(here, expert)          what the expert's counted choices are multiplied with
 ///   extra.end(here, facts)              at the end, by one thread
@@ -263,6 +264,22 @@ struct finish_counts_kernel {
         if (is_last[0] != 0) {
             finish(here, warp_sums, warp_facts);
         }
+    }
+
+    /// The same by the one block that has counted everything: there is nothing to sum up.
+    template <kernel_thread Here>
+    SWITCHYARD_DEVICE void run_alone(Here& here) const {
+        auto* const warp_sums = here.template shared<std::int64_t>(warps);
+        auto* const warp_facts = here.template shared<final_facts>(warps);
+        load_ahead<4>(
+            here.thread(), counts.columns, threads, [&](index_t column) { return here.load(counts.count + column); },
+            [&](index_t column, std::int32_t count) {
+                here.store(counts.total + column, count);
+                here.store(counts.count + column, 0);
+            });
+        extra.run_alone(here);
+        here.sync();
+        finish(here, warp_sums, warp_facts);
     }
 
   private:
@@ -359,6 +376,8 @@ struct no_more_totals {
     static constexpr index_t blocks() { return 0; }
     template <class Here>
     SWITCHYARD_DEVICE void run(Here&, index_t, double*) const {}
+    template <class Here>
+    SWITCHYARD_DEVICE void run_alone(Here&) const {}
     template <class Here>
     SWITCHYARD_DEVICE void collect(Here&, index_t, final_facts&) const {}
     template <class Here>

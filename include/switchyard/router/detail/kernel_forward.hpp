@@ -46,12 +46,13 @@ struct row_record {
     std::int32_t code;  ///< of the first choice; padding_choice from the start where there is no token
 };
 
-template <class Storage, class Space, class Select, int V, class Group, bool IsNoisy>
+template <class Storage, class Space, class Select, int V, class Group, bool IsNoisy,
+          int Threads = Group::is_block ? 512 : 256>
 struct forward_kernel {
     static constexpr bool is_lean = !IsNoisy && !Group::is_block;
-    static constexpr int threads = Group::is_block ? 512 : 256;
+    static constexpr int threads = Threads;
     /// That a multiprocessor shall have registers for.
-    static constexpr int least_blocks = !is_lean || V > 16 ? 1 : is_single<Select> ? 3 : 2;
+    static constexpr int least_blocks = !is_lean || V > 16 || threads > 256 ? 1 : is_single<Select> ? 3 : 2;
     static constexpr int warps = threads / warp_lanes;
     using S = compute_t<Storage>;
     using pieces = row_pieces<Storage, V, group_threads<Group, threads>>;

@@ -68,6 +68,13 @@ struct softmax_totals {
     }
 
     template <class Here>
+    SWITCHYARD_DEVICE void run_alone(Here& here) const {
+        for (index_t expert = here.thread(); facts.probabilities != nullptr && expert < experts; expert += threads) {
+            here.store(column_sums + expert, static_cast<double>(here.load(facts.probabilities + expert)));
+        }
+    }
+
+    template <class Here>
     SWITCHYARD_DEVICE void collect(Here& here, index_t block, final_facts& found) const {
         const std::int32_t bad = here.load(facts.bad + block);
         const std::int32_t unroutable = here.load(facts.unroutable + block);
