@@ -15,8 +15,8 @@
 // A token that names an expert twice is an error, which device policies note in the plan's status for `check`. With
 // `may_repeat` it gets two rows, and nothing is looked at. Equal ids of different tokens are what routing is about.
 //
-// O(T k) time, and O(T k^2) to look for repeated ids, O(T k) beyond 32 on the CPU. Scratch from the workspace; after the first
-// step of a shape nothing is allocated, and nothing synchronises. ids and gates lie apart from the plan.
+// O(T k) time, and O(T k^2) to look for repeated ids, O(T k) beyond 32 on the CPU. Scratch from the workspace; after
+// the first step of a shape nothing is allocated, and nothing synchronises. ids and gates lie apart from the plan.
 #pragma once
 
 #include <switchyard/backend/policy.hpp>
