@@ -118,7 +118,8 @@ TEST_CASE("routing from tokens on Thrust: projection with noise and padding, and
         // From a matrix product scores differ in their last bits: a k of all experts and no capacity leave no decision.
         const sy::top_k_router router{.k = 7, .input_jitter = 0.1f, .input_dropout = 0.2f, .z_weight = 1e-3};
         const auto host = sy::route(sy::seq, router, x, w, sy::training{.seed = 3, .stream = 0, .mask = mask_of(mask)});
-        const auto made = sy::route(device, router, device_x, device_w, sy::training{.seed = 3, .stream = 0, .mask = padding.get()});
+        const auto made =
+            sy::route(device, router, device_x, device_w, sy::training{.seed = 3, .stream = 0, .mask = padding.get()});
         CHECK(matrix_difference(sy::copy_to_host(device, made.scores()), host.scores(), allowed) == "");
         sy::check(device, made);
         const auto copy = sy::copy_to_host(device, made);

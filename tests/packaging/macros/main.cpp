@@ -57,9 +57,9 @@
 #define y broken(
 #define z broken(
 
-#include <switchyard/switchyard.hpp>
 #include <switchyard/device.hpp>
 #include <switchyard/kernels.hpp>
+#include <switchyard/switchyard.hpp>
 
 #if !defined(require) || !defined(near) || !defined(far) || !defined(check) || !defined(small)
 #error "the library keeps macros of others to itself"
@@ -122,6 +122,7 @@
 
 int main() {
     const Eigen::MatrixXf scores = Eigen::MatrixXf::Random(6, 4);
-    const auto plan = switchyard::route_scores(switchyard::seq, switchyard::top_k_router{}, scores, switchyard::training{});
+    const auto plan =
+        switchyard::route_scores(switchyard::seq, switchyard::top_k_router{}, scores, switchyard::training{});
     return plan.kept() == 12 ? 0 : 1;
 }
