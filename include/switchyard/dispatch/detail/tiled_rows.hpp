@@ -488,7 +488,7 @@ void dot_tiles(const Policy& policy, const plan_view<S>& plan, const matrix_view
     constexpr index_t G = Box::width;
     constexpr index_t L = Box::height;
     constexpr index_t square = L * G;
-    constexpr index_t most = tile_choices<Box> / 4;
+    constexpr index_t most = tile_choices<Box> / 2;
     constexpr index_t room = (most + Box::height) * G;
     using rows_type = rows_of_block<most, Box::height>;
     for_each_block_of_choices<most, Box::height>(policy, plan, 1, [&](index_t first, const rows_type& rows) {
