@@ -8,7 +8,7 @@
 //
 // Contiguous rows move one by one, as vectors (detail/contiguous_rows.hpp); large outputs are written past the cache
 // (they do not fit it, and the row that would be read first is skipped). Any other stride moves in tiles on the stack,
-// of up to 100 KiB (detail/tiled_rows.hpp). Storage is converted on the way (core/stored.hpp). Sums have a fixed order
+// of up to 384 KiB (detail/tiled_rows.hpp). Storage is converted on the way (core/stored.hpp). Sums have a fixed order
 // whatever the strides, the thread count and the alignment.
 #pragma once
 
@@ -95,13 +95,15 @@ void gather_rows(const Policy& policy, const plan_view<S>& plan, bool weigh, con
                  const matrix_view<Out>& out) {
     using C = compute_t<In>;
     if (!in.rows_contiguous() || !out.rows_contiguous()) {
+        const bool stream =
+            plan.offsets[plan.experts] * out.columns * static_cast<index_t>(sizeof(Out)) >= detail::streaming_bytes;
         if constexpr (std::is_same_v<In, Out> && !std::is_same_v<In, C>) {
             if (!weigh) {
-                detail::gather_tiles<detail::stored_piece<In>>(policy, plan, weigh, in, out);
+                detail::gather_tiles<detail::stored_box<In>>(policy, plan, weigh, stream, in, out);
                 return;
             }
         }
-        detail::gather_tiles<detail::row_piece<C>>(policy, plan, weigh, in, out);
+        detail::gather_tiles<detail::numbers_box<C>>(policy, plan, weigh, stream, in, out);
         return;
     }
     const index_t width = in.columns;
@@ -132,7 +134,7 @@ void dot_rows(const Policy& policy, const plan_view<S>& plan, const matrix_view<
               const matrix_view<const B>& tokens, const matrix_view<G>& d_gates) {
     using C = compute_t<A>;
     if (!rows.rows_contiguous() || !tokens.rows_contiguous()) {
-        detail::dot_tiles<Policy, S, A, B, A>(policy, plan, rows, tokens, nullptr, d_gates);
+        detail::dot_tiles<detail::numbers_box<C>>(policy, plan, rows, tokens, d_gates);
         return;
     }
     const index_t width = tokens.columns;
@@ -155,12 +157,11 @@ void gather_and_dot_rows(const Policy& policy, const plan_view<S>& plan, const m
                          const matrix_view<const B>& tokens, const matrix_view<Out>& out,
                          const matrix_view<G>& d_gates) {
     using C = compute_t<A>;
-    if constexpr (!std::is_same_v<C, compute_t<B>>) {
+    if (!std::is_same_v<C, compute_t<B>> || !rows.rows_contiguous() || !tokens.rows_contiguous() ||
+        !out.rows_contiguous()) {
         dot_rows(policy, plan, rows, tokens, d_gates);  // first: `out` may be `rows`
         gather_rows(policy, plan, true, tokens, out);
-    } else if (!rows.rows_contiguous() || !tokens.rows_contiguous() || !out.rows_contiguous()) {
-        detail::dot_tiles(policy, plan, rows, tokens, &out, d_gates);
-    } else {
+    } else if constexpr (std::is_same_v<C, compute_t<B>>) {
         for (index_t token = 0; token < plan.tokens; ++token) {
             for (index_t c = 0; c < plan.choices; ++c) {
                 if (plan.slot[token * plan.choices + c] < 0) {
@@ -190,7 +191,7 @@ void gather_and_dot_rows(const Policy& policy, const plan_view<S>& plan, const m
 template <host_policy Policy, class S, class In, class Out>
 void sum_rows(const Policy& policy, const plan_view<S>& plan, bool weigh, bool accumulate,
               const matrix_view<const In>& in, const matrix_view<Out>& out) {
-    using P = detail::row_piece<compute_t<Out>>;
+    using box = detail::numbers_box<compute_t<Out>>;
     const index_t row_bytes = out.columns * static_cast<index_t>(sizeof(Out));
     if (in.rows_contiguous() && out.rows_contiguous()) {
         const bool may_stream = !accumulate && plan.choices <= 8;
@@ -202,11 +203,11 @@ void sum_rows(const Policy& policy, const plan_view<S>& plan, bool weigh, bool a
                                                detail::sum_token(sum, token, ahead, accumulate, stream, out);
                                            }
                                        });
-    } else if (plan.choices <= detail::tile_choices<P>) {
+    } else if (plan.choices <= detail::tile_choices<box>) {
         const bool stream = !accumulate && plan.tokens * row_bytes >= detail::streaming_bytes;
-        detail::sum_tiles(policy, plan, weigh, accumulate, stream, in, out);
+        detail::sum_tiles<box>(policy, plan, weigh, accumulate, stream, in, out);
     } else {
-        detail::sum_elements(policy, plan, weigh, accumulate, in, out);
+        detail::sum_pieces<box>(policy, plan, weigh, accumulate, in, out);
     }
 }
 

@@ -1,10 +1,10 @@
 // Rows whose numbers do not lie side by side, such as those of a column-major matrix: moved in tiles on the stack.
 //
-// A block of choices in token order is moved G columns at a time. On the tokens' side it reads or writes columns from
-// end to end. On the rows' side it goes through the choices in the order of their rows: an expert's rows lie together
-// there, so a cache line of a column is used up in one visit whatever the distance of two experts' rows. Between the
-// two lies the tile, a piece of G numbers for each choice or token. Squares of G x G numbers are transposed in
-// registers.
+// A block of choices in token order is moved G columns at a time. Between the tokens' side and the rows' side lies the
+// tile: G numbers of each token or choice, side by side. Tokens are visited in order, and rows in theirs: an expert's
+// rows lie together, so that most of a cache line of a column is used in one visit. Either side is read and written in
+// boxes of L rows x G columns, L being what a register holds. Where columns are contiguous, a box is G registers, which
+// are transposed.
 //
 // Any stride works. Sums are those of contiguous rows, number for number: choices in order, and products in the same
 // partial sums.
@@ -19,244 +19,270 @@
 #include <switchyard/plan/plan.hpp>
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <utility>
+
+#if SWITCHYARD_DETAIL_VECTORS && defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define SWITCHYARD_DETAIL_SHUFFLES 1
+#endif
+#endif
+#ifndef SWITCHYARD_DETAIL_SHUFFLES
+#define SWITCHYARD_DETAIL_SHUFFLES 0
+#endif
 
 namespace switchyard {
 inline namespace SWITCHYARD_TARGET {
 namespace detail {
 
-/// G numbers of a row: four, where a register holds as many.
-template <class S>
-using row_piece = pack<S, (native_width<S> < 4 ? native_width<S> : 4)>;
-
-/// Four numbers as they are stored, to be moved and nothing else.
+/// Numbers as they are stored, to be moved and nothing else.
 template <class T>
 struct stored_piece {
-    static constexpr int width = 4;
+    static constexpr int width = 8;
     using scalar = T;
     T v[width];
 
-    SWITCHYARD_HD static stored_piece load(const T* p) {
+    SWITCHYARD_HD static stored_piece load(const T* p) { return load_first(p, width, T()); }
+    SWITCHYARD_HD static stored_piece load_first(const T* p, index_t n, const T& fill) {
         stored_piece r;
         for (int i = 0; i < width; ++i) {
-            r.v[i] = p[i];
+            r.v[i] = i < n ? p[i] : fill;
         }
         return r;
     }
-    SWITCHYARD_HD void store(T* p) const {
-        for (int i = 0; i < width; ++i) {
+    SWITCHYARD_HD void store(T* p) const { store_first(p, width); }
+    SWITCHYARD_HD void stream(T* p) const { store(p); }
+    SWITCHYARD_HD void store_first(T* p, index_t n) const {
+        for (int i = 0; i < width && i < n; ++i) {
             p[i] = v[i];
         }
     }
-    SWITCHYARD_HD void stream(T* p) const { store(p); }
 };
 
-/// G pieces of G numbers: rows become columns.
-template <class P>
-struct square {
-    static constexpr int width = P::width;
-    P piece[width];
-
-    void transpose() {
-        if constexpr (width == 1) {
-            return;  // as it is
-        }
-#if SWITCHYARD_DETAIL_VECTORS && defined(__has_builtin)
-#if __has_builtin(__builtin_shufflevector)
-        else if constexpr (std::is_arithmetic_v<typename P::scalar> && width == 2) {
-            const auto a = piece[0].v;
-            const auto b = piece[1].v;
-            piece[0].v = __builtin_shufflevector(a, b, 0, 2);
-            piece[1].v = __builtin_shufflevector(a, b, 1, 3);
-        } else if constexpr (std::is_arithmetic_v<typename P::scalar>) {
-            const auto low01 = __builtin_shufflevector(piece[0].v, piece[1].v, 0, 4, 1, 5);
-            const auto low23 = __builtin_shufflevector(piece[2].v, piece[3].v, 0, 4, 1, 5);
-            const auto high01 = __builtin_shufflevector(piece[0].v, piece[1].v, 2, 6, 3, 7);
-            const auto high23 = __builtin_shufflevector(piece[2].v, piece[3].v, 2, 6, 3, 7);
-            piece[0].v = __builtin_shufflevector(low01, low23, 0, 1, 4, 5);
-            piece[1].v = __builtin_shufflevector(low01, low23, 2, 3, 6, 7);
-            piece[2].v = __builtin_shufflevector(high01, high23, 0, 1, 4, 5);
-            piece[3].v = __builtin_shufflevector(high01, high23, 2, 3, 6, 7);
-        }
-#endif
-#endif
-        else {
-            typename P::scalar numbers[width][width];
-            for (int i = 0; i < width; ++i) {
-                piece[i].store(numbers[i]);
-            }
-            for (int i = 0; i < width; ++i) {
-                for (int j = i + 1; j < width; ++j) {
-                    std::swap(numbers[i][j], numbers[j][i]);
-                }
-            }
-            for (int i = 0; i < width; ++i) {
-                piece[i] = P::load(numbers[i]);
-            }
-        }
-    }
+/// The registers of a box: `column` has L numbers of a column, and `piece` G numbers of a row. G columns are to have
+/// room in the ways of a cache, since their lines share a set where columns are a power of two apart.
+template <class Column, int G>
+struct box_of {
+    using scalar = typename Column::scalar;
+    using column = Column;
+    using piece = std::conditional_t<G == Column::width, Column, pack<scalar, G>>;
+    using columns = std::array<Column, G>;
+    static constexpr index_t height = Column::width;
+    static constexpr index_t width = G;
 };
+template <class S>
+using numbers_box = box_of<wide<S>, (native_width<S> >= 8 ? native_width<S> / 2 : native_width<S>)>;
+template <class T>
+using stored_box = box_of<stored_piece<T>, stored_piece<T>::width>;
 
-/// G columns of a matrix, the first of them j, as pieces of its rows. Columns beyond the last are zeros, and not
-/// written.
-template <class P, class T>
-class column_group {
-  public:
-    static constexpr index_t G = P::width;
-    using S = typename P::scalar;
+constexpr int logarithm(index_t power_of_two) { return power_of_two == 1 ? 0 : 1 + logarithm(power_of_two / 2); }
 
-    column_group(const matrix_view<T>& m, index_t j)
-        : first_(m.data + std::min(j, m.columns) * m.column_stride),
-          row_stride_(m.row_stride),
-          column_stride_(m.column_stride),
-          count_(std::clamp<index_t>(m.columns - j, 0, G)) {}
-
-    /// Rows r .. r + n: n is 1 or G.
-    square<P> load(index_t r, index_t n) const {
-        square<P> rows;
-        if (n == G && row_stride_ == 1 && count_ == G) {
-            for (index_t g = 0; g < G; ++g) {
-                rows.piece[g] = load_stored<P>(first_ + r + g * column_stride_);
-            }
-            rows.transpose();
-        } else {
-            for (index_t g = 0; g < n; ++g) {
-                rows.piece[g] = load_row(r + g);
-            }
-        }
-        return rows;
-    }
-
-    P load_row(index_t r) const {
-        const T* const from = first_ + r * row_stride_;
-        if (column_stride_ == 1 && count_ == G) {
-            return load_stored<P>(from);
-        }
-        S numbers[G] = {};
-        for (index_t g = 0; g < count_; ++g) {
-            numbers[g] = load_number(from[g * column_stride_]);
-        }
-        return P::load(numbers);
-    }
-
-    void store(index_t r, index_t n, square<P>& rows) const {
-        if (n == G && row_stride_ == 1 && count_ == G) {
-            rows.transpose();
-            for (index_t g = 0; g < G; ++g) {
-                store_stored(rows.piece[g], first_ + r + g * column_stride_);
-            }
-        } else {
-            for (index_t g = 0; g < n; ++g) {
-                store_row(r + g, rows.piece[g]);
-            }
-        }
-    }
-
-    void store_row(index_t r, P piece) const {
-        T* const to = first_ + r * row_stride_;
-        if (column_stride_ == 1 && count_ == G) {
-            store_stored(piece, to);
-            return;
-        }
-        S numbers[G];
-        piece.store(numbers);
-        for (index_t g = 0; g < count_; ++g) {
-            to[g * column_stride_] = store_number(numbers[g]);
-        }
-    }
-
-    /// Rows that make a cache line of a column.
-    static constexpr index_t line = std::max<index_t>(G, 64 / static_cast<index_t>(sizeof(T)));
-
-    /// Whether lines of these columns can be streamed from row r on.
-    bool can_stream(index_t r) const {
-        const auto bytes = column_stride_ * static_cast<index_t>(sizeof(T));
-        return std::is_same_v<S, T> && row_stride_ == 1 && count_ == G && bytes % 64 == 0 &&
-               reinterpret_cast<std::uintptr_t>(first_ + r) % 64 == 0;
-    }
-
-    /// Rows r .. r + line, column after column past the cache.
-    void stream_line(index_t r, square<P>* squares) const {
-        for (index_t i = 0; i < line / G; ++i) {
-            squares[i].transpose();
-        }
-        for (index_t g = 0; g < G; ++g) {
-            for (index_t i = 0; i < line / G; ++i) {
-                stream_stored(squares[i].piece[g], first_ + r + i * G + g * column_stride_);
-            }
-        }
-    }
-
-    /// Calls rows r .. r + n into the cache of this level, 1 or 2. Inlined, since GCC leaves out a call of a function
-    /// that does nothing else.
-    template <int Level>
-    SWITCHYARD_ALWAYS_INLINE void call_in(index_t r, index_t n) const {
-#if SWITCHYARD_DETAIL_VECTORS
-        const index_t step = row_stride_ == 1 ? line : 1;
-        const index_t columns = column_stride_ == 1 ? std::min<index_t>(count_, 1) : count_;
-        for (index_t g = 0; g < columns; ++g) {
-            const T* const column = first_ + g * column_stride_;
-            // The last line is met at n - 1 or a step further.
-            for (index_t i = 0; i < n + step - 1; i += step) {
-                __builtin_prefetch(column + (r + i) * row_stride_, !std::is_const_v<T>, 4 - Level);
-            }
-        }
-#else
-        static_cast<void>(r);
-        static_cast<void>(n);
-#endif
-    }
-
-  private:
-    static S load_number(const T& x) {
-        if constexpr (std::is_same_v<S, std::remove_const_t<T>>) {
-            return x;
-        } else {
-            return load_as<S>(x);
-        }
-    }
-    static T store_number(S x) {
-        if constexpr (std::is_same_v<S, T>) {
-            return x;
-        } else {
-            return store_as<T>(x);
-        }
-    }
-
-    T* first_;
-    index_t row_stride_;
-    index_t column_stride_;
-    index_t count_;
-};
-
-/// f(i, n) for i from `first` to below `last`, n = G at a time and then 1: a constant.
-template <index_t G, class F>
-SWITCHYARD_ALWAYS_INLINE void for_groups(index_t first, index_t last, const F& f) {
-    for (; first + G <= last; first += G) {
-        f(first, std::integral_constant<index_t, G>());
-    }
-    for (; first < last; ++first) {
-        f(first, std::integral_constant<index_t, 1>());
+#if SWITCHYARD_DETAIL_SHUFFLES
+/// As many rounds, each of which interleaves register i with register i + G / 2. log2 G rounds make rows of columns,
+/// one after another as they fill the registers. log2 L more rounds make columns of them again.
+template <int Rounds, class P, std::size_t G, std::size_t... Pair, std::size_t... Lane>
+SWITCHYARD_ALWAYS_INLINE std::array<P, G> interleaved(const std::array<P, G>& from, std::index_sequence<Pair...> pairs,
+                                                      std::index_sequence<Lane...> lanes) {
+    constexpr auto L = sizeof...(Lane);
+    std::array<P, G> to;
+    ((to[2 * Pair].v = __builtin_shufflevector(from[Pair].v, from[Pair + G / 2].v, (Lane / 2 + Lane % 2 * L)...),
+      to[2 * Pair + 1].v =
+          __builtin_shufflevector(from[Pair].v, from[Pair + G / 2].v, (L / 2 + Lane / 2 + Lane % 2 * L)...)),
+     ...);
+    if constexpr (Rounds > 1) {
+        return interleaved<Rounds - 1>(to, pairs, lanes);
+    } else {
+        return to;
     }
 }
 
-/// A block of choices, in the order of their rows; dropped ones are left out. At most Most of them.
-template <index_t Most>
+template <class P, std::size_t... Lane>
+SWITCHYARD_ALWAYS_INLINE wide<typename P::scalar> joined(P a, P b, std::index_sequence<Lane...>) {
+    return {__builtin_shufflevector(a.v, b.v, Lane...)};
+}
+#endif
+
+template <class Box>
+inline constexpr bool shuffles =
+    SWITCHYARD_DETAIL_SHUFFLES&& Box::width > 1 && std::is_floating_point_v<typename Box::scalar>;
+
+/// Columns become rows, or, with Back, rows columns.
+template <class Box, bool Back>
+SWITCHYARD_ALWAYS_INLINE void transpose(typename Box::columns& box) {
+    constexpr index_t L = Box::height;
+    constexpr index_t G = Box::width;
+#if SWITCHYARD_DETAIL_SHUFFLES
+    if constexpr (shuffles<Box>) {
+        box =
+            interleaved<logarithm(Back ? L : G)>(box, std::make_index_sequence<G / 2>(), std::make_index_sequence<L>());
+        return;
+    }
+#endif
+    typename Box::scalar from[L * G], to[L * G];
+    for (index_t g = 0; g < G; ++g) {
+        box[g].store(from + g * L);
+    }
+    for (index_t i = 0; i < L * G; ++i) {
+        to[i] = Back ? from[i % L * G + i / L] : from[i % G * L + i / G];
+    }
+    for (index_t g = 0; g < G; ++g) {
+        box[g] = Box::column::load(to + g * L);
+    }
+}
+
+/// The rows f(0) .. f(L) as a box.
+template <class Box, class F>
+SWITCHYARD_ALWAYS_INLINE typename Box::columns box_of_rows(const F& f) {
+    typename Box::columns box;
+    if constexpr (Box::height == Box::width) {
+        for (index_t i = 0; i < Box::height; ++i) {
+            box[i] = f(i);
+        }
+#if SWITCHYARD_DETAIL_SHUFFLES
+    } else if constexpr (shuffles<Box> && Box::height == 2 * Box::width) {
+        for (index_t i = 0; i < Box::width; ++i) {
+            box[i] = joined(f(2 * i), f(2 * i + 1), std::make_index_sequence<Box::height>());
+        }
+#endif
+    } else {
+        typename Box::scalar numbers[Box::height * Box::width];
+        for (index_t i = 0; i < Box::height; ++i) {
+            f(i).store(numbers + i * Box::width);
+        }
+        for (index_t i = 0; i < Box::width; ++i) {
+            box[i] = Box::column::load(numbers + i * Box::height);
+        }
+    }
+    return box;
+}
+
+/// Rows r .. r + n of a matrix, 1 <= n <= L, and of these the columns j .. j + G, row after row: zeros beyond the last
+/// column, anything beyond row n.
+template <class Box, class T>
+SWITCHYARD_ALWAYS_INLINE void load_box(const matrix_view<const T>& m, index_t r, index_t n, index_t j,
+                                       typename Box::scalar* to) {
+    constexpr index_t L = Box::height;
+    constexpr index_t G = Box::width;
+    using column = typename Box::column;
+    const index_t columns = std::min(G, m.columns - j);
+    const T* const from = m.data + r * m.row_stride + j * m.column_stride;
+    if (m.row_stride == 1) {
+        typename Box::columns box;
+        if (n == L && columns == G) {
+            for (index_t g = 0; g < G; ++g) {
+                box[g] = load_stored<column>(from + g * m.column_stride);
+            }
+        } else {
+            for (index_t g = 0; g < G; ++g) {
+                box[g] = g < columns ? load_first_stored<column>(from + g * m.column_stride, n) : column{};
+            }
+        }
+        transpose<Box, false>(box);
+        for (index_t g = 0; g < G; ++g) {
+            box[g].store(to + g * L);
+        }
+        return;
+    }
+    for (index_t i = 0; i < n; ++i) {
+        const T* row = from + i * m.row_stride;
+        T numbers[G] = {};
+        if (m.column_stride != 1) {
+            for (index_t g = 0; g < columns; ++g) {
+                numbers[g] = row[g * m.column_stride];
+            }
+            row = numbers;
+        }
+        load_first_stored<typename Box::piece>(row, columns).store(to + i * G);
+    }
+}
+
+/// And back. `stream`: past the cache where a register is a whole line of it.
+template <class Box, class T>
+SWITCHYARD_ALWAYS_INLINE void store_box(typename Box::columns box, const matrix_view<T>& m, index_t r, index_t n,
+                                        index_t j, bool stream) {
+    constexpr index_t L = Box::height;
+    constexpr index_t G = Box::width;
+    const index_t columns = std::min(G, m.columns - j);
+    T* const to = m.data + r * m.row_stride + j * m.column_stride;
+    if (m.row_stride == 1) {
+        transpose<Box, true>(box);
+        if (n < L || columns < G) {
+            for (index_t g = 0; g < columns; ++g) {
+                store_first_stored(box[g], to + g * m.column_stride, n);
+            }
+        } else if (L * sizeof(T) == 64 && stream && reinterpret_cast<std::uintptr_t>(to) % 64 == 0 &&
+                   m.column_stride % L == 0) {
+            for (index_t g = 0; g < G; ++g) {
+                stream_stored(box[g], to + g * m.column_stride);
+            }
+        } else {
+            for (index_t g = 0; g < G; ++g) {
+                store_stored(box[g], to + g * m.column_stride);
+            }
+        }
+        return;
+    }
+    typename Box::scalar rows[L * G];
+    for (index_t g = 0; g < G; ++g) {
+        box[g].store(rows + g * L);
+    }
+    for (index_t i = 0; i < n; ++i) {
+        T* const row = to + i * m.row_stride;
+        const auto piece = Box::piece::load(rows + i * G);
+        if (m.column_stride == 1) {
+            store_first_stored(piece, row, columns);
+            continue;
+        }
+        T numbers[G];
+        store_stored(piece, numbers);
+        for (index_t g = 0; g < columns; ++g) {
+            row[g * m.column_stride] = numbers[g];
+        }
+    }
+}
+
+/// Choices ahead of the group in work whose boxes are called into the second-level cache.
+inline constexpr index_t choices_ahead = 64;
+
+/// Calls a box into the cache.
+template <class Box, class T>
+SWITCHYARD_ALWAYS_INLINE void call_box_in([[maybe_unused]] const matrix_view<T>& m, [[maybe_unused]] index_t r,
+                                          [[maybe_unused]] index_t n, [[maybe_unused]] index_t j) {
+#if SWITCHYARD_DETAIL_VECTORS
+    const bool by_columns = m.row_stride == 1;
+    const index_t lines = by_columns ? std::min(Box::width, m.columns - j) : n;
+    const index_t step = by_columns ? m.column_stride : m.row_stride;
+    const T* const from = m.data + r * m.row_stride + j * m.column_stride;
+    for (index_t i = 0; i < lines; ++i) {
+        __builtin_prefetch(from + i * step, !std::is_const_v<T>, 2);
+    }
+#endif
+}
+
+/// Rows that follow each other.
+struct group_of_rows {
+    index_t row;
+    index_t first, count;  ///< among the choices of a block
+};
+
+/// A block of choices in the order of their rows, dropped ones left out, in groups of at most L rows that follow each
+/// other: those of a cache line of a column, where the matrix begins with one.
+template <index_t Most, index_t L>
 class rows_of_block {
-    static_assert(Most <= 65536);
+    static_assert(Most <= 32768);
 
   public:
     template <class S>
-    rows_of_block(const plan_view<S>& plan, index_t first, index_t last) : first_(first) {
-        const index_t token = plan.token_of(first);
+    rows_of_block(const plan_view<S>& plan, index_t first, index_t last)
+        : first_token(plan.token_of(first)), tokens(plan.token_of(last - 1) + 1 - first_token) {
         std::uint64_t different = 0;
         for (index_t at = first; at < last; ++at) {
             const index_t r = plan.row_of(at);
             if (r >= 0) {
-                key_[count_] = static_cast<std::uint64_t>(r) << 16 | static_cast<std::uint64_t>(at - first);
-                different |= key_[count_] ^ key_[0];
-                ++count_;
+                key_[count] = static_cast<std::uint64_t>(r) << 16 | static_cast<std::uint64_t>(at - first);
+                different |= key_[count] ^ key_[0];
+                ++count;
             }
         }
         for (int shift = 16; shift < 64; shift += 8) {
@@ -264,303 +290,266 @@ class rows_of_block {
                 sort_by(shift);
             }
         }
-        for (index_t i = 0; i < count_; ++i) {
-            choice_[i] = static_cast<std::uint16_t>(key_[i] & 0xffff);
-            token_[i] = static_cast<std::uint16_t>(plan.token_of(position(i)) - token);
-        }
-        for (index_t i = count_; i > 0; --i) {
-            const bool goes_on = i < count_ && row(i) == row(i - 1) + 1;
-            run_[i - 1] = static_cast<std::uint16_t>(goes_on ? run_[i] + 1 : 1);
+        for (index_t i = count; i-- > 0;) {
+            choice[i] = static_cast<std::uint16_t>(key_[i] & 0xffff);
+            token[i] = static_cast<std::uint16_t>(plan.token_of(first + choice[i]) - first_token);
+            const bool goes_on = i + 1 < count && row(i + 1) == row(i) + 1 && row(i + 1) % L != 0;
+            group_[i] = static_cast<std::uint16_t>(goes_on ? group_[i + 1] + 1 : 1);
         }
     }
 
-    index_t count() const { return count_; }
-    index_t row(index_t i) const { return static_cast<index_t>(key_[i] >> 16); }
-    /// In the block.
-    index_t choice(index_t i) const { return choice_[i]; }
-    index_t position(index_t i) const { return first_ + choice(i); }
-    /// From the block's first token on.
-    index_t token(index_t i) const { return token_[i]; }
+    index_t first_token, tokens;
+    index_t count = 0;
+    std::uint16_t choice[Most];          ///< in the block
+    std::uint16_t token[Most + L] = {};  ///< from the block's first on; L can be read from each group on
 
-    /// f(i, r, n) for choices i .. i + n, whose rows r .. r + n lie one after another: n is a constant, G or 1. Rows
-    /// two runs ahead are called into the cache, in each of `columns`.
-    template <index_t G, class F, class... Columns>
-    void for_each_group(const F& f, const Columns&... columns) const {
+    /// f(group), group after group. Those to come are called into the cache in m's columns j on, but not what is
+    /// streamed.
+    template <class Box, class T, class F>
+    SWITCHYARD_ALWAYS_INLINE void for_each_group(const matrix_view<T>& m, index_t j, bool stream, const F& f) const {
         index_t ahead = 0;
-        for (index_t i = 0; i < count_;) {
-            for (; ahead < count_ && ahead - i < 64; ahead += run_[ahead]) {
-                (columns.template call_in<1>(row(ahead), run_[ahead]), ...);
+        for (index_t i = 0; i < count; i += group_[i]) {
+            for (; ahead < count && ahead - i < choices_ahead; ahead += group_[ahead]) {
+                if (!stream || group_[ahead] != L) {
+                    call_box_in<Box>(m, row(ahead), group_[ahead], j);
+                }
             }
-            const index_t last = i + run_[i];
-            const index_t behind = row(i) - i;
-            for_groups<G>(i, last, [&](index_t first, auto n) { f(first, behind + first, n); });
-            i = last;
+            f(group_of_rows{row(i), i, group_[i]});
         }
     }
 
   private:
+    index_t row(index_t i) const { return static_cast<index_t>(key_[i] >> 16); }
+
     void sort_by(int shift) {
         std::uint64_t sorted[Most];
         std::int32_t start[256] = {};
-        for (index_t i = 0; i < count_; ++i) {
+        for (index_t i = 0; i < count; ++i) {
             ++start[key_[i] >> shift & 0xff];
         }
         std::int32_t before = 0;
         for (std::int32_t& n : start) {
             before += std::exchange(n, before);
         }
-        for (index_t i = 0; i < count_; ++i) {
+        for (index_t i = 0; i < count; ++i) {
             sorted[start[key_[i] >> shift & 0xff]++] = key_[i];
         }
-        std::copy(sorted, sorted + count_, key_);
+        std::copy(sorted, sorted + count, key_);
     }
 
-    index_t first_;
-    index_t count_ = 0;
     std::uint64_t key_[Most];  // row, and choice in the low 16 bits
-    std::uint16_t choice_[Most];
-    std::uint16_t token_[Most];
-    std::uint16_t run_[Most];  // choices from here on whose rows lie one after another
+    std::uint16_t group_[Most];
 };
 
-/// Choices of a block: what a tile on the stack has room for.
-template <class P>
-inline constexpr index_t tile_choices = std::min<index_t>(2048, 32768 / static_cast<index_t>(sizeof(P)));
+/// Choices of a block: what a tile of 128 KiB has room for.
+template <class Box>
+inline constexpr index_t tile_choices =
+    std::min<index_t>(32768, (index_t{1} << 17) / (Box::width * static_cast<index_t>(sizeof(typename Box::scalar))));
 
-/// f(first, last) for blocks of at most `most` of all choices.
-template <class Policy, class S, class F>
-void for_each_block_of_choices(const Policy& policy, const plan_view<S>& plan, index_t most, const F& f) {
+/// f(first position, rows of the block) for blocks of at most Most choices, which `each` divides.
+template <index_t Most, index_t L, class Policy, class S, class F>
+void for_each_block_of_choices(const Policy& policy, const plan_view<S>& plan, index_t each, const F& f) {
     const index_t choices = plan.tokens * plan.choices;
-    policy.parallel_for((choices + most - 1) / most,
-                        [&](index_t b) { f(b * most, std::min(choices, (b + 1) * most)); });
-}
-
-/// Tokens first .. first + n as pieces, `next` being called into the cache meanwhile.
-template <class P, class T>
-void load_tokens(const column_group<P, T>& from, const column_group<P, T>& next, index_t first, index_t n, P* tile) {
-    for_groups<P::width>(0, n, [&](index_t t, auto rows) {
-        if (t % column_group<P, T>::line == 0) {
-            next.template call_in<2>(first + t, 1);
-        }
-        const square<P> loaded = from.load(first + t, rows);
-        for (index_t g = 0; g < rows; ++g) {
-            tile[t + g] = loaded.piece[g];
-        }
+    const index_t block = Most / each * each;
+    policy.parallel_for((choices + block - 1) / block, [&](index_t b) {
+        f(b * block, rows_of_block<Most, L>(plan, b * block, std::min(choices, (b + 1) * block)));
+        finish_streaming();
     });
 }
 
-/// gather_rows, in pieces P.
-template <class P, class Policy, class S, class In, class Out>
-void gather_tiles(const Policy& policy, const plan_view<S>& plan, bool weigh, const matrix_view<const In>& in,
-                  const matrix_view<Out>& out) {
-    constexpr index_t most = tile_choices<P>;
-    for_each_block_of_choices(policy, plan, most, [&](index_t first, index_t last) {
-        const rows_of_block<most> rows(plan, first, last);
-        const index_t token = plan.token_of(first);
-        const index_t tokens = plan.token_of(last - 1) + 1 - token;
-        alignas(64) P tile[most];
-        for (index_t j = 0; j < in.columns; j += P::width) {
-            load_tokens<P, const In>({in, j}, {in, j + P::width}, token, tokens, tile);
-            const column_group<P, Out> to(out, j);
-            rows.template for_each_group<P::width>(
-                [&](index_t i, index_t r, auto n) {
-                    square<P> moved;
-                    for (index_t g = 0; g < n; ++g) {
-                        moved.piece[g] = tile[rows.token(i + g)];
-                        if constexpr (std::is_floating_point_v<typename P::scalar>) {
-                            if (weigh) {
-                                const auto gate = static_cast<typename P::scalar>(plan.gate[rows.position(i + g)]);
-                                moved.piece[g] = moved.piece[g] * P::all(gate);
-                            }
-                        }
+/// The block's tokens into the tile.
+template <class Box, class Rows, class T>
+SWITCHYARD_ALWAYS_INLINE void load_tokens(const matrix_view<const T>& from, const Rows& rows, index_t j,
+                                          typename Box::scalar* tile) {
+    for (index_t t = 0; t < rows.tokens; t += Box::height) {
+        load_box<Box>(from, rows.first_token + t, std::min(Box::height, rows.tokens - t), j, tile + t * Box::width);
+    }
+}
+
+/// gather_rows, in boxes of numbers or of what they are stored as.
+template <class Box, class Policy, class S, class In, class Out>
+void gather_tiles(const Policy& policy, const plan_view<S>& plan, bool weigh, bool stream,
+                  const matrix_view<const In>& in, const matrix_view<Out>& out) {
+    using C = typename Box::scalar;
+    using P = typename Box::piece;
+    constexpr index_t G = Box::width;
+    constexpr index_t most = tile_choices<Box>;
+    constexpr index_t room = (most + Box::height) * G;
+    using rows_type = rows_of_block<most, Box::height>;
+    for_each_block_of_choices<most, Box::height>(policy, plan, 1, [&](index_t first, const rows_type& rows) {
+        alignas(64) C tile[room];
+        for (index_t j = 0; j < in.columns; j += G) {
+            load_tokens<Box>(in, rows, j, tile);
+            rows.template for_each_group<Box>(out, j, stream, [&](const group_of_rows& group) {
+                const std::uint16_t* const token = rows.token + group.first;
+                const auto row = [&](index_t i) { return P::load(tile + token[i] * G); };
+                const auto weighed = [&](index_t i) {
+                    if constexpr (std::is_floating_point_v<C>) {
+                        const index_t position = first + rows.choice[group.first + std::min(i, group.count - 1)];
+                        return row(i) * P::all(static_cast<C>(plan.gate[position]));
+                    } else {
+                        return row(i);
                     }
-                    to.store(r, n, moved);
-                },
-                to);
+                };
+                store_box<Box>(weigh ? box_of_rows<Box>(weighed) : box_of_rows<Box>(row), out, group.row, group.count,
+                               j, stream);
+            });
         }
     });
 }
 
-/// sum_rows.
-template <class Policy, class S, class In, class Out>
+/// sum_rows, of at most tile_choices<Box> choices a token.
+template <class Box, class Policy, class S, class In, class Out>
 void sum_tiles(const Policy& policy, const plan_view<S>& plan, bool weigh, bool accumulate, bool stream,
                const matrix_view<const In>& in, const matrix_view<Out>& out) {
-    using C = compute_t<Out>;
-    using P = row_piece<C>;
-    using group = column_group<P, Out>;
-    constexpr index_t most = tile_choices<P>;
-    for_each_block_of_choices(policy, plan, most / plan.choices * plan.choices, [&](index_t first, index_t last) {
-        const rows_of_block<most> rows(plan, first, last);
-        const index_t token = plan.token_of(first);
-        const index_t choices = plan.choices;
-        const index_t tokens = (last - first) / choices;
+    using C = typename Box::scalar;
+    using P = typename Box::piece;
+    constexpr index_t G = Box::width;
+    constexpr index_t L = Box::height;
+    constexpr index_t square = L * G;
+    constexpr index_t most = tile_choices<Box>;
+    constexpr index_t room = (most + Box::height) * G;
+    using rows_type = rows_of_block<most, Box::height>;
+    for_each_block_of_choices<most, Box::height>(policy, plan, plan.choices, [&](index_t first, const rows_type& rows) {
         // A dropped choice adds -0, which changes no number; it makes a token without rows 0.
-        alignas(64) P tile[most];
+        alignas(64) C tile[room];
         C weight[most];
-        for (index_t t = 0; t < tokens; ++t) {
+        for (index_t t = 0; t < rows.tokens; ++t) {
             bool none = !accumulate;
             for (index_t i = (t + 1) * plan.choices; i-- > t * plan.choices;) {
                 const bool kept = plan.slot[first + i] >= 0;
                 none = none && !kept;
-                tile[i] = P::all(none && i == t * plan.choices ? C(0) : -C(0));
+                P::all(none && i == t * plan.choices ? C(0) : -C(0)).store(tile + i * G);
                 weight[i] = kept && weigh ? static_cast<C>(plan.gate[first + i]) : C(1);
             }
         }
-        for (index_t j = 0; j < out.columns; j += P::width) {
-            const column_group<P, const In> from(in, j);
-            rows.template for_each_group<P::width>(
-                [&](index_t i, index_t r, auto n) {
-                    const square<P> loaded = from.load(r, n);
-                    for (index_t g = 0; g < n; ++g) {
-                        tile[rows.choice(i + g)] = loaded.piece[g];
-                    }
-                },
-                from);
-            const group to(out, j);
-            const auto sum_tokens = [&](index_t t, auto n, square<P>& sum) {
-                if (accumulate) {
-                    sum = to.load(token + t, n);
+        for (index_t j = 0; j < out.columns; j += G) {
+            rows.template for_each_group<Box>(in, j, false, [&](const group_of_rows& group) {
+                alignas(64) C box[square];
+                load_box<Box>(in, group.row, group.count, j, box);
+                for (index_t i = 0; i < group.count; ++i) {
+                    P::load(box + i * G).store(tile + rows.choice[group.first + i] * G);
                 }
-                for (index_t g = 0; g < n; ++g) {
-                    const P* const number = tile + (t + g) * choices;
-                    const C* const factor = weight + (t + g) * choices;
-                    P of_token = P::all(*factor) * *number;
-                    if (accumulate) {
-                        of_token = multiply_add(P::all(*factor), *number, sum.piece[g]);
-                    }
-                    for (index_t c = 1; c < choices; ++c) {
-                        of_token = multiply_add(P::all(factor[c]), number[c], of_token);
-                    }
-                    sum.piece[g] = of_token;
-                }
-            };
-            index_t t = 0;
-            for (; stream && t + group::line <= tokens && to.can_stream(token + t); t += group::line) {
-                square<P> line[group::line / P::width];  // filled in place: a copy would wait for its parts
-                for (index_t i = 0; i < group::line / P::width; ++i) {
-                    sum_tokens(t + i * P::width, std::integral_constant<index_t, P::width>(), line[i]);
-                }
-                to.stream_line(token + t, line);
-            }
-            for_groups<P::width>(t, tokens, [&](index_t i, auto n) {
-                square<P> sum;
-                sum_tokens(i, n, sum);
-                to.store(token + i, n, sum);
             });
-        }
-        if (stream) {
-            finish_streaming();
+            for (index_t t = 0; t < rows.tokens; t += L) {
+                const index_t n = std::min(L, rows.tokens - t);
+                alignas(64) C before[square];
+                if (accumulate) {
+                    load_box<Box>(const_view(out), rows.first_token + t, n, j, before);
+                }
+                const auto sum = [&](index_t i) {
+                    if (i >= n) {
+                        return P{};
+                    }
+                    const C* const number = tile + (t + i) * plan.choices * G;
+                    const C* const factor = weight + (t + i) * plan.choices;
+                    const P first_number = P::load(number);
+                    P total = accumulate ? multiply_add(P::all(*factor), first_number, P::load(before + i * G))
+                                         : P::all(*factor) * first_number;
+                    for (index_t c = 1; c < plan.choices; ++c) {
+                        total = multiply_add(P::all(factor[c]), P::load(number + c * G), total);
+                    }
+                    return total;
+                };
+                store_box<Box>(box_of_rows<Box>(sum), out, rows.first_token + t, n, j, stream);
+            }
         }
     });
 }
 
-/// sum_rows for more choices than a tile has room for.
-template <class Policy, class S, class In, class Out>
-void sum_elements(const Policy& policy, const plan_view<S>& plan, bool weigh, bool accumulate,
-                  const matrix_view<const In>& in, const matrix_view<Out>& out) {
-    using C = compute_t<Out>;
-    using P = pack<C, 1>;
+/// sum_rows, of any number of choices.
+template <class Box, class Policy, class S, class In, class Out>
+void sum_pieces(const Policy& policy, const plan_view<S>& plan, bool weigh, bool accumulate,
+                const matrix_view<const In>& in, const matrix_view<Out>& out) {
+    using C = typename Box::scalar;
+    using P = typename Box::piece;
     policy.parallel_for(plan.tokens, [&](index_t token) {
-        for (index_t j = 0; j < out.columns; ++j) {
-            P sum = accumulate ? P::all(load_scalar(out(token, j))) : P::all(C(0));
+        for (index_t j = 0; j < out.columns; j += Box::width) {
+            C box[Box::height * Box::width] = {};
+            if (accumulate) {
+                load_box<Box>(const_view(out), token, 1, j, box);
+            }
+            P sum = P::load(box);
             bool started = accumulate;
             for (index_t position = token * plan.choices; position < (token + 1) * plan.choices; ++position) {
                 const index_t r = plan.row_of(position);
                 if (r >= 0) {
                     const P weight = P::all(weigh ? static_cast<C>(plan.gate[position]) : C(1));
-                    const P number = P::all(load_as<C>(in(r, j)));
-                    sum = started ? multiply_add(weight, number, sum) : weight * number;
+                    load_box<Box>(in, r, 1, j, box);
+                    sum = started ? multiply_add(weight, P::load(box), sum) : weight * P::load(box);
                     started = true;
                 }
             }
-            out(token, j) = store_scalar<Out>(sum.v);
+            store_box<Box>(box_of_rows<Box>([=](index_t) { return sum; }), out, token, 1, j, false);
         }
     });
 }
 
-/// Sums of products whose columns come in any order, in the order of `dot`: that is a binary tree over 4 W / G leaves,
-/// a leaf being G lanes of one of four partial sums. Leaves come from left to right, so that few sums wait for their
-/// other half: those of one level of the tree each.
-template <class C>
-struct dot_tree {
-    using P = row_piece<C>;
-    static constexpr index_t G = P::width;
-    static constexpr index_t W = native_width<C>;
-    static constexpr index_t parts = W / G;  ///< pieces of a pack
-    static constexpr index_t leaves = 4 * parts;
-    static constexpr index_t most_waiting = leaves == 16 ? 5 : leaves == 8 ? 4 : 3;
-    static_assert(parts == 1 || parts == 2 || parts == 4);
-
-    /// f(j) for the columns j .. j + G of a leaf. Those of a last pack that is not full may lie beyond the last column.
-    template <class F>
-    static void for_each_column(index_t leaf, index_t columns, const F& f) {
-        // Packs are folded in halves: piece 2 is added to 0, and 3 to 1, before the rest.
-        const index_t part = leaf / 4;
-        const index_t first = (parts == 4 ? part % 2 * 2 + part / 2 : part) * G;
-        const index_t whole = columns / (4 * W) * (4 * W);
-        for (index_t j = leaf % 4 * W; j < whole; j += 4 * W) {
-            f(j + first);
-        }
-        for (index_t j = whole; leaf % 4 == 0 && j < columns; j += W) {
-            f(j + first);
-        }
-    }
-};
-
-/// d_gate[t, c] = rows[row of (t, c)] . tokens[t], and 0 for dropped choices. With `out`, out[r] = gate * tokens[token
-/// of r] as well: each number of `rows` is read before the one of `out` in its place is written.
-template <class Policy, class S, class A, class B, class Out, class D>
-void dot_tiles(const Policy& policy, const plan_view<S>& plan, const matrix_view<const A>& rows,
-               const matrix_view<const B>& tokens, const matrix_view<Out>* out, const matrix_view<D>& d_gates) {
-    using C = compute_t<A>;
-    using P = row_piece<C>;
-    using tree = dot_tree<C>;
-    constexpr index_t most = tile_choices<P> / 4;
-    for_each_block_of_choices(policy, plan, most, [&](index_t first, index_t last) {
-        const rows_of_block<most> kept(plan, first, last);
-        const index_t token = plan.token_of(first);
-        const index_t token_count = plan.token_of(last - 1) + 1 - token;
-        alignas(64) P tile[most];
-        alignas(64) P sums[tree::most_waiting][most];
-        index_t waiting = 0;
-        for (index_t leaf = 0; leaf < tree::leaves; ++leaf, ++waiting) {
-            P* const sum = sums[waiting];
-            std::fill(sum, sum + kept.count(), P::all(C(0)));
-            tree::for_each_column(leaf, tokens.columns, [&](index_t j) {
-                load_tokens<P, const B>({tokens, j}, {tokens, j + 4 * tree::W}, token, token_count, tile);
-                const column_group<P, const A> from(rows, j);
-                const column_group<P, Out> to(out != nullptr ? *out : matrix_view<Out>(), j);
-                kept.template for_each_group<P::width>(
-                    [&](index_t i, index_t r, auto n) {
-                        const square<P> row = from.load(r, n);
-                        square<P> scaled;
-                        for (index_t g = 0; g < n; ++g) {
-                            const P number = tile[kept.token(i + g)];
-                            sum[i + g] = multiply_add(row.piece[g], number, sum[i + g]);
-                            if (out != nullptr) {
-                                scaled.piece[g] = number * P::all(static_cast<C>(plan.gate[kept.position(i + g)]));
-                            }
-                        }
-                        if (out != nullptr) {
-                            to.store(r, n, scaled);
-                        }
-                    },
-                    from, to);
+/// dot_rows: the four partial sums of `dot`, one after another, and each added to the one before where `dot` does.
+template <class Box, class Policy, class S, class A, class B, class D>
+void dot_tiles(const Policy& policy, const plan_view<S>& plan, const matrix_view<const A>& a,
+               const matrix_view<const B>& tokens, const matrix_view<D>& d_gates) {
+    using C = typename Box::scalar;
+    using P = typename Box::piece;
+    constexpr index_t G = Box::width;
+    constexpr index_t L = Box::height;
+    constexpr index_t square = L * G;
+    constexpr index_t most = tile_choices<Box> / 2;
+    constexpr index_t room = (most + Box::height) * G;
+    using rows_type = rows_of_block<most, Box::height>;
+    for_each_block_of_choices<most, Box::height>(policy, plan, 1, [&](index_t first, const rows_type& rows) {
+        alignas(64) C tile[room];
+        alignas(64) C sums[4][room];
+        const auto add = [&](C* sum, index_t j) {
+            load_tokens<Box>(tokens, rows, j, tile);
+            rows.template for_each_group<Box>(a, j, false, [&](const group_of_rows& group) {
+                alignas(64) C box[square];
+                load_box<Box>(a, group.row, group.count, j, box);
+                for (index_t i = 0; i < group.count; ++i) {
+                    C* const at = sum + (group.first + i) * G;
+                    const P number = P::load(tile + rows.token[group.first + i] * G);
+                    multiply_add(P::load(box + i * G), number, P::load(at)).store(at);
+                }
             });
-            for (index_t pair = leaf; pair % 2 == 1; pair /= 2, --waiting) {
-                for (index_t i = 0; i < kept.count(); ++i) {
-                    sums[waiting - 1][i] = sums[waiting - 1][i] + sums[waiting][i];
+        };
+        const auto fold = [&](index_t from) {
+            for (index_t i = 0; i < rows.count * G; ++i) {
+                sums[from - 1][i] += sums[from][i];
+            }
+        };
+        const index_t whole = tokens.columns / (4 * L) * (4 * L);
+        // A register's halves are added first.
+        for (index_t half = 0; half < L; half += G) {
+            const index_t base = half / G;
+            for (index_t part = 0; part < 4; ++part) {
+                C* const sum = sums[base + part - part / 2];
+                std::fill(sum, sum + rows.count * G, C(0));
+                for (index_t j = half + part * L; j < whole; j += 4 * L) {
+                    add(sum, j);
+                }
+                for (index_t j = half + whole; part == 0 && j < tokens.columns; j += L) {
+                    add(sum, j);
+                }
+                if (part % 2 == 1) {
+                    fold(base + part - part / 2);
                 }
             }
+            fold(base + 1);
         }
+        if (L > G) {
+            fold(1);
+        }
+        const auto d_gate = [&](index_t position) -> D& {
+            return d_gates(position / plan.choices, position % plan.choices);
+        };
+        const index_t last = std::min(plan.tokens * plan.choices, first + most);
         for (index_t position = first; position < last; ++position) {
             if (plan.slot[position] < 0) {
-                d_gates(position / plan.choices, position % plan.choices) = store_scalar<D>(compute_t<D>(0));
+                d_gate(position) = store_scalar<D>(compute_t<D>(0));
             }
         }
-        for (index_t i = 0; i < kept.count(); ++i) {
-            const index_t position = kept.position(i);
-            d_gates(position / plan.choices, position % plan.choices) = store_as<D>(total(sums[0][i]));
+        for (index_t i = 0; i < rows.count; ++i) {
+            d_gate(first + rows.choice[i]) = store_as<D>(total(P::load(sums[0] + i * G)));
         }
     });
 }
