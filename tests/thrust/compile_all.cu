@@ -44,8 +44,8 @@ bool equal(const T* a, const T* b, index_t count) {
     return true;
 }
 
-template <class Storage>
-bool close(const sy::matrix<Storage>& a, const sy::matrix<Storage>& b, float allowed) {
+template <class A, class B>
+bool close(const sy::matrix<A>& a, const sy::matrix<B>& b, float allowed) {
     for (index_t i = 0; i < a.rows() * a.columns(); ++i) {
         const float x = sy::load_scalar(a.data()[i]);
         const float y = sy::load_scalar(b.data()[i]);

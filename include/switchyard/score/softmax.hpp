@@ -165,14 +165,14 @@ SWITCHYARD_HD softmax_statistics<S, W, R> maxima_of_rows(const S* const (&row)[R
     softmax_statistics<S, W, R> found;
     P maximum[R];
     P sum[R];  // of the scores themselves: NaN and +infinity stay in it
-    const auto visit = [&](int r, P scores) {
-        maximum[r] = max(maximum[r], scores);
-        sum[r] = sum[r] + scores;
-    };
     for (int r = 0; r < R; ++r) {
         maximum[r] = P::all(lowest);
         sum[r] = P::all(S(0));
     }
+    const auto visit = [&](int r, P scores) {
+        maximum[r] = max(maximum[r], scores);
+        sum[r] = sum[r] + scores;
+    };
     const detail::next_rows<R> ahead(row);
     for (index_t j = 0; j < whole; j += W) {
         for (int r = 0; r < R; ++r) {
