@@ -52,7 +52,9 @@ struct forward_kernel {
     static constexpr bool is_lean = !IsNoisy && !Group::is_block;
     static constexpr int threads = Threads;
     /// That a multiprocessor shall have registers for.
-    static constexpr int least_blocks = !is_lean || V > 16 || threads > 256 ? 1 : is_single<Select> ? 3 : 2;
+    static constexpr int least_blocks = !is_lean || V > 16 || threads > 256         ? 1
+                                        : is_single<Select> && sizeof(Storage) >= 4 ? 3  // conversions need the room
+                                                                                    : 2;
     static constexpr int warps = threads / warp_lanes;
     using S = compute_t<Storage>;
     using pieces = row_pieces<Storage, V, group_threads<Group, threads>>;
