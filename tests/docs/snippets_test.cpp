@@ -294,10 +294,10 @@ TEST_CASE("docs: a plan from saved arrays, and choices alone") {
     sy::workspace scratch;
     // [saved]
     // Forward. What is saved lies in the plan's arrays: copy it, or let a plan of your own have them in tensors.
-    route_scores(sy::seq, router, scores, sy::training{.seed = 7, .step = 3}, plan, scratch);
+    route_scores(sy::seq, router, scores, sy::training{.seed = 7, .stream = 1, .step = 3}, plan, scratch);
     const sy::saved_plan<float> saved = sy::saved_arrays_of(plan);
     // Backward, with the same router and step. Other settings are refused.
-    const auto again = sy::plan_from_saved(router, sy::training{.seed = 7, .step = 3}, saved);
+    const auto again = sy::plan_from_saved(router, sy::training{.seed = 7, .stream = 1, .step = 3}, saved);
     route_scores_backward(sy::seq, router, again, scores, d_gates, d_scores, scratch);
     // [/saved]
     CHECK(d_scores == sy::as_eigen(sy::route_scores_backward(sy::seq, router, plan, scores, d_gates)));

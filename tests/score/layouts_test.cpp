@@ -81,8 +81,9 @@ void check_layout() {
             const auto numbers = draw_scores(score_kind::gaussian, tokens, experts, 5, 20);
             const auto mask = draw_mask(tokens, 6);
             const index_t k = std::min<index_t>(experts, 5);
-            const sy::switch_router plain{.z_weight = 0.01};
-            const sy::switch_router jittered{.logit_jitter = 0.1f};
+            // With a limit, since some rows are forbidden and may be dropped then alone.
+            const sy::switch_router plain{.inference_capacity = {.factor = 2}, .z_weight = 0.01};
+            const sy::switch_router jittered{.inference_capacity = {.factor = 2}, .logit_jitter = 0.1f};
             const sy::top_k_router list{
                 .k = k, .capacity = {.factor = 1}, .inference_capacity = {.factor = 1}, .z_weight = 0.01};
             const sy::top_k_router normal{

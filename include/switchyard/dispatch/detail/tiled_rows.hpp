@@ -519,15 +519,15 @@ void dot_tiles(const Policy& policy, const plan_view<S>& plan, const matrix_view
         };
         const index_t whole = tokens.columns / (4 * L) * (4 * L);
         // A register's halves are added first.
-        for (index_t half = 0; half < L; half += G) {
-            const index_t base = half / G;
+        for (index_t lane = 0; lane < L; lane += G) {
+            const index_t base = lane / G;
             for (index_t part = 0; part < 4; ++part) {
                 C* const sum = sums[base + part - part / 2];
                 std::fill(sum, sum + rows.count * G, C(0));
-                for (index_t j = half + part * L; j < whole; j += 4 * L) {
+                for (index_t j = lane + part * L; j < whole; j += 4 * L) {
                     add(sum, j);
                 }
-                for (index_t j = half + whole; part == 0 && j < tokens.columns; j += L) {
+                for (index_t j = lane + whole; part == 0 && j < tokens.columns; j += L) {
                     add(sum, j);
                 }
                 if (part % 2 == 1) {
