@@ -137,8 +137,9 @@ std::string difference(simt::executor& executor, const Router& router, const pro
     sy::route_scores_backward(on, router, made, sy::const_view(scores.view()), sy::const_view(d_gates.view()),
                               d_scores.view(), scratch, {.loss_scale = 3});
     if (in.scores.rows > 0 && executor.counted().launches != 1) return "not one launch of backward";
-    const auto host_d_scores =
-        sy::route_scores_backward(sy::seq, router, want, host_scores, on_host<S>(gradients), {.loss_scale = 3});
+    sy::matrix<T> host_d_scores(in.scores.rows, in.scores.columns);
+    sy::route_scores_backward(sy::seq, router, want, host_scores, on_host<S>(gradients), host_d_scores, host_scratch,
+                              {.loss_scale = 3});
     const auto out = sy::copy_to_host(on, d_scores.view());
     // Terms of the size of d_gates, and of the balance loss's gradient, cancel; numbers stored narrow are rounded once
     // more.
