@@ -36,12 +36,14 @@ TEST_CASE_TEMPLATE_DEFINE("aliasing: combine's backward with d_rows = rows", B, 
         });
     }
     // At random, with dropped choices: the bits of the call that writes elsewhere.
-    const auto [plan, want] = random_plan<compute>(150, 7, 3, 0.8, 3, draw_mask(150, 2));
-    const auto numbers = gaussian_scores(want.kept(), 21, 4);
+    const auto drawn = random_plan<compute>(150, 7, 3, 0.8, 3, draw_mask(150, 2));
+    const auto& plan = drawn.plan;
+    const auto kept = drawn.want.kept();
+    const auto numbers = gaussian_scores(kept, 21, 4);
     layout d_y(gaussian_scores(150, 21, 5));
     layout given(numbers);
     B::each_policy([&](const auto& policy) {
-        layout elsewhere(ref::matrix(want.kept(), 21)), d_gates(ref::matrix(150, 3));
+        layout elsewhere(ref::matrix(kept, 21)), d_gates(ref::matrix(150, 3));
         sy::combine_backward(policy, plan, given.argument(), d_y.argument(), elsewhere.argument(), d_gates.argument());
         layout rows(numbers), again(ref::matrix(150, 3));
         sy::combine_backward(policy, plan, rows.argument(), d_y.argument(), rows.argument(), again.argument());
