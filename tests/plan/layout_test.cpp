@@ -163,7 +163,9 @@ TEST_CASE("row blocks: row_bound is what the worst batch takes, and not more") {
 
 TEST_CASE("row blocks: set before or laid out after, against plain loops, on every policy") {
     for (const index_t tokens : {0, 1, 9, 256, 700}) {
-        for (const auto& [k, experts] : {std::pair<index_t, index_t>{1, 1}, {2, 8}, {3, 40}, {6, 6}}) {
+        for (const auto& shape : {std::pair<index_t, index_t>{1, 1}, {2, 8}, {3, 40}, {6, 6}}) {
+            const index_t k = shape.first;
+            const index_t experts = shape.second;
             const auto from = random_given(tokens, k, experts, static_cast<std::uint64_t>(tokens * k));
             for (const index_t capacity : {index_t{0}, tokens / 4 + 1, sy::unlimited}) {
                 for (const index_t block : {1, 2, 16, 100}) {
