@@ -183,7 +183,7 @@ template <class P, class T>
 SWITCHYARD_HD P load_first_stored(const T* p, index_t n) {
     using S = typename P::scalar;
     if constexpr (std::is_same_v<S, T>) {
-        return P::load_first(p, n, S(0));
+        return P::load_first(p, n, S{});
     } else {
         alignas(P) S numbers[P::width] = {};
         for (index_t i = 0; i < n; ++i) {
