@@ -18,12 +18,17 @@
 #include <switchyard/backend/multiply.hpp>
 #include <switchyard/backend/policy.hpp>
 
+#include <switchyard/score/gates.hpp>
+#include <switchyard/score/groups.hpp>
 #include <switchyard/score/initialisation.hpp>
+#include <switchyard/score/keys.hpp>
 #include <switchyard/score/noise.hpp>
 #include <switchyard/score/projection.hpp>
+#include <switchyard/score/score_function.hpp>
 #include <switchyard/score/select.hpp>
 #include <switchyard/score/sigmoid.hpp>
 #include <switchyard/score/softmax.hpp>
+#include <switchyard/score/sqrt_softplus.hpp>
 
 #include <switchyard/balance/load_balancing_loss.hpp>
 #include <switchyard/balance/z_loss.hpp>
@@ -42,6 +47,8 @@
 #include <switchyard/assignment/quotas.hpp>
 
 #include <switchyard/router/base.hpp>
+#include <switchyard/router/bias_update.hpp>
+#include <switchyard/router/recipe.hpp>
 #include <switchyard/router/route.hpp>
 #include <switchyard/router/route_choices.hpp>
 #include <switchyard/router/routing.hpp>

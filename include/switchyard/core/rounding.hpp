@@ -33,5 +33,19 @@ SWITCHYARD_HD inline S settled(S x) {
     return x;
 }
 
+/// a * b, rounded: not fused with an addition that follows, on any target.
+template <class S>
+SWITCHYARD_HD inline S rounded_times(S a, S b) {
+#if defined(__CUDA_ARCH__)
+    if constexpr (sizeof(S) == 4) {
+        return __fmul_rn(a, b);
+    } else {
+        return __dmul_rn(a, b);
+    }
+#else
+    return settled(a * b);
+#endif
+}
+
 }  // namespace SWITCHYARD_TARGET
 }  // namespace switchyard

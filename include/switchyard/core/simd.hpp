@@ -138,6 +138,8 @@ struct pack<S, 1> {
     }
     /// As rounding.hpp has it for a number.
     SWITCHYARD_HD friend pack settled(pack a) { return {switchyard::settled(a.v)}; }
+    SWITCHYARD_HD friend pack rounded_times(pack a, pack b) { return {switchyard::rounded_times(a.v, b.v)}; }
+    SWITCHYARD_HD friend pack square_root(pack a) { return {std::sqrt(a.v)}; }
     SWITCHYARD_HD friend std::uint32_t equal_bits(pack a, pack b) { return a.v == b.v ? 1u : 0u; }
     SWITCHYARD_HD friend std::uint32_t at_least_bits(pack a, pack b) { return a.v >= b.v ? 1u : 0u; }
     SWITCHYARD_HD friend S highest(pack a) { return a.v; }
@@ -350,6 +352,28 @@ struct pack {
 #else
             asm("" : "+m"(a.v));
 #endif
+        }
+        return a;
+    }
+
+    friend pack rounded_times(pack a, pack b) { return settled(a * b); }
+    friend pack square_root(pack a) {
+#if SWITCHYARD_DETAIL_AVX512
+        if constexpr (sizeof(numbers) == 64 && sizeof(S) == 4) {
+            return {reinterpret_cast<numbers>(_mm512_maskz_sqrt_ps(0xffff, reinterpret_cast<__m512>(a.v)))};
+        } else if constexpr (sizeof(numbers) == 64) {
+            return {reinterpret_cast<numbers>(_mm512_maskz_sqrt_pd(0xff, reinterpret_cast<__m512d>(a.v)))};
+        }
+#endif
+#if defined(__AVX__)
+        if constexpr (sizeof(numbers) == 32 && sizeof(S) == 4) {
+            return {reinterpret_cast<numbers>(_mm256_sqrt_ps(reinterpret_cast<__m256>(a.v)))};
+        } else if constexpr (sizeof(numbers) == 32) {
+            return {reinterpret_cast<numbers>(_mm256_sqrt_pd(reinterpret_cast<__m256d>(a.v)))};
+        }
+#endif
+        for (int i = 0; i < W; ++i) {
+            a.v[i] = std::sqrt(a.v[i]);
         }
         return a;
     }
@@ -569,11 +593,24 @@ struct pack {
 
 #endif  // SWITCHYARD_DETAIL_VECTORS
 
-/// e^x for x <= 0, exactly 1 at 0, exactly 0 below smallest_exponent and at -infinity, NaN at NaN. Error below 2.5 ulp
-/// in float (a minimax polynomial of degree 5 after reduction by ln 2; over all floats at most 2.2 with fused
-/// multiply-add and 2.42 without) and below 2 ulp in double (degree 13).
-template <class S, int W>
-SWITCHYARD_HD pack<S, W> exp_nonpositive(pack<S, W> x) {
+namespace detail {
+
+/// a * b + c as exponentials are made of: in one rounding where the target has the instruction, or in two everywhere.
+struct fused_steps {
+    template <class P>
+    SWITCHYARD_HD static P add_product(P a, P b, P c) {
+        return multiply_add(a, b, c);
+    }
+};
+struct rounded_steps {
+    template <class P>
+    SWITCHYARD_HD static P add_product(P a, P b, P c) {
+        return rounded_times(a, b) + c;
+    }
+};
+
+template <class Steps, class S, int W>
+SWITCHYARD_HD pack<S, W> exponential(pack<S, W> x) {
     using P = pack<S, W>;
     using facts = float_bits<S>;
     // Adding 1.5 * 2^mantissa + bias leaves round(x / ln 2) + bias in the low bits of the sum. The sum and the first
@@ -582,27 +619,43 @@ SWITCHYARD_HD pack<S, W> exp_nonpositive(pack<S, W> x) {
     constexpr S log2_e = S(1.44269504088896340736);
     constexpr S ln2_high = sizeof(S) == 4 ? S(0.693145751953125) : S(6.93147180369123816490e-01);
     constexpr S ln2_low = sizeof(S) == 4 ? S(1.42860682030941723212e-6) : S(1.90821492927058770002e-10);
-    const P shifted = settled(multiply_add(x, P::all(log2_e), P::all(magic)));
+    const P shifted = settled(Steps::add_product(x, P::all(log2_e), P::all(magic)));
     const P n = shifted - P::all(magic);
-    P r = settled(multiply_add(n, P::all(-ln2_high), x));
-    r = multiply_add(n, P::all(-ln2_low), r);
+    P r = settled(Steps::add_product(n, P::all(-ln2_high), x));
+    r = Steps::add_product(n, P::all(-ln2_low), r);
     P y;
     if constexpr (sizeof(S) == 4) {
         y = P::all(S(0.008312501320796986));
-        y = multiply_add(y, r, P::all(S(0.04189033181356822)));
-        y = multiply_add(y, r, P::all(S(0.16667115389462486)));
-        y = multiply_add(y, r, P::all(S(0.49999230307606046)));
+        y = Steps::add_product(y, r, P::all(S(0.04189033181356822)));
+        y = Steps::add_product(y, r, P::all(S(0.16667115389462486)));
+        y = Steps::add_product(y, r, P::all(S(0.49999230307606046)));
     } else {
         y = P::all(S(1.0 / 6227020800.0));
         constexpr double factorials[] = {479001600.0, 39916800.0, 3628800.0, 362880.0, 40320.0, 5040.0,
                                          720.0,       120.0,      24.0,      6.0,      2.0};
         for (const double factorial : factorials) {
-            y = multiply_add(y, r, P::all(S(1.0 / factorial)));
+            y = Steps::add_product(y, r, P::all(S(1.0 / factorial)));
         }
     }
-    y = multiply_add(y, r, P::all(S(1)));
-    y = multiply_add(y, r, P::all(S(1)));
+    y = Steps::add_product(y, r, P::all(S(1)));
+    y = Steps::add_product(y, r, P::all(S(1)));
     return scale_by_power(y, shifted, x, facts::smallest_exponent);
+}
+
+}  // namespace detail
+
+/// e^x for x <= 0, exactly 1 at 0, exactly 0 below smallest_exponent and at -infinity, NaN at NaN. Error below 2.5 ulp
+/// in float (a minimax polynomial of degree 5 after reduction by ln 2; over all floats at most 2.2 with fused
+/// multiply-add and 2.42 without) and below 2 ulp in double (degree 13).
+template <class S, int W>
+SWITCHYARD_HD pack<S, W> exp_nonpositive(pack<S, W> x) {
+    return detail::exponential<detail::fused_steps>(x);
+}
+
+/// The same with every product rounded: the same bits on every target and at every width.
+template <class S, int W>
+SWITCHYARD_HD pack<S, W> exp_nonpositive_rounded(pack<S, W> x) {
+    return detail::exponential<detail::rounded_steps>(x);
 }
 
 /// The same for one number.

@@ -70,84 +70,19 @@ constexpr std::uint64_t fingerprint_of(const base_router<Solver>&) {
     return fingerprint('b');
 }
 
-/// The row program of greedy choice: argmax on raw scores, sigmoid gate.
+/// BASE's gates, in both modes.
+inline constexpr softmax_settings base_settings{.may_drop = false, .gates = {.function = score_function::sigmoid}};
+
+/// Gates of experts that are chosen already; padding has none.
 template <class Source, class S>
-struct greedy_pass {
-    Source source;
-    token_mask mask{};
-    bad_scores bad = bad_scores::error;
-    std::int32_t* expert;
-    S* gate;
-
-    template <int W>
-    SWITCHYARD_HD index_t scratch_size() const {
-        return padded<W>(source.scores.columns);
-    }
-
-    template <int W>
-    SWITCHYARD_HD void run(index_t first, index_t last, S* scratch, row_events& events) const {
-        for (index_t token = first; token < last; ++token) {
-            expert[token] = padding_choice;
-            gate[token] = S(0);
-            if (mask(token)) {
-                choose(token, source.row(token, scratch), events);
-            }
-        }
-    }
-
-  private:
-    SWITCHYARD_HD void choose(index_t token, const S* row, row_events& events) const {
-        constexpr S infinity = std::numeric_limits<S>::infinity();
-        S best_score = -infinity;
-        index_t best = -1;
-        bool is_bad = false;
-        for (index_t e = 0; e < source.scores.columns; ++e) {
-            const bool nan = !(row[e] == row[e]);
-            is_bad = is_bad || row[e] == infinity || (nan && bad != bad_scores::forbid_nan);
-            if (row[e] > best_score) {
-                best_score = row[e];
-                best = e;
-            }
-        }
-        if (is_bad && bad != bad_scores::unchecked) {
-            events.bad = events.bad < 0 ? token : events.bad;
-        } else if (best < 0 && !is_bad) {
-            events.unroutable = events.unroutable < 0 ? token : events.unroutable;
-        }
-        expert[token] = best < 0 ? forbidden_choice(0) : static_cast<std::int32_t>(best);
-        gate[token] = best < 0 ? S(0) : sigmoid(best_score);
-    }
-};
-
-/// Greedy choice and slots on the CPU.
-template <host_policy Policy, class Pass, class S>
-void route_greedily(const Policy& policy, const Pass& pass, const plan_view<S>& plan, workspace& scratch) {
-    const auto scope = scratch.open();
-    const index_t rows = rows_per_block(plan.tokens);
-    const index_t blocks = block_count(plan.tokens);
-    const index_t room = pass.template scratch_size<64 / static_cast<int>(sizeof(S))>();
-    S* const block_scratch = scratch.take<S>(blocks * room);
-    row_events* const block_events = scratch.take<row_events>(blocks);
-    policy.parallel_for(blocks, [&](index_t b) {
-        block_events[b] = {};
-        pass.template run<native_width<S>>(b * rows, std::min(plan.tokens, (b + 1) * rows), block_scratch + b * room,
-                                           block_events[b]);
-    });
-    for (index_t b = 0; b < blocks; ++b) {
-        raise_row_events(pass.source, block_events[b], false, pass.bad);
-    }
-    place_choices(policy, plan, slot_settings{}, scratch);
-}
-
-/// The row program of the sigmoid gate of experts that are chosen already; padding has none.
-template <class Source, class S>
-struct sigmoid_gates {
+struct gates_of_assigned {
     Source source;
     const std::int32_t* expert;
     S* gate;
 
     SWITCHYARD_HD void operator()(index_t token) const {
-        gate[token] = expert[token] < 0 ? S(0) : sigmoid(load_scalar(source.scores(token, expert[token])));
+        const gate_rule<S> rule{base_settings.gates};
+        gate[token] = expert[token] < 0 ? S(0) : rule.of_best(source.at(token, expert[token]), S(1));
     }
 };
 
@@ -198,56 +133,17 @@ void route_scores(const Policy& policy, const base_router<Solver>& router, const
     if (mode.is_training) {
         assign_balanced(policy, router, input, mode.mask, made, scratch);
         for_each_index(policy, input.rows,
-                       sigmoid_gates<std::remove_const_t<decltype(source)>, S>{source, made.expert, made.gate});
+                       gates_of_assigned<std::remove_const_t<decltype(source)>, S>{source, made.expert, made.gate});
         place_choices(policy, made, slot_settings{}, scratch);
+        finish_losses(policy, made, base_settings, nullptr, scratch);
     } else {
-        route_greedily(policy, greedy_pass<decltype(source), S>{source, mode.mask, router.bad, made.expert, made.gate},
-                       made, scratch);
+        softmax_settings settings = base_settings;
+        settings.bad = router.bad;
+        route_softmax(policy, source, mode, made, settings, scratch,
+                      select_best<S>{made.expert, made.gate, {settings.gates}});
     }
-    finish_losses(policy, made, softmax_settings{}, nullptr, scratch);
     finish_plan(plan);
 }
-
-/// The row program of backward: only the chosen expert's score has a gradient.
-template <class Source, class S, class Space, class GateStorage, class ScoreStorage>
-struct sigmoid_backward_pass {
-    Source source;
-    plan_view<S, Space> plan;
-    matrix_view<const GateStorage, Space> d_gates;
-    matrix_view<ScoreStorage, Space> d_scores;
-
-    SWITCHYARD_HD void operator()(index_t token) const {
-        const bool has_choice = plan.slot[token] >= 0;
-        // Before anything is written: d_scores may be the scores.
-        const ScoreStorage gradient = has_choice ? gradient_of_choice(token) : store_scalar<ScoreStorage>(0);
-        for (index_t e = 0; e < plan.experts; ++e) {
-            d_scores(token, e) = store_scalar<ScoreStorage>(0);
-        }
-        if (has_choice) {
-            d_scores(token, plan.expert[token]) = gradient;
-        }
-    }
-
-    SWITCHYARD_HD ScoreStorage gradient_of_choice(index_t token) const {
-        const S score = load_scalar(source.scores(token, plan.expert[token]));
-        const S gradient = static_cast<S>(load_scalar(d_gates(token, 0))) * sigmoid_derivative(score);
-        return store_scalar<ScoreStorage>(static_cast<compute_t<ScoreStorage>>(gradient));
-    }
-};
-
-/// The same for each score alone: neighbouring threads of a device then write side by side.
-template <class Pass>
-struct each_score_of {
-    Pass pass;
-
-    SWITCHYARD_HD void operator()(index_t i) const {
-        const index_t token = i / pass.plan.experts;
-        const index_t expert = i % pass.plan.experts;
-        const bool is_chosen = pass.plan.slot[token] >= 0 && pass.plan.expert[token] == expert;
-        using storage = std::remove_cvref_t<decltype(pass.d_scores(token, expert))>;
-        pass.d_scores(token, expert) = is_chosen ? pass.gradient_of_choice(token) : store_scalar<storage>(0);
-    }
-};
 
 /// Where scores can be read here and now: do they have the gates that the plan kept? Three tokens are looked at, and to
 /// a hundredth: a caller may have rounded the gates to a narrow type.
@@ -265,7 +161,7 @@ void require_gates_of_plan(const Source& source, const plan_view<S>& plan) {
 /// apart from them, and always from d_gates.
 template <class Policy, class Solver, class Plan, class Scores, class Gates, class Out, class Workspace>
 void route_scores_backward(const Policy& policy, const base_router<Solver>& router, const Plan& plan,
-                           const Scores& scores, const Gates& d_gates, Out&& d_scores, Workspace&,
+                           const Scores& scores, const Gates& d_gates, Out&& d_scores, Workspace& scratch,
                            const backward_settings& backward = {}) {
     const auto input = detail::token_view(scores);
     const auto& made = view_of_plan(plan);
@@ -278,17 +174,10 @@ void route_scores_backward(const Policy& policy, const base_router<Solver>& rout
     require_apart_or_same<Policy>("d_scores", out, "scores", input);
     require_apart<Policy>("d_scores", out, "d_gates", gates);
     const auto source = score_rows_of(input, 0.0f, made.origin.noise);
-    using S = typename std::remove_cvref_t<decltype(made)>::scalar;
-    using pass = sigmoid_backward_pass<std::remove_const_t<decltype(source)>, S,
-                                       typename std::remove_cvref_t<decltype(made)>::space, detail::number_of<Gates>,
-                                       typename decltype(detail::output_view(d_scores))::value_type>;
-    const pass rows{source, made, gates, out};
     if constexpr (host_policy<Policy>) {
         require_gates_of_plan(source, made);
-        for_each_index(policy, made.tokens, rows);
-    } else {
-        for_each_index(policy, made.tokens * made.experts, each_score_of<pass>{rows});
     }
+    route_softmax_backward(policy, source, made, gates, out, base_settings, backward, scratch);
 }
 
 }  // namespace SWITCHYARD_TARGET

@@ -1,4 +1,4 @@
-// Routing's row programs on a device: the verbs of router/softmax_routing.hpp and router/base.hpp.
+// Routing's row programs on a device: the verbs of router/softmax_routing.hpp.
 //
 // One thread a row (or a few consecutive rows), with packs of width 1: the arithmetic is the CPU's, its sums are in
 // another order. Choices are taken on raw scores and are the CPU's. Column sums of the probabilities, the z-loss and
@@ -38,21 +38,6 @@ struct run_softmax_lane {
     SWITCHYARD_HD void operator()(index_t lane) const {
         row_events mine;
         pass.template run<1, 1>(rows.first(lane), rows.last(lane), scratch + lane * room, nullptr, mine);
-        events[lane] = mine;
-    }
-};
-
-template <class Pass, class S>
-struct run_greedy_lane {
-    Pass pass;
-    lanes rows;
-    index_t room;
-    S* scratch;
-    row_events* events;
-
-    SWITCHYARD_HD void operator()(index_t lane) const {
-        row_events mine;
-        pass.template run<1>(rows.first(lane), rows.last(lane), scratch + lane * room, mine);
         events[lane] = mine;
     }
 };
@@ -171,21 +156,6 @@ void route_rows_in_rounds(const Policy& policy, const Pass& pass, const plan_vie
     detail::run_pass(policy, pass, plan, settings.may_drop, column_sums, scratch);
     place_choices_in_rounds(policy, plan, pass.select.expert, pass.select.gate, settings.rounds, settings.slots,
                             scratch);
-}
-
-/// Greedy choice and slots.
-template <device_policy Policy, class Pass, class S>
-void route_greedily(const Policy& policy, const Pass& pass, const plan_view<S, policy_space<Policy>>& plan,
-                    device_workspace<Policy>& scratch) {
-    const auto scope = scratch.open();
-    const detail::lanes rows = detail::lanes_of<Policy>(plan.tokens);
-    const index_t room = pass.template scratch_size<1>();
-    row_events* const events = scratch.template take<row_events>(rows.count);
-    for_each_index(
-        policy, rows.count,
-        detail::run_greedy_lane<Pass, S>{pass, rows, room, scratch.template take<S>(rows.count * room), events});
-    detail::note(policy, plan, events, rows.count, false, scratch);
-    place_choices(policy, plan, slot_settings{}, scratch);
 }
 
 /// A row program without reductions over all rows.

@@ -4,7 +4,6 @@
 //                            Reads each score once and writes the plan once; beside that it reads each choice back
 //                            once, and moves 32 bytes an expert (16 more for each further choice) for every block of
 //                            tokens
-//   route_greedily           the same launches, for BASE at inference
 //   route_softmax_backward   1 launch: reads scores, statistics, choices and d_gates once, writes d_scores once
 //
 // Scores in float, half, bfloat16 or double, with any strides: rows of whole, aligned vectors are read 16 bytes at a
@@ -239,7 +238,8 @@ void launch_backward(const Policy& policy, const score_rows<Storage, Space>& sou
                          .plan = plan,
                          .d_gates = d_gates,
                          .d_scores = d_scores,
-                         .normalize = settings.normalize,
+                         .rule = {settings.gates},
+                         .needs_probabilities = settings.needs_probabilities(),
                          .balance_weight = settings.balance_weight,
                          .counted_choices = balance_of(plan, settings).counted_choices,
                          .loss_scale = backward.loss_scale,
@@ -266,31 +266,11 @@ void route_softmax(const Policy& policy, const Source& source, const run_mode& m
                                            noisy);
                 }
             };
-            detail::with_row_group<S>(plan.experts, plan.choices, samples || source.logit_jitter != 0, launch);
+            detail::with_row_group<S>(plan.experts, plan.choices, samples || source.changes_scores(), launch);
             return;
         }
     }
     route_softmax(without_kernels(policy), source, mode, plan, settings, scratch, select);
-}
-
-/// Greedy choice and slots: see router/base.hpp.
-template <kernel_policy Policy, class Pass, class S>
-void route_greedily(const Policy& policy, const Pass& pass, const plan_view<S, policy_space<Policy>>& plan,
-                    device_workspace<Policy>& scratch) {
-    if (!detail::kernels_route(plan)) {
-        route_greedily(without_kernels(policy), pass, plan, scratch);
-        return;
-    }
-    run_mode mode;
-    mode.mask = pass.mask;
-    const softmax_settings settings{.bad = pass.bad, .may_drop = false};
-    const auto launch = [&](const auto& group, auto numbers, auto noisy) {
-        if constexpr (!decltype(noisy)::value) {
-            detail::launch_forward(policy, pass.source, mode, plan, settings, scratch, detail::select_greedy<S>{},
-                                   group, numbers, noisy);
-        }
-    };
-    detail::with_row_group<S>(plan.experts, plan.choices, false, launch);
 }
 
 /// Backward: see router/softmax_routing.hpp.
@@ -304,7 +284,7 @@ void route_softmax_backward(const Policy& policy, const Source& source, const pl
                 detail::launch_backward(policy, source, plan, d_gates, d_scores, settings, backward, group, numbers,
                                         noisy);
             };
-            detail::with_row_group<S>(plan.experts, plan.choices, source.logit_jitter != 0, launch);
+            detail::with_row_group<S>(plan.experts, plan.choices, source.changes_scores(), launch);
             return;
         }
     }

@@ -98,17 +98,20 @@ constexpr std::uint64_t fingerprint(const Values&... values) {
     return hash;
 }
 
-/// Scores as rows of compute scalars: converted, made contiguous and jittered on the way where needed.
+/// Scores as rows of compute scalars: converted, made contiguous, biased and jittered on the way where needed.
 template <class Storage, class Space>
 struct score_rows {
     using compute = compute_t<Storage>;
     matrix_view<const Storage, Space> scores;
     float logit_jitter = 0;
     noise_key noise{};
+    const compute* bias = nullptr;  ///< [E], added before jitter; or null
 
+    /// Whether scores are other numbers than those of the matrix.
+    SWITCHYARD_HD bool changes_scores() const { return logit_jitter != 0 || bias != nullptr; }
     /// Rows can be read where they lie.
     SWITCHYARD_HD bool direct() const {
-        return std::is_same_v<Storage, compute> && logit_jitter == 0 && scores.rows_contiguous();
+        return std::is_same_v<Storage, compute> && !changes_scores() && scores.rows_contiguous();
     }
     /// The row of a token: in place, or in `scratch` (E numbers).
     SWITCHYARD_HD const compute* row(index_t token, compute* scratch) const {
@@ -120,15 +123,15 @@ struct score_rows {
         for (index_t e = 0; e < scores.columns; ++e) {
             scratch[e] = load_scalar(scores(token, e));
         }
-        apply_jitter(token, scratch);
+        change(token, scratch);
         return scratch;
     }
     /// Rows first .. first + count as `row` gives them, `stride` numbers apart: a multiple of W, and at least E.
     template <int W>
     void rows(index_t first, index_t count, compute* out, index_t stride) const {
         load_rows<W>(scores, first, count, out, stride);
-        for (index_t i = 0; i < count && logit_jitter != 0; ++i) {
-            apply_jitter(first + i, out + i * stride);
+        for (index_t i = 0; i < count && changes_scores(); ++i) {
+            change(first + i, out + i * stride);
         }
     }
     /// values[e] *= the jitter of score (token, e); backward does so to gradients.
@@ -140,19 +143,31 @@ struct score_rows {
     }
     /// One score of that row.
     SWITCHYARD_HD compute at(index_t token, index_t expert) const {
-        const compute score = load_scalar(scores(token, expert));
+        return changed(token, expert, load_scalar(scores(token, expert)));
+    }
+    /// A number of the matrix as the score that it becomes.
+    SWITCHYARD_HD compute changed(index_t token, index_t expert, compute score) const {
+        const compute biased = bias != nullptr ? score + bias[expert] : score;
         return logit_jitter == 0
-                   ? score
-                   : score *
+                   ? biased
+                   : biased *
                          jitter_factor<compute>(
                              uniform_at(for_purpose(noise, noise_purpose::logit_jitter), token, expert), logit_jitter);
+    }
+
+  private:
+    SWITCHYARD_HD void change(index_t token, compute* row) const {
+        for (index_t e = 0; e < scores.columns && bias != nullptr; ++e) {
+            row[e] += bias[e];
+        }
+        apply_jitter(token, row);
     }
 };
 
 template <class Storage, class Space>
 score_rows<Storage, Space> score_rows_of(const matrix_view<const Storage, Space>& scores, float logit_jitter,
                                          const noise_key& noise) {
-    return {scores, logit_jitter, noise};
+    return {.scores = scores, .logit_jitter = logit_jitter, .noise = noise};
 }
 
 /// The memory and the scalars of a call fit together, or a sentence says why not.

@@ -6,9 +6,10 @@
 //   select.template choose<W>(token, row, maximum, sum, best, column_maxima, scratch)
 //   select.padding(token)        the token is padding
 //   select.forbid_all(token)     every expert is forbidden to it
+//   select.template scratch_size<W>()   numbers of scratch that it needs beyond 2 (E + 64); may be left out
 // and, where a selection can take W rows side by side, which all three may be left out:
 //   select.template takes_tiles<W>()             whether it pays for these sizes
-//   select.needs_sum()                           false if a row's sum of exponentials is not read
+//   select.needs_row_sum()                       false if a row's sum of exponentials is not read
 //   select.template choose_tile<W>(rows, scratch)    what `choose` does to each row, bit for bit
 // Backends run it over rows: `run_softmax_pass` below on CPU threads; router/device_routing.hpp, one thread a row.
 #pragma once
@@ -18,6 +19,8 @@
 #include <switchyard/core/workspace.hpp>
 #include <switchyard/plan/slots.hpp>
 #include <switchyard/router/routing.hpp>
+#include <switchyard/score/gates.hpp>
+#include <switchyard/score/keys.hpp>
 #include <switchyard/score/select.hpp>
 #include <switchyard/score/softmax.hpp>
 
@@ -97,6 +100,7 @@ struct softmax_pass {
     Select select;
     compute* row_maximum = nullptr;  ///< [T] or null
     compute* row_sum = nullptr;      ///< [T] or null
+    bool keeps_sums = true;          ///< false: where sums are not needed, row_sum is 1 in rows that are routed
 
     SWITCHYARD_HD index_t experts() const { return source.scores.columns; }
 
@@ -104,7 +108,9 @@ struct softmax_pass {
     template <int W, int R>
     SWITCHYARD_HD index_t scratch_size() const {
         // Selection one by one needs none.
-        return W == 1 ? 2 * R * experts() : (2 * R + 1) * padded<W>(experts()) + selection_scratch<compute>(experts());
+        const index_t rows =
+            W == 1 ? 2 * R * experts() : (2 * R + 1) * padded<W>(experts()) + selection_scratch<compute>(experts());
+        return rows + more_scratch<W>();
     }
 
     /// Rows first .. last. `column_sums` [padded E] is added to where given.
@@ -114,7 +120,8 @@ struct softmax_pass {
         const index_t length = padded<W>(experts());
         compute* const exponentials = scratch + R * length;
         compute* const clean = W == 1 ? scratch : exponentials + R * length;
-        places at{scratch, column_sums != nullptr ? exponentials : nullptr, clean, clean + length, column_sums};
+        compute* const selection = W == 1 ? exponentials + R * length : clean + length;
+        places at{scratch, column_sums != nullptr ? exponentials : nullptr, clean, selection, column_sums};
         if constexpr (W > 1) {
             if (!source.direct()) {
                 alignas(64) compute block[block_bytes / sizeof(compute)];
@@ -155,6 +162,15 @@ struct softmax_pass {
         const index_t length = padded<W>(experts());
         return at.block != nullptr ? at.block + (token - at.block_first) * length
                                    : source.row(token, at.rows + r * length);
+    }
+
+    template <int W>
+    SWITCHYARD_HD index_t more_scratch() const {
+        if constexpr (requires(const Select& s) { s.template scratch_size<W>(); }) {
+            return select.template scratch_size<W>();
+        } else {
+            return 0;
+        }
     }
 
     /// Whether rows are selected W at a time.
@@ -210,7 +226,7 @@ struct softmax_pass {
     /// Whether the sums of exponentials are asked for by nobody.
     SWITCHYARD_HD bool needs_no_sums(const places& at) const {
         if constexpr (selects_tiles<Select>) {
-            return row_maximum == nullptr && at.column_sums == nullptr && !select.needs_sum();
+            return !(row_maximum != nullptr && keeps_sums) && at.column_sums == nullptr && !select.needs_row_sum();
         } else {
             return false;
         }
@@ -264,6 +280,8 @@ struct softmax_pass {
         for (int first = 0; first < W; first += step) {
             for (int r = 0; r < step; ++r) {
                 rows.row[first + r] = nullptr;
+                rows.maximum[first + r] = compute(0);
+                rows.sum[first + r] = compute(1);
             }
             read_rows<W, step>(token + first, at, maxima_suffice, events,
                                [&](int r, const compute* row, const softmax_statistics<compute, W, step>& found) {
@@ -319,16 +337,17 @@ struct softmax_pass {
     }
 };
 
-/// Chooses the best expert: Switch. Gate 1 / sum, since the maximum's exponential is 1.
+/// Chooses the best expert: Switch.
 template <class S>
 struct select_best {
     std::int32_t* expert;
     S* gate;
+    gate_rule<S> rule{};
 
     template <int W>
-    SWITCHYARD_HD void choose(index_t token, const S*, S, S sum, index_t best, pack<S, W>, S*) const {
+    SWITCHYARD_HD void choose(index_t token, const S*, S maximum, S sum, index_t best, pack<S, W>, S*) const {
         expert[token] = static_cast<std::int32_t>(best);
-        gate[token] = S(1) / sum;
+        gate[token] = rule.of_best(maximum, sum);
     }
     SWITCHYARD_HD void padding(index_t token) const {
         expert[token] = padding_choice;
@@ -370,37 +389,45 @@ struct select_sampled {
     SWITCHYARD_HD S perturbed(S score, float u) const { return score + static_cast<S>(temperature) * gumbel<S>(u); }
 };
 
-/// Chooses the k best. Gates are probabilities, or normalised over the k (which is softmax after selection).
-template <class S>
+/// Chooses the experts with the k best keys; `rule` makes gates of their scores.
+template <class S, class Keys = raw_keys>
 struct select_list {
     static constexpr bool needs_best = false;
+    static constexpr bool is_raw = detail::are_raw<Keys>;
     std::int32_t* expert;  ///< [T, k]
     S* gate;               ///< [T, k]
     index_t experts;
     index_t k;
-    bool normalize;
+    gate_rule<S> rule{};
+    Keys keys{};
+
+    template <int W>
+    SWITCHYARD_HD index_t scratch_size() const {
+        return is_raw ? 0 : W * padded<W>(experts);
+    }
+    SWITCHYARD_HD bool needs_row_sum() const { return rule.settings.needs_row_sum() || keys.needs_row_sum(); }
 
     template <int W>
     SWITCHYARD_HD void choose(index_t token, const S* row, S maximum, S sum, index_t, pack<S, W> column_maxima,
                               S* scratch) const {
-        using P = pack<S, W>;
         S* const weight = gate + token * k;
         std::int32_t* const choice = expert + token * k;
-        select_top_k<W>(row, experts, k, column_maxima, weight, choice, scratch);
-        constexpr S forbidden = -std::numeric_limits<S>::infinity();
-        for (index_t c = k - 1; c >= 0 && weight[c] == forbidden; --c) {
-            choice[c] = forbidden_choice(choice[c]);
+        if constexpr (is_raw) {
+            select_top_k<W>(row, experts, k, column_maxima, weight, choice, scratch);
+            for (index_t c = k - 1; c >= 0 && weight[c] == detail::lowest<S>(); --c) {
+                choice[c] = forbidden_choice(choice[c]);
+            }
+        } else {
+            detail::write_keys<W>(keys, token, row, experts, maximum, sum, scratch);
+            if (detail::groups_of(keys).choose()) {
+                S* const one[1] = {scratch};
+                keep_groups<1>(detail::groups_of(keys), experts, one);
+            }
+            select_top_k<W>(scratch, experts, k, detail::column_maxima_of<W>(scratch, experts), weight, choice,
+                            scratch + scratch_size<W>());
+            take_scores(row, weight, choice);
         }
-        P chosen = P::all(S(0));
-        for (index_t c = 0; c < k; c += W) {
-            const P e = exp_nonpositive<S, W>(P::load_first(weight + c, lanes<W>(c), forbidden) - P::all(maximum));
-            chosen = chosen + e;
-            e.store_first(weight + c, lanes<W>(c));
-        }
-        const P scale = P::all(S(1) / (normalize ? total(chosen) : sum));
-        for (index_t c = 0; c < k; c += W) {
-            (P::load_first(weight + c, lanes<W>(c), S(0)) * scale).store_first(weight + c, lanes<W>(c));
-        }
+        rule.weigh(choices_of_row<S, W>{weight, nullptr, k}, pack<S, W>::all(maximum), pack<S, W>::all(sum));
     }
 
     /// Tiles of W rows, one a lane.
@@ -408,25 +435,29 @@ struct select_list {
     bool takes_tiles() const {
         return tile_pays<W>(experts, k);
     }
-    SWITCHYARD_HD bool needs_sum() const { return !normalize; }
 
     /// What `choose` does to each row, bit for bit. Rows that are null are passed over.
     template <int W>
     void choose_tile(const selected_rows<S, W>& rows, S* scratch) const {
-        const S* key[W];
-        const S* any = nullptr;
-        for (int r = 0; r < W; ++r) {
-            any = rows.row[r] != nullptr ? rows.row[r] : any;
+        int any = 0;
+        while (any < W && rows.row[any] == nullptr) {
+            ++any;
         }
-        if (any == nullptr) {
+        if (any == W) {
             return;
         }
-        for (int r = 0; r < W; ++r) {
-            key[r] = rows.row[r] != nullptr ? rows.row[r] : any;
-        }
         tile_choices<S, W> best;
-        const std::uint32_t left = select_tile<W>(key, experts, k, rows.column_maxima, best);
-        weigh_tile<W>(rows, best);
+        std::uint32_t left = 0;
+        if constexpr (is_raw) {
+            const S* key[W];
+            for (int r = 0; r < W; ++r) {
+                key[r] = rows.row[rows.row[r] != nullptr ? r : any];
+            }
+            left = select_tile<W>(key, experts, k, rows.column_maxima, best);
+        } else {
+            left = select_by_keys<W>(rows, any, scratch, best);
+        }
+        rule.weigh(choices_of_tile<S, W>{best.key, k}, pack<S, W>::load(rows.maximum), pack<S, W>::load(rows.sum));
         for (int r = 0; r < W; ++r) {
             if (rows.row[r] == nullptr) {
                 continue;
@@ -458,34 +489,52 @@ struct select_list {
     }
 
   private:
-    template <int W>
-    SWITCHYARD_HD index_t lanes(index_t c) const {
-        return k - c < W ? k - c : W;
+    /// The scores of what was chosen by its keys. Where fewer than k experts are allowed, forbidden ones follow in
+    /// index order: allowed ones that lie outside a token's groups are not among them.
+    SWITCHYARD_HD void take_scores(const S* row, S* weight, std::int32_t* choice) const {
+        index_t next_forbidden = 0;
+        for (index_t c = 0; c < k; ++c) {
+            if (weight[c] > detail::lowest<S>()) {
+                weight[c] = row[choice[c]];
+                continue;
+            }
+            while (next_forbidden + 1 < experts && row[next_forbidden] > detail::lowest<S>()) {
+                ++next_forbidden;
+            }
+            weight[c] = detail::lowest<S>();
+            choice[c] = forbidden_choice(static_cast<std::int32_t>(next_forbidden));
+            ++next_forbidden;
+        }
     }
 
-    /// Keys become gates. The sum over a row's choices is in the order of `choose`, which adds packs of W choices and
-    /// then their halves.
+    /// The k best of W rows by their keys; best.key becomes their scores. The rows that are left to `choose`, as bits.
     template <int W>
-    void weigh_tile(const selected_rows<S, W>& rows, tile_choices<S, W>& best) const {
-        using P = pack<S, W>;
-        const P maximum = P::load(rows.maximum);
-        P sum[W];
-        for (index_t c = 0; c < k; ++c) {
-            const P e = exp_nonpositive<S, W>(P::load(best.key[c]) - maximum);
-            e.store(best.key[c]);
-            sum[c % W] = c < W ? e : sum[c % W] + e;
-        }
-        index_t used = k < W ? k : W;
-        for (index_t half = W / 2; normalize && half > 0; half /= 2) {
-            for (index_t c = 0; c + half < used; ++c) {
-                sum[c] = sum[c] + sum[c + half];
+    std::uint32_t select_by_keys(const selected_rows<S, W>& rows, int any, S* scratch, tile_choices<S, W>& best) const {
+        const index_t length = padded<W>(experts);
+        S* own[W];
+        const S* key[W];
+        pack<S, W> maxima[W];
+        for (int r = 0; r < W; ++r) {
+            own[r] = scratch + (rows.row[r] != nullptr ? r : any) * length;
+            key[r] = own[r];
+            if (rows.row[r] != nullptr) {
+                detail::write_keys<W>(keys, rows.token[r], rows.row[r], experts, rows.maximum[r], rows.sum[r], own[r]);
             }
-            used = used < half ? used : half;
         }
-        const P scale = P::all(S(1)) / (normalize ? sum[0] : P::load(rows.sum));
-        for (index_t c = 0; c < k; ++c) {
-            (P::load(best.key[c]) * scale).store(best.key[c]);
+        if (detail::groups_of(keys).choose()) {
+            keep_groups<W>(detail::groups_of(keys), experts, own);
         }
+        for (int r = 0; r < W; ++r) {
+            maxima[r] = detail::column_maxima_of<W>(key[r], experts);
+        }
+        const std::uint32_t left = select_tile<W>(key, experts, k, maxima, best);
+        for (int r = 0; r < W; ++r) {
+            const S* const row = rows.row[rows.row[r] != nullptr ? r : any];
+            for (index_t c = 0; c < k; ++c) {
+                best.key[c][r] = row[best.column[c][r]];
+            }
+        }
+        return left;
     }
 };
 

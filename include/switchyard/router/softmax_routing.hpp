@@ -1,15 +1,13 @@
-// Routing through a softmax gate, forward and backward, for any backend: the part Switch and top-k share.
+// Routing by rows, forward and backward, for any backend: the part that Switch, top-k, BASE and recipes share.
 //
-// Forward: row pass -> slots -> losses. Backward: with a_e = d balance / d p_te, z_t = d z-loss / d s_te / p_te and g_c
-// the gradient of choice c's gate,
+// Forward: row pass -> slots -> losses. Backward: with a_e = d balance / d p_te, z_t = d z-loss / d s_te / p_te, p the
+// softmax over all experts, and u_c what choice c adds to its own score's gradient (score/gates.hpp),
 //
-//   gate = p           d s_te = p_te (a_e + z_t - dot_t) + [e chosen] p_te g_c
-//                      dot_t = sum_e p_te a_e + sum_c p_tc g_c
-//   gate = p / sum p   d s_te = p_te (a_e + z_t - dot_t) + [e chosen] q_c (g_c - sum_c q_c g_c)
-//                      dot_t = sum_e p_te a_e
+//   d s_te = p_te (a_e + z_t - dot_t) + [e chosen] u_c       dot_t = sum_e p_te a_e + sum_c u_c
 //
-// where q are the normalised gates and dropped choices have g = 0. The verbs used, `route_rows`, `finish_losses` and
-// `run_rows`, have one overload a backend.
+// where the second sum of dot_t is left out unless gates are probabilities, and dropped choices have gates without a
+// gradient. Where no loss asks for p and the values are no softmax, only chosen experts' scores have a gradient. The
+// verbs used, `route_rows`, `finish_losses` and `run_rows`, have one overload a backend.
 #pragma once
 
 #include <switchyard/backend/policy.hpp>
@@ -21,6 +19,7 @@
 #include <switchyard/plan/slots.hpp>
 #include <switchyard/router/routing.hpp>
 #include <switchyard/router/softmax_pass.hpp>
+#include <switchyard/score/gates.hpp>
 
 #include <algorithm>
 #include <cstdint>
@@ -33,9 +32,14 @@ struct softmax_settings {
     double balance_weight = 0;
     double z_weight = 0;
     bad_scores bad = bad_scores::error;
-    bool may_drop = true;    ///< a token with every expert forbidden is dropped, not an error
-    bool normalize = false;  ///< gates over the k choices, not over all experts
-    index_t rounds = 0;      ///< of no-token-left-behind; 0 is off
+    bool may_drop = true;  ///< a token with every expert forbidden is dropped, not an error
+    gate_settings gates{};
+    index_t rounds = 0;  ///< of no-token-left-behind; 0 is off
+
+    /// Whether probabilities over all experts are asked for in training.
+    SWITCHYARD_HD constexpr bool needs_probabilities() const {
+        return gates.is_softmax() || balance_weight != 0 || z_weight != 0;
+    }
 };
 
 inline namespace SWITCHYARD_TARGET {
@@ -132,8 +136,13 @@ void route_softmax(const Policy& policy, const Source& source, const run_mode& m
     const auto scope = scratch.open();
     const bool balance = mode.is_training && settings.balance_weight != 0;
     double* const column_sums = balance ? scratch.template take<double>(plan.experts) : nullptr;
-    const softmax_pass<Source, Select> pass{
-        source, mode.mask, settings.bad, select, mode.is_training ? plan.row_maximum : nullptr, plan.row_sum};
+    const softmax_pass<Source, Select> pass{source,
+                                            mode.mask,
+                                            settings.bad,
+                                            select,
+                                            mode.is_training ? plan.row_maximum : nullptr,
+                                            plan.row_sum,
+                                            settings.needs_probabilities()};
     route_rows(policy, pass, plan, settings, column_sums, scratch);
     finish_losses(policy, plan, settings, column_sums, scratch);
 }
@@ -148,7 +157,7 @@ void route_softmax_in_rounds(const Policy& policy, const Source& source, const r
     double* const column_sums = balance ? scratch.template take<double>(plan.experts) : nullptr;
     const select_list<S> candidates{scratch.template take<std::int32_t>(plan.tokens * settings.rounds),
                                     scratch.template take<S>(plan.tokens * settings.rounds), plan.experts,
-                                    settings.rounds, false};
+                                    settings.rounds};
     const softmax_pass<Source, select_list<S>> pass{
         source, mode.mask, settings.bad, candidates, mode.is_training ? plan.row_maximum : nullptr, plan.row_sum};
     route_rows_in_rounds(policy, pass, plan, settings, column_sums, scratch);
@@ -168,7 +177,7 @@ struct softmax_backward_pass {
 
     template <int W>
     SWITCHYARD_HD index_t scratch_size() const {
-        return 2 * padded<W>(plan.experts) + padded<W>(plan.choices);
+        return 2 * padded<W>(plan.experts) + 2 * padded<W>(plan.choices);
     }
 
     template <int W>
@@ -220,14 +229,18 @@ struct softmax_backward_pass {
     SWITCHYARD_HD void differentiate(index_t token, const S* row, S* probability, S* chosen) const {
         using P = pack<S, W>;
         const index_t experts = plan.experts;
-        const S sum = plan.row_sum[token];
         constexpr S lowest = -std::numeric_limits<S>::infinity();
+        if (!settings.needs_probabilities()) {
+            fill_zeros<W>(probability);
+            (void)differentiate_gates(token, row, S(0), S(1), chosen);
+            add_chosen(token, chosen, probability);
+            return;
+        }
+        const S sum = plan.row_sum[token];
         // Padding, and tokens with every expert forbidden, count nowhere.
         const S scale = sum > S(0) ? S(1) / sum : S(0);
         if (scale == S(0)) {
-            for (index_t e = 0; e < experts; ++e) {
-                probability[e] = S(0);
-            }
+            fill_zeros<W>(probability);
             return;
         }
         const P maximum = P::all(plan.row_maximum[token]);
@@ -242,8 +255,7 @@ struct softmax_backward_pass {
                 weighted = multiply_add(p, P::load(balance_gradient + j), weighted);
             }
         }
-        S dot = total(weighted);
-        gate_terms(token, row, probability, chosen, dot);
+        const S dot = total(weighted) + differentiate_gates(token, row, plan.row_maximum[token], sum, chosen);
         const double z = z_weight != 0 ? z_loss_gradient(z_weight, row_logsumexp(plan.row_maximum[token], sum),
                                                          plan.totals->counted_tokens)
                                        : 0.0;
@@ -252,33 +264,35 @@ struct softmax_backward_pass {
             const P a = balance_gradient != nullptr ? P::load(balance_gradient + j) + shift : shift;
             (P::load(probability + j) * a).store(probability + j);
         }
-        for (index_t c = 0; c < plan.choices; ++c) {
-            const std::int32_t expert = plan.expert[token * plan.choices + c];
-            probability[expert] += chosen[c];
+        add_chosen(token, chosen, probability);
+    }
+
+    template <int W>
+    SWITCHYARD_HD void fill_zeros(S* gradient) const {
+        for (index_t j = 0; j < padded<W>(plan.experts); j += W) {
+            pack<S, W>::all(S(0)).store(gradient + j);
         }
     }
 
-    /// chosen[c] = what choice c adds to its score's gradient; `dot` gains the gates' share where gates are
-    /// probabilities.
-    SWITCHYARD_HD void gate_terms(index_t token, const S* row, const S* probability, S* chosen, S& dot) const {
+    /// chosen[c] = what choice c adds to its score's gradient. Returns what all scores share of that.
+    SWITCHYARD_HD S differentiate_gates(index_t token, const S* row, S maximum, S sum, S* chosen) const {
         const std::int32_t* const expert = plan.expert + token * plan.choices;
-        if (!settings.normalize) {
-            for (index_t c = 0; c < plan.choices; ++c) {
-                chosen[c] = probability[expert[c]] * gate_gradient(token, c);
-                dot += chosen[c];
+        S* const gradient = chosen + plan.choices;
+        for (index_t c = 0; c < plan.choices; ++c) {
+            chosen[c] = expert[c] >= 0 ? detail::usable(row[expert[c]]) : detail::lowest<S>();
+            gradient[c] = gate_gradient(token, c);
+        }
+        using N = pack<S, 1>;
+        const choices_of_row<S, 1> choices{chosen, gradient, plan.choices};
+        return gate_rule<S>{settings.gates}.differentiate(choices, N{maximum}, N{sum}).v;
+    }
+
+    SWITCHYARD_HD void add_chosen(index_t token, const S* chosen, S* gradient) const {
+        for (index_t c = 0; c < plan.choices; ++c) {
+            const std::int32_t expert = plan.expert[token * plan.choices + c];
+            if (expert >= 0) {
+                gradient[expert] += chosen[c];
             }
-            return;
-        }
-        S sum = 0;
-        S mean = 0;
-        for (index_t c = 0; c < plan.choices; ++c) {
-            chosen[c] = exp_nonpositive(detail::usable(row[expert[c]]) - plan.row_maximum[token]);
-            sum += chosen[c];
-            mean += chosen[c] * gate_gradient(token, c);
-        }
-        mean /= sum;
-        for (index_t c = 0; c < plan.choices; ++c) {
-            chosen[c] = chosen[c] / sum * (gate_gradient(token, c) - mean);
         }
     }
 
@@ -372,9 +386,6 @@ void route_softmax_backward(const Policy& policy, const Source& source, const pl
     using pass = softmax_backward_pass<Source, S, Space, typename Gates::value_type, typename Scores::value_type>;
     constexpr index_t widest = 16;
     const auto scope = scratch.open();
-    if constexpr (host_policy<Policy>) {
-        detail::require_scores_of_plan(source, plan, scratch);
-    }
     S* balance_gradient = nullptr;
     if (settings.balance_weight != 0) {
         const index_t length = padded<widest>(plan.experts);
@@ -405,6 +416,53 @@ float logit_jitter_of(const Router& router) {
     }
 }
 
+/// A number for each expert, [E], in the memory of `Space`.
+template <class Space = host_space>
+struct expert_numbers {
+    const float* data = nullptr;  ///< or null: none
+    index_t size = 0;
+};
+
+namespace detail {
+
+/// numbers[e], and 0 beyond.
+template <class S>
+struct pad_numbers {
+    const float* from;
+    index_t count;
+    S* to;
+
+    SWITCHYARD_HD void operator()(index_t e) const { to[e] = e < count ? static_cast<S>(from[e]) : S(0); }
+};
+
+/// A copy in the compute type, padded to whole packs, from the workspace; null stays null.
+template <class S, class Policy, class Space, class Workspace>
+const S* padded_numbers(const Policy& policy, const expert_numbers<Space>& numbers, Workspace& scratch) {
+    static_assert(std::is_same_v<Space, typename Policy::memory::space>,
+                  "switchyard: the router's numbers of experts do not lie in the memory this policy works in");
+    if (numbers.data == nullptr) {
+        return nullptr;
+    }
+    constexpr index_t widest = 16;
+    S* const to = scratch.template take<S>(padded<widest>(numbers.size));
+    for_each_index(policy, padded<widest>(numbers.size), pad_numbers<S>{numbers.data, numbers.size, to});
+    return to;
+}
+
+/// What a router's rows are: scores with its bias and, in training, its jitter. The bias is taken from the workspace.
+template <class Policy, class Router, class Storage, class Space, class Workspace>
+score_rows<Storage, Space> rows_of_router(const Policy& policy, const Router& router,
+                                          const matrix_view<const Storage, Space>& scores, bool is_training,
+                                          const noise_key& noise, Workspace& scratch) {
+    auto rows = score_rows_of(scores, is_training ? logit_jitter_of(router) : 0.0f, noise);
+    if constexpr (requires { router.logit_bias; }) {
+        rows.bias = padded_numbers<compute_t<Storage>>(policy, router.logit_bias, scratch);
+    }
+    return rows;
+}
+
+}  // namespace detail
+
 /// d_gates[T, k] and the losses -> d_scores[T, E]. Gates of dropped choices get no gradient; padding rows are 0. `plan`
 /// was made in training by the same router from the same scores. d_scores may be the scores, the same view of the same
 /// numbers; otherwise it lies apart from them, and always from d_gates.
@@ -422,8 +480,13 @@ void route_scores_backward(const Policy& policy, const Router& router, const Pla
     require_same_shape("d_scores", out, "scores", input);
     require_apart_or_same<Policy>("d_scores", out, "scores", input);
     require_apart<Policy>("d_scores", out, "d_gates", gates);
-    route_softmax_backward(policy, score_rows_of(input, logit_jitter_of(router), made.origin.noise), made, gates, out,
-                           softmax_settings_of(router, made.capacity), backward, scratch);
+    const auto scope = scratch.open();
+    const auto source = detail::rows_of_router(policy, router, input, true, made.origin.noise, scratch);
+    if constexpr (host_policy<Policy>) {
+        detail::require_scores_of_plan(source, made, scratch);
+    }
+    route_softmax_backward(policy, source, made, gates, out, softmax_settings_of(router, made.capacity), backward,
+                           scratch);
 }
 
 }  // namespace SWITCHYARD_TARGET

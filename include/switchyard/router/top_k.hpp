@@ -88,7 +88,7 @@ inline softmax_settings softmax_settings_of(const top_k_router& r, index_t capac
             .z_weight = r.z_weight,
             .bad = r.bad,
             .may_drop = capacity != unlimited,
-            .normalize = normalizes(r)};
+            .gates = {.sum = normalizes(r) ? gate_sum::add : gate_sum::none}};
 }
 
 /// scores[T, E] -> plan with k choices. The plan's arrays lie apart from the scores.
@@ -108,7 +108,7 @@ void route_scores(const Policy& policy, const top_k_router& router, const Scores
     require_apart<Policy>("the plan's gates", detail::gates_of(plan.view()), "scores", input);
     const auto source = score_rows_of(input, mode.is_training ? router.logit_jitter : 0.0f, mode.noise);
     const softmax_settings settings = softmax_settings_of(router, capacity);
-    const select_list<S> list{plan.view().expert, plan.view().gate, input.columns, router.k, normalizes(router)};
+    const select_list<S> list{plan.view().expert, plan.view().gate, input.columns, router.k, {settings.gates}};
     if (router.k == 1 && !normalizes(router)) {  // Switch: the argmax that its row pass finds anyway
         route_softmax(policy, source, mode, plan.view(), settings, scratch, select_best<S>{list.expert, list.gate});
     } else {

@@ -1,6 +1,9 @@
-// Sigmoid gate: g = 1 / (1 + exp(-s)), d g / d s = g (1 - g). BASE weighs experts with it.
+// Sigmoid: v = 1 / (1 + exp(-s)), d v / d s = v (1 - v).
 //
-// In float32 it saturates above |s| of about 17, where gates tie although scores do not: decisions are taken on scores.
+// Some routers choose by it, with a bias added, so its bits are the same on every target and at every width: products
+// are rounded, never fused. In float32 it saturates above |s| of about 17, where values tie although scores do not:
+// without a bias, decisions are taken on scores. BASE and Llama 4 weigh experts with it, DeepSeek-V3 chooses by it,
+// too.
 #pragma once
 
 #include <switchyard/core/config.hpp>
@@ -9,18 +12,32 @@
 namespace switchyard {
 inline namespace SWITCHYARD_TARGET {
 
-template <class S>
-SWITCHYARD_HD S sigmoid(S score) {
-    // e^-|s| never overflows.
-    const S e = exp_nonpositive(score > S(0) ? -score : score);
-    return score > S(0) ? S(1) / (S(1) + e) : e / (S(1) + e);
+template <class S, int W>
+SWITCHYARD_HD pack<S, W> sigmoid(pack<S, W> score) {
+    using P = pack<S, W>;
+    const P zero = P::all(S(0));
+    const P one = P::all(S(1));
+    // e^-|s| never overflows. NaN stays what it is.
+    const P e = exp_nonpositive_rounded(min(zero - score, score));
+    return where(above(score, zero), one, e) / (one + e);
 }
 
-/// The derivative, from the score: no digits are lost where the gate is near 1.
+/// The derivative, from the score: no digits are lost where the value is near 1.
+template <class S, int W>
+SWITCHYARD_HD pack<S, W> sigmoid_derivative(pack<S, W> score) {
+    using P = pack<S, W>;
+    const P e = exp_nonpositive_rounded(min(P::all(S(0)) - score, score));
+    const P sum = P::all(S(1)) + e;
+    return e / (sum * sum);
+}
+
+template <class S>
+SWITCHYARD_HD S sigmoid(S score) {
+    return sigmoid(pack<S, 1>{score}).v;
+}
 template <class S>
 SWITCHYARD_HD S sigmoid_derivative(S score) {
-    const S e = exp_nonpositive(score > S(0) ? -score : score);
-    return e / ((S(1) + e) * (S(1) + e));
+    return sigmoid_derivative(pack<S, 1>{score}).v;
 }
 
 }  // namespace SWITCHYARD_TARGET

@@ -1,10 +1,9 @@
 // Backward of routing through a softmax: d_scores from d_gates and the losses, every number read or written once.
 //
-// A row lies in the registers of a lane group, as in the forward kernel. The formulas are those of
-// router/softmax_routing.hpp, element by element: with g_e the gradient of the gate of the choice of expert e,
-//
-//   gate = p           d s_e = p_e (a_e + z - dot) + [e chosen] p_e g_e,        dot = sum_e p_e (a_e + [e chosen] g_e)
-//   gate = p / sum p   d s_e = p_e (a_e + z - dot) + [e chosen] q_e (g_e - sum q g),           dot = sum_e p_e a_e
+// A row lies in the registers of a lane group, as in the forward kernel, and each choice in one of its threads. The
+// formulas are those of router/softmax_routing.hpp, element by element: with u_e what the choice of expert e adds to
+// its own score's gradient (score/gates.hpp), d s_e = p_e (a_e + z - dot) + [e chosen] u_e, dot = sum_e p_e a_e + sum_e
+// u_e.
 #pragma once
 
 #include <switchyard/backend/kernel.hpp>
@@ -14,8 +13,10 @@
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/simd.hpp>
 #include <switchyard/plan/plan.hpp>
+#include <switchyard/router/detail/kernel_choices.hpp>
 #include <switchyard/router/detail/kernel_pieces.hpp>
 #include <switchyard/router/routing.hpp>
+#include <switchyard/score/gates.hpp>
 
 #include <cstddef>
 #include <cstdint>
@@ -86,7 +87,8 @@ struct backward_kernel {
     plan_view<S, Space> plan;
     matrix_view<const GateStorage, Space> d_gates;
     matrix_view<Out, Space> d_scores;
-    bool normalize;
+    gate_rule<S> rule;
+    bool needs_probabilities;
     double balance_weight;  ///< 0: no such loss
     index_t counted_choices;
     double loss_scale;
@@ -144,6 +146,7 @@ struct backward_kernel {
         bool is_live;
         std::int32_t expert;  ///< of its choice, -1 where it has none
         S gradient;           ///< of its gate
+        Storage score;        ///< of its choice
         Storage numbers[V];
     };
 
@@ -161,8 +164,8 @@ struct backward_kernel {
             }
         }
         for (int row = here.thread(); row < in.rows; row += threads) {
-            const S maximum = here.load(plan.row_maximum + in.first + row);
-            const S sum = here.load(plan.row_sum + in.first + row);
+            const S maximum = needs_probabilities ? here.load(plan.row_maximum + in.first + row) : S(0);
+            const S sum = needs_probabilities ? here.load(plan.row_sum + in.first + row) : S(1);
             in.maximum[row] = maximum;
             in.scale[row] = sum > S(0) ? S(1) / sum : S(0);
             in.shift[row] =
@@ -176,13 +179,19 @@ struct backward_kernel {
         coming.is_live = row < in.rows && in.scale[row] != S(0);
         coming.expert = -1;
         coming.gradient = S(0);
+        coming.score = Storage{};
         unrolled<V>([&](int j) { coming.numbers[j] = Storage{}; });
         if (coming.is_live) {
             const index_t token = in.first + row;
-            load_pieces(here, source.scores, in_vectors, token, mine, coming.numbers);
+            if (needs_probabilities) {
+                load_pieces(here, source.scores, in_vectors, token, mine, coming.numbers);
+            }
             if (mine.rank < choices()) {
                 const index_t position = token * plan.choices + mine.rank;
                 coming.expert = here.load(plan.expert + position);
+                if (coming.expert >= 0) {
+                    coming.score = here.load(&source.scores(token, coming.expert));
+                }
                 // A dropped choice's gate is a constant.
                 if (here.load(plan.slot + position) >= 0) {
                     coming.gradient = static_cast<S>(load_scalar(here.load(&d_gates(token, mine.rank))));
@@ -200,40 +209,32 @@ struct backward_kernel {
         const S scale = now.is_live ? in.scale[row] : S(0);
         const bool balances = balance_weight != 0;
         const auto weight = [&](int j) { return balances && mine.holds(j) ? in.balance[mine.column(j)] : S(0); };
-        S exponential[V];
+        S probability[V];
         S gradient[V];
-        if (now.is_live) {
-            scores_of_pieces<IsNoisy>(source, token, mine, now.numbers, exponential);
-            // NaN, where forward took it for -infinity, is that here, too.
-            unrolled<V>([&](int j) { exponential[j] = exp_nonpositive(usable(exponential[j]) - maximum); });
-        } else {
-            unrolled<V>([&](int j) { exponential[j] = S(0); });
-        }
-        const std::uint32_t chosen = gather_gradients(here, in, mine, now, gradient);
-
         S weighted = S(0);
-        unrolled<V>([&](int j) {
-            const S gate = normalize ? S(0) : gradient[j];
-            weighted += exponential[j] * scale * (weight(j) + gate);
-        });
-        weighted = in.group.sum(here, weighted);
-        S chosen_scale = scale;
-        S mean = S(0);
-        if (normalize) {
-            S sum = S(0);
+        if (now.is_live && needs_probabilities) {
+            scores_of_pieces<IsNoisy>(here, source, token, mine, now.numbers, probability);
+            // NaN, where forward took it for -infinity, is that here, too.
             unrolled<V>([&](int j) {
-                sum += (chosen >> j & 1u) != 0 ? exponential[j] : S(0);
-                mean += exponential[j] * gradient[j];
+                probability[j] = exp_nonpositive(usable(probability[j]) - maximum) * scale;
+                weighted += probability[j] * weight(j);
             });
-            sum = in.group.sum(here, sum);
-            mean = in.group.sum(here, mean) / sum;
-            chosen_scale = S(1) / sum;
+        } else {
+            unrolled<V>([&](int j) { probability[j] = S(0); });
+        }
+        const bool has_choice = now.is_live && now.expert >= 0;
+        S own = has_choice ? score_of_choice(token, now) : lowest<S>();
+        const S sum = now.is_live ? S(1) / scale : S(1);
+        const S shared =
+            rule.differentiate(choices_of_lanes<Here, Group, S>{here, in.group, has_choice, own, now.gradient},
+                               pack<S, 1>{maximum}, pack<S, 1>{sum})
+                .v;
+        if (needs_probabilities) {
+            weighted = in.group.sum(here, weighted) + shared;
         }
         const S shift = (now.is_live ? in.shift[row] : S(0)) - weighted;
-        unrolled<V>([&](int j) {
-            const S own = (chosen >> j & 1u) != 0 ? exponential[j] * chosen_scale * (gradient[j] - mean) : S(0);
-            gradient[j] = now.is_live ? exponential[j] * scale * (weight(j) + shift) + own : S(0);
-        });
+        unrolled<V>([&](int j) { gradient[j] = probability[j] * (weight(j) + shift); });
+        add_choices(here, in, mine, now, own, gradient);
         if constexpr (IsNoisy) {
             jitter_pieces(source, token, mine, gradient);
         }
@@ -242,22 +243,26 @@ struct backward_kernel {
         }
     }
 
-    /// gradient[j] = that of the gate of the choice of this column, 0 for others; which columns are chosen, as bits.
+    SWITCHYARD_DEVICE S score_of_choice(index_t token, const incoming& now) const {
+        S score = load_scalar(now.score);
+        if constexpr (IsNoisy) {
+            score = source.changed(token, now.expert, score);
+        }
+        return usable(score);
+    }
+
+    /// gradient[j] += what the choice of this column adds, whoever holds it.
     template <class Here>
-    SWITCHYARD_DEVICE std::uint32_t gather_gradients(Here& here, block_state& in, const pieces& mine,
-                                                     const incoming& now, S (&gradient)[V]) const {
-        unrolled<V>([&](int j) { gradient[j] = S(0); });
-        in.choices.show(here, choices(), mine.rank, now.expert, now.gradient);
-        std::uint32_t chosen = 0;
+    SWITCHYARD_DEVICE void add_choices(Here& here, block_state& in, const pieces& mine, const incoming& now, S own,
+                                       S (&gradient)[V]) const {
+        in.choices.show(here, choices(), mine.rank, now.expert, own);
         for (int c = 0; c < choices(); ++c) {
             std::int32_t expert = -1;
-            S its_gradient = 0;
-            in.choices.see(here, in.group, c, expert, its_gradient);
-            chosen |= expert >= 0 ? mine.bit_of(expert) : 0u;
+            S added = 0;
+            in.choices.see(here, in.group, c, expert, added);
             const int distance = expert - mine.first_column();
-            unrolled<V>([&](int j) { gradient[j] = distance == mine.distance(j) ? its_gradient : gradient[j]; });
+            unrolled<V>([&](int j) { gradient[j] += distance == mine.distance(j) ? added : S(0); });
         }
-        return chosen;
     }
 };
 

@@ -12,6 +12,7 @@
 #include <switchyard/core/simd.hpp>
 #include <switchyard/router/detail/kernel_pieces.hpp>
 #include <switchyard/router/softmax_pass.hpp>
+#include <switchyard/score/gates.hpp>
 #include <switchyard/score/noise.hpp>
 #include <switchyard/score/softmax.hpp>
 
@@ -22,14 +23,27 @@ namespace switchyard {
 inline namespace SWITCHYARD_TARGET {
 namespace detail {
 
-/// BASE at inference: the best expert, its sigmoid for a gate, nothing summed. The row program is greedy_pass
-/// (router/base.hpp).
-template <class S>
-struct select_greedy {};
-template <class Select>
-inline constexpr bool is_greedy = false;
-template <class S>
-inline constexpr bool is_greedy<select_greedy<S>> = true;
+/// One choice in each of the first k threads of a group (score/gates.hpp).
+template <class Here, class Group, class S>
+struct choices_of_lanes {
+    using number = pack<S, 1>;
+    Here& here;
+    Group& group;
+    bool is_choice;  ///< this thread's
+    S& score;
+    S gradient;
+
+    template <class F>
+    SWITCHYARD_DEVICE void map(const F& f) const {
+        score = f(number{score}, number{gradient}).v;
+    }
+    template <class F>
+    SWITCHYARD_DEVICE number sum_of(const F& f) const {
+        const S own = f(number{score}, number{gradient}).v;
+        return {group.sum(here, is_choice ? own : S(0))};
+    }
+    SWITCHYARD_DEVICE number sum() const { return {group.sum(here, is_choice ? score : S(0))}; }
+};
 
 /// A column of the row where nothing was found: only in rows that nobody checked.
 template <class S>
@@ -45,8 +59,8 @@ SWITCHYARD_DEVICE scored_column<S> pick(Here& here, Group& group, const select_b
     return in_range(best);
 }
 template <class Here, class Group, class S>
-SWITCHYARD_DEVICE S gate_of(Here&, Group&, const select_best<S>&, const scored_column<S>&, S, S sum) {
-    return S(1) / sum;
+SWITCHYARD_DEVICE S gate_of(Here&, Group&, const select_best<S>&, const scored_column<S>&, S, S) {
+    return S(0);  // a thread a row does that, when all rows are done
 }
 
 template <class Here, class Group, class S, class Storage, int V, int Size>
@@ -96,9 +110,10 @@ SWITCHYARD_DEVICE scored_column<S> pick(Here& here, Group& group, const select_l
 template <class Here, class Group, class S>
 SWITCHYARD_DEVICE S gate_of(Here& here, Group& group, const select_list<S>& select, const scored_column<S>& picked,
                             S maximum, S sum) {
-    const S exponential = exp_nonpositive(picked.score - maximum);
-    const S chosen = group.rank(here) < select.k ? exponential : S(0);
-    return exponential * (S(1) / (select.normalize ? group.sum(here, chosen) : sum));
+    S gate = picked.score;
+    select.rule.weigh(choices_of_lanes<Here, Group, S>{here, group, group.rank(here) < select.k, gate, S(0)},
+                      pack<S, 1>{maximum}, pack<S, 1>{sum});
+    return gate;
 }
 
 }  // namespace detail

@@ -19,7 +19,6 @@
 #include <switchyard/router/detail/kernel_totals.hpp>
 #include <switchyard/router/routing.hpp>
 #include <switchyard/router/softmax_pass.hpp>
-#include <switchyard/score/sigmoid.hpp>
 
 #include <cstddef>
 #include <cstdint>
@@ -34,8 +33,6 @@ template <class Select>
 inline constexpr bool is_single = false;
 template <class S>
 inline constexpr bool is_single<select_best<S>> = true;
-template <class S>
-inline constexpr bool is_single<select_greedy<S>> = true;
 
 /// What a block keeps of a row in shared memory.
 template <class S>
@@ -160,7 +157,7 @@ struct forward_kernel {
         for (int start = 0; start < in.rows; start += groups) {
             const int row = start + number;
             S scores[V];
-            scores_of(in.first + row, is_live, mine, coming, scores);
+            scores_of(here, in.first + row, is_live, mine, coming, scores);
             const bool is_next_live = call_in(row + groups);
             here.sync_warp();  // its record, which this row's first lane writes later, has been read
             run_row(here, in, row, is_live, mine, scores, probabilities);
@@ -169,10 +166,11 @@ struct forward_kernel {
     }
 
     /// Scores, and zeros for groups without a token.
-    SWITCHYARD_DEVICE void scores_of(index_t token, bool is_live, const pieces& mine, const Storage (&numbers)[V],
-                                     S (&scores)[V]) const {
+    template <class Here>
+    SWITCHYARD_DEVICE void scores_of(Here& here, index_t token, bool is_live, const pieces& mine,
+                                     const Storage (&numbers)[V], S (&scores)[V]) const {
         if (is_live) {
-            scores_of_pieces<IsNoisy>(source, token, mine, numbers, scores);
+            scores_of_pieces<IsNoisy>(here, source, token, mine, numbers, scores);
         } else {
             unrolled<V>([&](int j) { scores[j] = S(0); });
         }
@@ -182,36 +180,6 @@ struct forward_kernel {
     template <class Here>
     SWITCHYARD_DEVICE void run_row(Here& here, block_state& in, int row, bool is_live, const pieces& mine,
                                    S (&scores)[V], S (&probabilities)[V]) const {
-        if constexpr (is_greedy<Select>) {
-            run_greedy_row(here, in, row, is_live, mine, scores);
-        } else {
-            run_softmax_row(here, in, row, is_live, mine, scores, probabilities);
-        }
-    }
-
-    template <class Here>
-    SWITCHYARD_DEVICE void run_greedy_row(Here& here, block_state& in, int row, bool is_live, const pieces& mine,
-                                          const S (&scores)[V]) const {
-        const auto best = best_of_row(here, in.group, scores, mine);
-        bool is_nan = false;
-        unrolled<V>([&](int j) { is_nan = is_nan || !(scores[j] == scores[j]); });
-        is_nan = in.group.any(here, is_nan);
-        const bool is_bad =
-            best.score == std::numeric_limits<S>::infinity() || (is_nan && bad != bad_scores::forbid_nan);
-        const bool is_open = best.score > lowest<S>();
-        const bool is_noted = is_bad ? bad != bad_scores::unchecked : !is_open;
-        if (is_live && is_noted && mine.rank == 0) {
-            here.atomic_min(in.events + (is_bad ? 0 : 1), static_cast<std::int32_t>(in.first + row));
-        }
-        if (row < in.rows) {
-            const bool is_used = is_live && is_open;
-            keep(here, in, row, is_live, is_used, mine.rank, best, is_used ? sigmoid(best.score) : S(0), S(0), S(0));
-        }
-    }
-
-    template <class Here>
-    SWITCHYARD_DEVICE void run_softmax_row(Here& here, block_state& in, int row, bool is_live, const pieces& mine,
-                                           S (&scores)[V], S (&probabilities)[V]) const {
         const index_t token = in.first + row;
         bool is_used = is_live;
         scored_column<S> picked;
@@ -251,7 +219,7 @@ struct forward_kernel {
         if (is_live) {
             load_pieces(here, source.scores, in_vectors, token, mine, numbers);
         }
-        scores_of(token, is_live, mine, numbers, scores);
+        scores_of(here, token, is_live, mine, numbers, scores);
         bool is_bad = false;
         bool is_open = false;
         unrolled<V>([&](int j) {
@@ -303,7 +271,11 @@ struct forward_kernel {
             counted += code != padding_choice ? 1 : 0;
             if (choices() == 1) {
                 here.store(plan.expert + token, code);
-                here.store(plan.gate + token, kept.gate);
+                if constexpr (is_single<Select>) {
+                    here.store(plan.gate + token, code >= 0 ? select.rule.of_best(kept.maximum, kept.sum) : S(0));
+                } else {
+                    here.store(plan.gate + token, kept.gate);
+                }
                 if (code >= 0) {
                     in.histogram.add(here, code);
                 }

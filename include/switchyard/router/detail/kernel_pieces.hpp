@@ -7,7 +7,8 @@
 // The size of the group is a constant, and so is each number's distance from the thread's first column: what depends on
 // the thread is one addition. Rows that fill their group, E = V Size, need no test for their end.
 //
-// Noise takes registers even where it is off, so kernels with and without it (`IsNoisy`) are two.
+// Noise takes registers even where it is off, so kernels that may change scores on the way, by noise or by a bias, and
+// kernels that do not are two (`IsNoisy`).
 #pragma once
 
 #include <switchyard/backend/kernel.hpp>
@@ -138,15 +139,20 @@ SWITCHYARD_DEVICE void jitter_pieces(const Source& source, index_t token, const 
     }
 }
 
-/// Stored numbers as scores: computed, jittered where there may be jitter, -infinity beyond the row.
-template <bool IsNoisy, class Storage, int V, int Size, class Source>
-SWITCHYARD_DEVICE void scores_of_pieces(const Source& source, index_t token, const row_pieces<Storage, V, Size>& mine,
-                                        const Storage (&numbers)[V], compute_t<Storage> (&scores)[V]) {
+/// Stored numbers as scores: computed, biased and jittered where that may be, -infinity beyond the row.
+template <bool IsNoisy, class Here, class Storage, int V, int Size, class Source>
+SWITCHYARD_DEVICE void scores_of_pieces(Here& here, const Source& source, index_t token,
+                                        const row_pieces<Storage, V, Size>& mine, const Storage (&numbers)[V],
+                                        compute_t<Storage> (&scores)[V]) {
+    using S = compute_t<Storage>;
     unrolled<V>([&](int j) { scores[j] = load_scalar(numbers[j]); });
     if (!mine.is_whole()) {
-        unrolled<V>([&](int j) { scores[j] = mine.holds(j) ? scores[j] : lowest<compute_t<Storage>>(); });
+        unrolled<V>([&](int j) { scores[j] = mine.holds(j) ? scores[j] : lowest<S>(); });
     }
     if constexpr (IsNoisy) {
+        if (source.bias != nullptr) {
+            unrolled<V>([&](int j) { scores[j] += mine.holds(j) ? here.load(source.bias + mine.column(j)) : S(0); });
+        }
         jitter_pieces(source, token, mine, scores);
     }
 }

@@ -1,0 +1,162 @@
+// The recipe router: a router as its settings say it. The routers of DeepSeek-V3 and its relatives, gpt-oss, Llama 4,
+// Mixtral, Qwen and most other open models are this one with other settings; docs/router/recipe.md has the table.
+//
+//   s = scores[T, E] + logit_bias                                      learned, with a gradient like the scores'
+//   v = score(s)                    score/score_function.hpp           softmax, sigmoid or sqrt-softplus
+//   key = v or s, + selection_bias  score/keys.hpp, score/groups.hpp   within the best groups of experts
+//   experts = the k largest keys, best first; equal keys: the lower expert
+//   gate_c = scale v_c / D          score/gates.hpp                    D = 1, sum + epsilon or max(sum, epsilon)
+//
+// Without selection_bias and with all groups kept the key is the score s. The selection bias never enters a gate. A
+// score of -infinity forbids its expert before any bias, and has gradient 0. The scale is applied once, here; nothing
+// behind the router applies one. Llama 4 weighs its experts' input: dispatch with `apply_gates`, combine without.
+//
+// losses: load balancing and z-loss, both on softmax(s) whatever the values are; both are off unless asked for. The
+// bias that balances without a loss is moved by `update_bias` (router/bias_update.hpp).
+//
+// Slots, capacity, noise, ties, errors and costs are those of top_k_router (router/top_k.hpp). Backward, d_gates[T, k]
+// and the losses -> d_scores[T, E], is `route_scores_backward` of router/softmax_routing.hpp; the gradient of
+// logit_bias is the sum of d_scores over the tokens.
+#pragma once
+
+#include <switchyard/core/config.hpp>
+#include <switchyard/core/error.hpp>
+#include <switchyard/core/matrix_view.hpp>
+#include <switchyard/core/overlap.hpp>
+#include <switchyard/plan/capacity.hpp>
+#include <switchyard/plan/plan.hpp>
+#include <switchyard/plan/slots.hpp>
+#include <switchyard/router/routing.hpp>
+#include <switchyard/router/softmax_routing.hpp>
+#include <switchyard/score/gates.hpp>
+#include <switchyard/score/groups.hpp>
+#include <switchyard/score/keys.hpp>
+#include <switchyard/score/score_function.hpp>
+
+#include <cmath>
+#include <cstdint>
+
+namespace switchyard {
+
+template <class Space = host_space>
+struct recipe_router {
+    index_t k = 1;  ///< 1..E, and no more than the experts of the kept groups
+    expert_numbers<Space> logit_bias{};
+
+    score_function score = score_function::softmax;
+    key_source key = key_source::value;
+    expert_numbers<Space> selection_bias{};
+    expert_groups groups{};
+
+    gate_sum normalize = gate_sum::none;
+    double epsilon = 0;  ///< >= 0, added to the sum or its least value
+    double scale = 1;    ///< finite
+
+    capacity_rule capacity{};            ///< in training; none by default
+    capacity_rule inference_capacity{};  ///< otherwise
+    drop_order order = drop_order::position;
+
+    float input_jitter = 0;   ///< epsilon in [0, 1). Needs tokens
+    float input_dropout = 0;  ///< rate in [0, 1). Needs tokens
+    float logit_jitter = 0;   ///< epsilon in [0, 1)
+
+    double balance_weight = 0;
+    balance_count balance = balance_count::first;
+    double z_weight = 0;
+    bad_scores bad = bad_scores::error;
+};
+
+template <class Space>
+inline constexpr bool is_library_router<recipe_router<Space>> = true;
+
+inline namespace SWITCHYARD_TARGET {
+
+template <class Space>
+constexpr gate_settings gate_settings_of(const recipe_router<Space>& r) {
+    return {.function = r.score, .sum = r.normalize, .epsilon = r.epsilon, .scale = r.scale};
+}
+
+/// The biases are state between steps, and not part of the fingerprint.
+template <class Space>
+constexpr std::uint64_t fingerprint_of(const recipe_router<Space>& r) {
+    return fingerprint('r', r.k, static_cast<int>(r.score), static_cast<int>(r.normalize), r.epsilon, r.scale,
+                       r.logit_bias.data != nullptr, r.logit_jitter, r.input_jitter, r.input_dropout, r.balance_weight,
+                       static_cast<int>(r.balance), r.z_weight);
+}
+
+/// Whether scores themselves are the keys.
+template <class Space>
+constexpr bool has_raw_keys(const recipe_router<Space>& r) {
+    return r.selection_bias.data == nullptr && !r.groups.choose();
+}
+
+/// Fails with a sentence where a setting is out of range.
+template <class Space>
+void require_settings(const recipe_router<Space>& r, index_t experts, const run_mode& mode) {
+    require(r.k >= 1 && r.k <= experts, "k = ", r.k, " must lie in 1..E = ", experts);
+    require_groups(r.groups, experts, r.k);
+    require(r.logit_bias.data == nullptr || r.logit_bias.size == experts, "logit_bias has ", r.logit_bias.size,
+            " numbers for E = ", experts, " experts");
+    require(r.selection_bias.data == nullptr || r.selection_bias.size == experts, "selection_bias has ",
+            r.selection_bias.size, " numbers for E = ", experts, " experts");
+    require(r.epsilon >= 0 && std::isfinite(r.epsilon), "epsilon = ", r.epsilon, " must be finite and not negative");
+    require_weights({{"scale", r.scale}, {"balance_weight", r.balance_weight}, {"z_weight", r.z_weight}});
+    require_rates(
+        {{"input_jitter", r.input_jitter}, {"input_dropout", r.input_dropout}, {"logit_jitter", r.logit_jitter}});
+    require_noise_has_input(r, mode);
+    require_stream(
+        mode, {{"input_jitter", r.input_jitter}, {"input_dropout", r.input_dropout}, {"logit_jitter", r.logit_jitter}});
+    require(!(mode.is_training && r.k == 1 && r.normalize == gate_sum::add && r.epsilon == 0),
+            "k = 1 with normalised gates makes every gate the scale and leaves the router no gradient: use normalize = "
+            "gate_sum::none");
+}
+
+template <class Space>
+softmax_settings softmax_settings_of(const recipe_router<Space>& r, index_t capacity) {
+    return {.slots = {.order = r.order, .balance = r.balance},
+            .balance_weight = r.balance_weight,
+            .z_weight = r.z_weight,
+            .bad = r.bad,
+            .may_drop = capacity != unlimited,
+            .gates = gate_settings_of(r)};
+}
+
+/// scores[T, E] -> plan with k choices. The plan's arrays lie apart from the scores.
+template <class Policy, class Space, class Scores, class Plan, class Workspace>
+void route_scores(const Policy& policy, const recipe_router<Space>& router, const Scores& scores, const run_mode& mode,
+                  Plan& plan, Workspace& scratch) {
+    using S = typename Plan::scalar;
+    require_memory<Policy, Scores, Plan>();
+    begin_plan(plan);
+    const auto input = detail::token_view(scores);
+    require_scores(input, mode.mask);
+    require_settings(router, input.columns, mode);
+    const index_t capacity = capacity_of(mode.is_training ? router.capacity : router.inference_capacity, input.rows,
+                                         router.k, input.columns);
+    plan.resize(input.rows, input.columns, router.k, capacity);
+    continue_plan(plan, origin_of(mode, fingerprint_of(router)));
+    require_apart<Policy>("the plan's gates", detail::gates_of(plan.view()), "scores", input);
+    const auto scope = scratch.open();
+    const auto source = detail::rows_of_router(policy, router, input, mode.is_training, mode.noise, scratch);
+    const softmax_settings settings = softmax_settings_of(router, capacity);
+    const auto& made = plan.view();
+    if (!has_raw_keys(router)) {
+        const biased_keys<S> keys{.function = router.score,
+                                  .source = router.key,
+                                  .bias = detail::padded_numbers<S>(policy, router.selection_bias, scratch),
+                                  .groups = router.groups};
+        route_softmax(
+            policy, source, mode, made, settings, scratch,
+            select_list<S, biased_keys<S>>{made.expert, made.gate, input.columns, router.k, {settings.gates}, keys});
+    } else if (router.k == 1) {  // the argmax that the row pass finds anyway
+        route_softmax(policy, source, mode, made, settings, scratch,
+                      select_best<S>{made.expert, made.gate, {settings.gates}});
+    } else {
+        route_softmax(policy, source, mode, made, settings, scratch,
+                      select_list<S>{made.expert, made.gate, input.columns, router.k, {settings.gates}});
+    }
+    finish_plan(plan);
+}
+
+}  // namespace SWITCHYARD_TARGET
+}  // namespace switchyard
