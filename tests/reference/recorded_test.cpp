@@ -43,7 +43,7 @@ ref::matrix gates_by_expert(const ref::plan& made) {
     return gates;
 }
 
-/// The kept choices of a token, or the model's allowed ones, by rising index.
+/// The kept choices of a token by rising index.
 indices kept_choices(const ref::plan& made, sy::index_t t) {
     indices kept;
     for (sy::index_t c = 0; c < made.choices(); ++c) {
@@ -53,6 +53,7 @@ indices kept_choices(const ref::plan& made, sy::index_t t) {
     return kept;
 }
 
+/// The model's choices of a token, without forbidden ones.
 indices recorded_choices(const recorded_case& model, const ref::matrix& logits, sy::index_t t) {
     const auto choices = recorded_table<sy::index_t>(model.answers.choices, model.router.k);
     indices allowed;

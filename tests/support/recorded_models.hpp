@@ -3,14 +3,14 @@
 //
 //   logits[T, E]     what the score function is given: the product of the router's weight, linear bias included;
 //                    -infinity forbids (cases "forbidden")
-//   choices[T, k]    the experts of each token, by rising index: the modules return them in no order. Where fewer than
-//   k
-//                    are allowed, the forbidden ones among them are arbitrary, and have weight 0
+//   choices[T, k]    the experts of each token, by rising index: the modules return them in no order. Where fewer
+//                    than k are allowed, the forbidden ones among them are arbitrary, and have weight 0
 //   weights[T, k]    the weight of each of these choices, all factors included
 //   d_weights[T, k]  numbers that stand for the gradient of the weights
 //   d_logits[T, E]   the gradient of the logits that the module's backward made of them
 //
-// Packages and classes stand in tests/recorded/*.inc. No token has a tie at the edge of its choice.
+// Packages and classes stand in tests/recorded/*.inc. At the edge of each choice, of experts and of groups, keys differ
+// by 9e-5 or more, so that rounding in float32 decides none.
 #pragma once
 
 #include <switchyard/reference/recipe.hpp>

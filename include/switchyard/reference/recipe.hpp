@@ -21,7 +21,7 @@
 //
 // Sampling adds its Gumbel noise to the keys, before groups are compared.
 //
-// Backward: with dg = 0 at dropped choices and D' = dD / dsum (0 or 1),
+// Backward: with dg = 0 at dropped choices and D' = dD / dsum (0 or 1; 1 where sum = epsilon in max(sum, epsilon)),
 //   dv_{e_c} = scale (dg_c - D' sum_j dg_j v_j / D) / D
 // then through the score; plus the losses through softmax's Jacobian and logsumexp; times the logit jitter.
 #pragma once
