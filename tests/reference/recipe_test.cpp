@@ -286,17 +286,20 @@ TEST_CASE("reference recipe: fewer than k allowed, the rest in index order witho
             CHECK(made.load_before == indices{0, 1, 0, 1, 0, 0});
         }
     }
-    // Group 0 has one allowed expert and wins: its other one, and all of group 1, fill up by index.
+    // The kept group has one allowed expert. Forbidden ones fill up, wherever they are, and the other group's never.
     const recipe_router grouped{
         .k = 2, .score = score_function::sigmoid, .groups = {.count = 2, .kept = 1}, .normalize = gate_sum::add};
     const auto made = ref::route_scores(grouped, {{3, never, -9, -9}});
     CHECK(made.experts == ref::integers{{0, 1}});
     CHECK(made.gates(0, 0) == 1);
     const auto masked = ref::route_scores(grouped, {{-9, -9, never, 3}});
-    CHECK(masked.experts == ref::integers{{3, 0}});
+    CHECK(masked.experts == ref::integers{{3, 2}});
     CHECK(masked.slots == ref::integers{{0, -1}});
     CHECK(masked.gates == ref::matrix{{1, 0}});
     CHECK(masked.load_before == indices{0, 0, 0, 1});
+    const recipe_router three{.k = 3, .groups = {.count = 2, .kept = 1}};
+    const auto elsewhere = ref::route_scores(three, {{never, -1, -2, never, never, 1}});
+    CHECK(elsewhere.experts == ref::integers{{5, 0, 3}});  // keys of group 0: .11 + .04, of group 1: .84
     const auto d = ref::route_scores_backward(grouped, masked, {{-9, -9, never, 3}}, ref::matrix(1, 2, 1.0));
     CHECK(d == ref::matrix(1, 4));
 }
@@ -525,6 +528,10 @@ TEST_CASE("reference recipe: hostile settings and shapes") {
     CHECK_THROWS_AS(ref::route_scores(recipe_router{}, {{0, nan}}), sy::error);
     CHECK_THROWS_AS(ref::route_scores(recipe_router{}, {{0, ref::infinity}}), sy::error);
     CHECK(ref::route_scores(recipe_router{.k = 2}, ref::matrix(0, 3)).offsets == indices{0, 0, 0, 0});
+    // A key that overflows is very low, not forbidden.
+    const double huge = std::numeric_limits<double>::max();
+    const recipe_router low{.k = 2, .key = key_source::logit, .selection_bias = {0, -huge}};
+    CHECK(ref::route_scores(low, {{0, -huge}}).kept() == 2);
 }
 
 TEST_CASE("reference recipe: gradients by central differences") {

@@ -15,9 +15,10 @@
 // by `updated_bias` (Wang et al., "Auxiliary-Loss-Free Load Balancing", arXiv 2408.15664).
 //
 // A score of -inf forbids its expert before any bias: its key is -inf, neither a bias nor a zero mask lifts it, and its
-// gradient is 0. A forbidden expert is no part of its group's score. Choices whose key is -inf are forbidden ones: they
-// fill up a list of k in index order, with v = 0, gate 0, no slot and no load. Where D is 0, all gates of the token are
-// 0, without gradient.
+// gradient is 0. A forbidden expert is no part of its group's score. Where fewer than k experts have a key above -inf,
+// the list is filled up with experts whose logit is -inf, in index order, never with those of other groups: kept groups
+// have k experts, so that there are enough. Such a choice has v = 0, gate 0, no slot and no load. Where D is 0, all
+// gates of the token are 0, without gradient.
 //
 // Sampling adds its Gumbel noise to the keys, before groups are compared.
 //
@@ -32,6 +33,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 namespace switchyard::reference::inline SWITCHYARD_TARGET {
 
@@ -167,7 +169,7 @@ inline list<double> keep_best_groups(const expert_groups& groups, list<double> k
     return keys;
 }
 
-/// The keys that choices are ranked by, [T, E]; -inf where a choice is forbidden.
+/// The keys that choices are ranked by, [T, E]; -inf where no choice may fall.
 inline matrix choice_keys(const recipe_router& router, const matrix& logits, const mask_list& mask,
                           const maybe_noise& noise) {
     matrix keys = logits;
@@ -180,6 +182,7 @@ inline matrix choice_keys(const recipe_router& router, const matrix& logits, con
             if (logits(t, e) == -infinity) continue;  // forbidden before any bias
             if (router.key == key_source::score) keys(t, e) = values[e];
             if (biased) keys(t, e) += router.selection_bias[e];
+            keys(t, e) = std::max(keys(t, e), -std::numeric_limits<double>::max());  // a sum that overflows is no ban
         }
     }
     keys = selection_scores(router.noise, keys, noise);
@@ -190,6 +193,22 @@ inline matrix choice_keys(const recipe_router& router, const matrix& logits, con
         for (index_t e = 0; e < logits.columns; ++e) keys(t, e) = kept[e];
     }
     return keys;
+}
+
+/// The k experts of largest key, [T, k], filled up with forbidden ones in index order; -1 in padding rows.
+inline integers experts_of_largest_key(const matrix& keys, const matrix& logits, index_t k, const mask_list& mask) {
+    integers experts = top_k_experts(keys, k, mask);
+    for (index_t t = 0; t < keys.rows; ++t) {
+        if (!is_token(mask, t)) continue;
+        index_t forbidden = 0;
+        for (index_t c = 0; c < k; ++c) {
+            if (keys(t, experts(t, c)) != -infinity) continue;
+            while (logits(t, forbidden) != -infinity) forbidden += 1;
+            experts(t, c) = forbidden;
+            forbidden += 1;
+        }
+    }
+    return experts;
 }
 
 /// The gates of a token's k choices as if none were dropped, and what backward needs of them.
@@ -254,8 +273,8 @@ inline plan route_scores(const recipe_router& router, const matrix& scores, cons
     // Scores to choices and gates.
     const matrix logits = biased_logits(router, scores, noise);
     const matrix keys = choice_keys(router, logits, mask, noise);
-    made.experts = top_k_experts(keys, router.k, mask);
-    const integers wanted = allowed_choices(made.experts, keys);
+    made.experts = experts_of_largest_key(keys, logits, router.k, mask);
+    const integers wanted = allowed_choices(made.experts, logits);
     made.gates = matrix(rows, router.k);
     auto top_gates = filled(rows, 0.0);
     for (index_t t = 0; t < rows; ++t) {
@@ -285,7 +304,7 @@ inline matrix route_scores_backward(const recipe_router& router, const plan& mad
     require_valid(router, scores.columns);
     const matrix logits = biased_logits(router, scores, noise);
     const matrix d_kept = kept_gradients(made, d_gates);
-    const integers wanted = allowed_choices(made.experts, choice_keys(router, logits, mask, noise));
+    const integers wanted = allowed_choices(made.experts, logits);
 
     // Losses.
     const matrix p = softmax_rows(logits, mask);
