@@ -1,0 +1,388 @@
+// A router made of named parts: score, key, groups, gate. With the right parts it is the router of most open models:
+// DeepSeek-V3 (arXiv 2412.19437) and its relatives, DeepSeek-V4, gpt-oss, Llama 4, Mixtral, Qwen3, ...
+//
+//   logits    l = (s + logit_bias), times the logit jitter
+//   scores    v = softmax(l) over all experts, or per expert sigmoid(l) or sqrt(log(1 + exp(l)))
+//   keys      the logit itself; with a selection bias or groups: (v or l) + selection_bias
+//   groups    E experts in `count` equal runs; the score of a group is the sum of its `summed` best keys. The `kept`
+//             best groups stay, equal ones by rising index; keys outside become -inf, or 0
+//   choices   the k experts of largest key, by falling key, equal keys by rising index
+//   gates     g_c = scale v_c / D, D = 1 | sum_c v_c + epsilon | max(sum_c v_c, epsilon)
+//   slots     choice-major: all first choices before any second; kept while slot < C
+//   losses    of softmax(l), whatever the score is; f from first choices / N or all choices / (k N), before capacity
+//
+// The selection bias moves choices only: gates come from unbiased scores, and the bias has no gradient. It is trained
+// by `updated_bias` (Wang et al., "Auxiliary-Loss-Free Load Balancing", arXiv 2408.15664).
+//
+// A score of -inf forbids its expert before any bias: its key is -inf, neither a bias nor a zero mask lifts it, and its
+// gradient is 0. A forbidden expert is no part of its group's score. Where fewer than k experts have a key above -inf,
+// the list is filled up with experts whose logit is -inf, in index order, never with those of other groups: kept groups
+// have k experts, so that there are enough. Such a choice has v = 0, gate 0, no slot and no load. Where D is 0, all
+// gates of the token are 0, without gradient.
+//
+// Sampling adds its Gumbel noise to the keys, before groups are compared.
+//
+// Backward: with dg = 0 at dropped choices and D' = dD / dsum (0 or 1; 1 where sum = epsilon in max(sum, epsilon)),
+//   dv_{e_c} = scale (dg_c - D' sum_j dg_j v_j / D) / D
+// then through the score; plus the losses through softmax's Jacobian and logsumexp; times the logit jitter.
+#pragma once
+
+#include <switchyard/reference/choices.hpp>
+#include <switchyard/reference/losses.hpp>
+#include <switchyard/reference/projection.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace switchyard::reference::inline SWITCHYARD_TARGET {
+
+enum class score_function { softmax, sigmoid, sqrt_softplus };
+
+/// What the selection bias is added to, and groups are compared by.
+enum class key_source { score, logit };
+
+/// What becomes of the keys outside the kept groups: -infinity, or 0.
+enum class group_mask { forbidden, zero };
+
+/// What gates are divided by: 1, sum + epsilon, or max(sum, epsilon).
+enum class gate_sum { none, add, clamp };
+
+struct expert_groups {
+    index_t count = 1;   ///< groups of E / count experts each, by index
+    index_t kept = 1;    ///< how many of them a token may choose from; kept = count: no restriction
+    index_t summed = 2;  ///< how many of its best keys make a group's score; 1: its largest key
+    group_mask masked = group_mask::forbidden;
+};
+
+struct recipe_router {
+    index_t k = 1;
+    score_function score = score_function::softmax;
+    list<double> logit_bias = {};  ///< [E], or empty: none. Part of the logits: choices, gates and losses see it
+    key_source key = key_source::score;
+    list<double> selection_bias = {};  ///< [E], or empty: none. Choices see it, nothing else
+    expert_groups groups = {};
+    gate_sum normalize = gate_sum::none;
+    double epsilon = 0;
+    double scale = 1;             ///< of all gates; applied once, normalised or not
+    capacity_rule capacity = {};  ///< unlimited: nothing is dropped
+    exploration noise = {};
+    drop_order order = drop_order::position;
+    double balance_weight = 0;
+    balance_count count = balance_count::first;
+    double z_weight = 0;
+};
+
+/// Whether tokens are restricted to some of the groups.
+inline bool has_groups(const recipe_router& router) { return router.groups.kept < router.groups.count; }
+
+inline void require_bias(const char* name, const list<double>& bias, index_t experts) {
+    require(bias.empty() || bias.length() == experts, name, " has ", bias.length(), " numbers; there are ", experts,
+            " experts");
+    for (index_t e = 0; e < bias.length(); ++e) {
+        require(std::isfinite(bias[e]), name, " of expert ", e, " = ", bias[e], " must be finite");
+    }
+}
+
+inline void require_valid(const recipe_router& router, index_t experts) {
+    require(router.k >= 1 && router.k <= experts, "k = ", router.k, " must lie in 1..E = ", experts);
+    require_bias("logit_bias", router.logit_bias, experts);
+    require_bias("selection_bias", router.selection_bias, experts);
+    const expert_groups& groups = router.groups;
+    require(groups.count >= 1 && experts % groups.count == 0, "groups.count = ", groups.count,
+            " must divide E = ", experts);
+    require(groups.kept >= 1 && groups.kept <= groups.count, "groups.kept = ", groups.kept,
+            " must lie in 1..groups.count = ", groups.count);
+    require(groups.summed >= 1, "groups.summed = ", groups.summed, " must be at least 1");
+    const index_t eligible = groups.kept * (experts / groups.count);
+    require(router.k <= eligible, "k = ", router.k, " is more than the ", eligible, " experts of the kept groups");
+    require(std::isfinite(router.epsilon) && router.epsilon >= 0, "epsilon = ", router.epsilon,
+            " must be finite and not negative");
+    require(std::isfinite(router.scale), "scale = ", router.scale, " must be finite");
+    require_valid(router.noise);
+}
+
+/// log(1 + exp(logit)); the exponent is never positive, so nothing overflows.
+inline double softplus(double logit) {
+    return logit > 0 ? logit + std::log1p(std::exp(-logit)) : std::log1p(std::exp(logit));
+}
+
+/// The scores of one token; 0 where a logit is -inf.
+inline list<double> scores_of_token(score_function score, const list<double>& logits) {
+    if (score == score_function::softmax) return reference::softmax(logits);
+    auto values = filled(logits.length(), 0.0);
+    for (index_t e = 0; e < logits.length(); ++e) {
+        values[e] = score == score_function::sigmoid ? sigmoid(logits[e]) : std::sqrt(softplus(logits[e]));
+    }
+    return values;
+}
+
+/// The gradient of a token's logits from that of its scores `values`.
+inline list<double> scores_of_token_backward(score_function score, const list<double>& logits,
+                                             const list<double>& values, const list<double>& d_values) {
+    if (score == score_function::softmax) return softmax_backward(values, d_values);
+    auto d_logits = filled(logits.length(), 0.0);
+    for (index_t e = 0; e < logits.length(); ++e) {
+        if (values[e] == 0) continue;  // forbidden or underflown: the slope's limit is 0
+        d_logits[e] = score == score_function::sigmoid ? sigmoid_backward(values[e], d_values[e])
+                                                       : d_values[e] * sigmoid(logits[e]) / (2 * values[e]);
+    }
+    return d_logits;
+}
+
+/// The logits: biased, then jittered.
+inline matrix biased_logits(const recipe_router& router, const matrix& scores, const maybe_noise& noise) {
+    matrix biased = scores;
+    if (!router.logit_bias.empty()) {
+        for (index_t t = 0; t < scores.rows; ++t) {
+            for (index_t e = 0; e < scores.columns; ++e) biased(t, e) += router.logit_bias[e];
+        }
+    }
+    return noisy_scores(router.noise, biased, noise);
+}
+
+/// The score of a group: the sum of its best keys in falling order, forbidden ones left out. -inf: all are forbidden.
+inline double group_score(list<double> keys, index_t summed) {
+    std::sort(keys.begin(), keys.end(), [](double a, double b) { return a > b; });
+    if (keys[0] == -infinity) return -infinity;
+    double sum = 0;
+    for (index_t i = 0; i < keys.length() && i < summed && keys[i] != -infinity; ++i) sum += keys[i];
+    return sum;
+}
+
+/// The keys of one token, masked outside its best groups.
+inline list<double> keep_best_groups(const expert_groups& groups, list<double> keys) {
+    const index_t size = keys.length() / groups.count;
+    auto group_scores = filled(groups.count, 0.0);
+    for (index_t g = 0; g < groups.count; ++g) {
+        auto members = filled(size, 0.0);
+        for (index_t i = 0; i < size; ++i) members[i] = keys[g * size + i];
+        group_scores[g] = group_score(members, groups.summed);
+    }
+    const auto ranked_groups = ranked_experts(group_scores);  // equal ones by rising index
+    for (index_t rank = groups.kept; rank < groups.count; ++rank) {
+        for (index_t i = 0; i < size; ++i) {
+            double& key = keys[ranked_groups[rank] * size + i];
+            if (key != -infinity) key = groups.masked == group_mask::zero ? 0 : -infinity;
+        }
+    }
+    return keys;
+}
+
+/// The keys that choices are ranked by, [T, E]; -inf where no choice may fall.
+inline matrix choice_keys(const recipe_router& router, const matrix& logits, const mask_list& mask,
+                          const maybe_noise& noise) {
+    matrix keys = logits;
+    const bool biased = !router.selection_bias.empty();
+    if (!biased && !has_groups(router)) return selection_scores(router.noise, keys, noise);
+    for (index_t t = 0; t < logits.rows; ++t) {
+        if (!is_token(mask, t)) continue;
+        const auto values = scores_of_token(router.score, row_of(logits, t));
+        for (index_t e = 0; e < logits.columns; ++e) {
+            if (logits(t, e) == -infinity) continue;  // forbidden before any bias
+            if (router.key == key_source::score) keys(t, e) = values[e];
+            if (biased) keys(t, e) += router.selection_bias[e];
+            keys(t, e) = std::max(keys(t, e), -std::numeric_limits<double>::max());  // a sum that overflows is no ban
+        }
+    }
+    keys = selection_scores(router.noise, keys, noise);
+    if (!has_groups(router)) return keys;
+    for (index_t t = 0; t < logits.rows; ++t) {
+        if (!is_token(mask, t)) continue;
+        const auto kept = keep_best_groups(router.groups, row_of(keys, t));
+        for (index_t e = 0; e < logits.columns; ++e) keys(t, e) = kept[e];
+    }
+    return keys;
+}
+
+/// The k experts of largest key, [T, k], filled up with forbidden ones in index order; -1 in padding rows.
+inline integers experts_of_largest_key(const matrix& keys, const matrix& logits, index_t k, const mask_list& mask) {
+    integers experts = top_k_experts(keys, k, mask);
+    for (index_t t = 0; t < keys.rows; ++t) {
+        if (!is_token(mask, t)) continue;
+        index_t forbidden = 0;
+        for (index_t c = 0; c < k; ++c) {
+            if (keys(t, experts(t, c)) != -infinity) continue;
+            while (logits(t, forbidden) != -infinity) forbidden += 1;
+            experts(t, c) = forbidden;
+            forbidden += 1;
+        }
+    }
+    return experts;
+}
+
+/// The gates of a token's k choices as if none were dropped, and what backward needs of them.
+struct recipe_gates {
+    list<double> values;      ///< v_c, unbiased; 0 at forbidden choices
+    double denominator = 1;   ///< D
+    bool moves_with = false;  ///< whether D moves with the sum of the values: D' is 1
+    list<double> gates;
+};
+
+/// `scores` are those of all experts, `wanted` has -1 at forbidden choices.
+inline recipe_gates gates_of_token(const recipe_router& router, const list<double>& scores, const integers& wanted,
+                                   index_t t) {
+    recipe_gates token{.values = filled(router.k, 0.0), .gates = filled(router.k, 0.0)};
+    double sum = 0;
+    for (index_t c = 0; c < router.k; ++c) {
+        if (wanted(t, c) >= 0) token.values[c] = scores[wanted(t, c)];
+        sum += token.values[c];
+    }
+    if (router.normalize == gate_sum::add) {
+        token.denominator = sum + router.epsilon;
+        token.moves_with = true;
+    } else if (router.normalize == gate_sum::clamp) {
+        token.denominator = sum >= router.epsilon ? sum : router.epsilon;
+        token.moves_with = sum >= router.epsilon;
+    }
+    if (token.denominator == 0) return token;
+    for (index_t c = 0; c < router.k; ++c) token.gates[c] = router.scale * (token.values[c] / token.denominator);
+    return token;
+}
+
+/// The gradient of the values of a token's choices from that of its gates.
+inline list<double> gates_of_token_backward(const recipe_router& router, const recipe_gates& token,
+                                            const list<double>& d_gates) {
+    auto d_values = filled(router.k, 0.0);
+    if (token.denominator == 0) return d_values;
+    double weighted_sum = 0;
+    if (token.moves_with) {
+        for (index_t c = 0; c < router.k; ++c) weighted_sum += d_gates[c] * (token.values[c] / token.denominator);
+    }
+    for (index_t c = 0; c < router.k; ++c) {
+        d_values[c] = router.scale * (d_gates[c] - weighted_sum) / token.denominator;
+    }
+    return d_values;
+}
+
+/// How many choices f divides by: N first ones, or k N.
+inline index_t counted_choices(const recipe_router& router, index_t tokens) {
+    return router.count == balance_count::first ? tokens : router.k * tokens;
+}
+
+/// Routes by scores s[T, E]. `noise` is given in training only.
+inline plan route_scores(const recipe_router& router, const matrix& scores, const mask_list& mask = {},
+                         const maybe_noise& noise = {}) {
+    const index_t rows = scores.rows;
+    const index_t experts = scores.columns;
+    require(experts >= 1, "scores have ", experts, " columns; there must be at least one expert");
+    require_valid(router, experts);
+    plan made{.experts_count = experts, .capacity = capacity_for(router.capacity, rows, experts, router.k)};
+    require_scores(scores, mask, made.capacity == unlimited ? unroutable::refused : unroutable::dropped);
+
+    // Scores to choices and gates.
+    const matrix logits = biased_logits(router, scores, noise);
+    const matrix keys = choice_keys(router, logits, mask, noise);
+    made.experts = experts_of_largest_key(keys, logits, router.k, mask);
+    const integers wanted = allowed_choices(made.experts, logits);
+    made.gates = matrix(rows, router.k);
+    auto top_gates = filled(rows, 0.0);
+    for (index_t t = 0; t < rows; ++t) {
+        if (!is_token(mask, t)) continue;
+        const auto gates = gates_of_token(router, scores_of_token(router.score, row_of(logits, t)), wanted, t).gates;
+        for (index_t c = 0; c < router.k; ++c) made.gates(t, c) = gates[c];
+        top_gates[t] = gates[0];
+    }
+
+    // Choices to slots.
+    made.slots = take_slots(wanted, experts, made.capacity, token_order(router.order, top_gates));
+    made.load_before = count_experts(wanted, experts);
+    index_kept_choices(made);
+
+    const index_t tokens = count_tokens(mask, rows);
+    const auto shares = choice_shares(count_choices(wanted, experts, router.count), counted_choices(router, tokens));
+    const matrix p = softmax_rows(logits, mask);
+    made.load_balancing_loss = load_balancing_loss(router.balance_weight, shares, mean_probabilities(p, tokens));
+    made.z_loss = z_loss(router.z_weight, logits, mask);
+    return made;
+}
+
+/// The gradient of the scores from that of the gates, with the gradients of both losses added.
+inline matrix route_scores_backward(const recipe_router& router, const plan& made, const matrix& scores,
+                                    const matrix& d_gates, const mask_list& mask = {}, const maybe_noise& noise = {}) {
+    require_plan_of(made, scores);
+    require_valid(router, scores.columns);
+    const matrix logits = biased_logits(router, scores, noise);
+    const matrix d_kept = kept_gradients(made, d_gates);
+    const integers wanted = allowed_choices(made.experts, logits);
+
+    // Losses.
+    const matrix p = softmax_rows(logits, mask);
+    const index_t tokens = count_tokens(mask, scores.rows);
+    const auto shares =
+        choice_shares(count_choices(wanted, scores.columns, router.count), counted_choices(router, tokens));
+    matrix d_logits =
+        softmax_rows_backward(p, load_balancing_loss_backward(router.balance_weight, shares, mask, scores.rows));
+    const matrix d_z = z_loss_backward(router.z_weight, logits, mask);
+    for (index_t i = 0; i < d_logits.values.length(); ++i) d_logits.values[i] += d_z.values[i];
+
+    // Gates.
+    for (index_t t = 0; t < scores.rows; ++t) {
+        if (!is_token(mask, t)) continue;
+        const auto values = scores_of_token(router.score, row_of(logits, t));
+        const auto d_chosen =
+            gates_of_token_backward(router, gates_of_token(router, values, wanted, t), row_of(d_kept, t));
+        auto d_values = filled(scores.columns, 0.0);
+        for (index_t c = 0; c < router.k; ++c) {
+            if (wanted(t, c) >= 0) d_values[wanted(t, c)] = d_chosen[c];
+        }
+        const auto d_token = scores_of_token_backward(router.score, row_of(logits, t), values, d_values);
+        for (index_t e = 0; e < scores.columns; ++e) d_logits(t, e) += d_token[e];
+    }
+    return noisy_scores_backward(router.noise, d_logits, noise);
+}
+
+/// The gradient of logit_bias, [E], from that of the scores: every token's logits had the bias added.
+inline list<double> logit_bias_gradient(const matrix& d_scores, const mask_list& mask = {}) {
+    require_mask(mask, d_scores.rows);
+    auto d_bias = filled(d_scores.columns, 0.0);
+    for (index_t t = 0; t < d_scores.rows; ++t) {
+        if (!is_token(mask, t)) continue;
+        for (index_t e = 0; e < d_scores.columns; ++e) d_bias[e] += d_scores(t, e);
+    }
+    return d_bias;
+}
+
+/// Routes tokens x[T, D] by the router's weights w[D, E].
+inline plan route(const recipe_router& router, const matrix& x, const matrix& w, const mask_list& mask = {},
+                  const maybe_noise& noise = {}) {
+    return reference::route_scores(router, reference::project(router.noise, x, w, mask, noise), mask, noise);
+}
+
+/// The gradients of x and w from that of the gates, losses included.
+inline projection_gradients route_backward(const recipe_router& router, const plan& made, const matrix& x,
+                                           const matrix& w, const matrix& d_gates, const mask_list& mask = {},
+                                           const maybe_noise& noise = {}) {
+    const matrix scores = reference::project(router.noise, x, w, mask, noise);
+    const matrix d_scores = reference::route_scores_backward(router, made, scores, d_gates, mask, noise);
+    return reference::project_backward(router.noise, x, w, mask, noise, d_scores);
+}
+
+/// How the selection bias follows the loads. `sign`: DeepSeek-V3, Megatron-Core, OLMo-core. `centred_sign`: torchtitan,
+/// which keeps the sum of the biases.
+enum class bias_rule { sign, centred_sign };
+
+/// The selection bias after a step: b_e + rate sign(mean load - load_e), sign(0) = 0; centred: less the mean of these
+/// steps. The signs are exact, since E times a load is compared with the sum of all.
+inline list<double> updated_bias(const list<double>& bias, const list<index_t>& loads, double rate, bias_rule rule) {
+    require(bias.length() == loads.length(), "a bias of ", bias.length(), " numbers does not fit ", loads.length(),
+            " loads");
+    require(std::isfinite(rate), "rate = ", rate, " must be finite");
+    const index_t experts = bias.length();
+    index_t total = 0;
+    for (const index_t load : loads) total += load;
+    auto signs = filled(experts, 0.0);
+    double mean_sign = 0;
+    for (index_t e = 0; e < experts; ++e) {
+        const index_t scaled = product_of_sizes("choices", loads[e], experts);
+        signs[e] = scaled < total ? 1 : scaled > total ? -1 : 0;
+        mean_sign += signs[e] / static_cast<double>(experts);
+    }
+    auto updated = bias;
+    for (index_t e = 0; e < experts; ++e) {
+        updated[e] += rate * (rule == bias_rule::centred_sign ? signs[e] - mean_sign : signs[e]);
+    }
+    return updated;
+}
+
+}  // namespace switchyard::reference::inline SWITCHYARD_TARGET
