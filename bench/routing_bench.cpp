@@ -367,6 +367,28 @@ void add_shapes() {
                 [=, e = e](auto& s) { route(s, sy::seq, router, sy::inference{}, t, e); });
         }
     }
+    // DeepSeek-V3's: sigmoid, a selection bias, the best 4 of 8 groups by their two best experts, normalised gates.
+    static const std::vector<float> bias = [] {
+        std::vector<float> numbers(256);
+        for (std::size_t i = 0; i < numbers.size(); ++i) numbers[i] = 0.001f * static_cast<float>(i * 37 % 101);
+        return numbers;
+    }();
+    const sy::recipe_router<> groups{.k = 8,
+                                     .score = sy::score_function::sigmoid,
+                                     .selection_bias = {bias.data(), 256},
+                                     .groups = {.count = 8, .kept = 4},
+                                     .normalize = sy::gate_sum::add,
+                                     .epsilon = 1e-20,
+                                     .scale = 2.5};
+    for (const index_t tokens : {1, 32, 65536}) {
+        add("groups_route", "seq", {tokens, 256, 8},
+            [=](auto& s) { route(s, sy::seq, groups, sy::inference{}, tokens, 256); });
+    }
+    add("groups_route_backward", "seq", {t, 256, 8}, [=](auto& s) { route_backward(s, sy::seq, groups, t, 256); });
+    for (const index_t tokens : {1, 65536}) {
+        add("base_greedy_route", "seq", {tokens, 64},
+            [=](auto& s) { route(s, sy::seq, sy::base_router<>{}, sy::inference{}, tokens, 64); });
+    }
     const index_t e = 64;
     const auto add_storage = [=]<class Scores>(const std::string& storage) {
         add("switch_route_" + storage, "seq", {t, e},

@@ -121,6 +121,8 @@ struct pack<S, 1> {
     /// x where the mask is set, else y.
     SWITCHYARD_HD friend pack where(lane_mask m, pack x, pack y) { return m ? x : y; }
     SWITCHYARD_HD static void transpose(pack (&)[1]) {}
+    template <class T, class Combine>
+    SWITCHYARD_HD static void reduce_rows(T (&)[1], const Combine&) {}
     /// a > b ? a : b, so b where either is NaN.
     SWITCHYARD_HD friend pack max(pack a, pack b) { return {a.v > b.v ? a.v : b.v}; }
     SWITCHYARD_HD friend pack min(pack a, pack b) { return {a.v < b.v ? a.v : b.v}; }
@@ -303,6 +305,12 @@ struct pack {
     }
     /// Rows become columns: rows[i][j] and rows[j][i] change places.
     static void transpose(pack (&rows)[W]) { exchange<W / 2>(rows); }
+    /// Lane r of rows[0] becomes combine(...) of all lanes of rows[r], in pairs, halves first. T is anything that has
+    /// `template <class F> static T of(const F& f, const T& a, const T& b)`, which applies f to a's packs and b's.
+    template <class T, class Combine>
+    static void reduce_rows(T (&rows)[W], const Combine& combine) {
+        reduce_blocks<W / 2>(rows, combine);
+    }
     /// a > b ? a : b, so b where either is NaN.
     friend pack max(pack a, pack b) { return {a.v > b.v ? a.v : b.v}; }
     friend pack min(pack a, pack b) { return {a.v < b.v ? a.v : b.v}; }
@@ -527,6 +535,18 @@ struct pack {
                 }
             }
             exchange<Step / 2>(rows);
+        }
+    }
+    template <int Step, class T, class Combine>
+    static void reduce_blocks(T (&rows)[W], const Combine& combine) {
+        if constexpr (Step > 0) {
+            for (int i = 0; i < Step; ++i) {
+                constexpr auto lanes = std::make_integer_sequence<int, W>{};
+                const auto low = [](pack a, pack b) { return pack{low_blocks<Step>(a.v, b.v, lanes)}; };
+                const auto high = [](pack a, pack b) { return pack{high_blocks<Step>(a.v, b.v, lanes)}; };
+                rows[i] = combine(T::of(low, rows[i], rows[i + Step]), T::of(high, rows[i], rows[i + Step]));
+            }
+            reduce_blocks<Step / 2>(rows, combine);
         }
     }
     template <int Step, int... Lane>

@@ -80,6 +80,16 @@ concept selects_tiles = requires(const Select& select) {
     select.template takes_tiles<2>();
 };
 
+/// Whether it compares keys that are not the scores (score/keys.hpp).
+template <class Select>
+constexpr bool selects_by_keys = [] {
+    if constexpr (requires { Select::is_raw; }) {
+        return !Select::is_raw;
+    } else {
+        return false;
+    }
+}();
+
 /// W rows and what is known of them, for a selection that takes them side by side.
 template <class S, int W>
 struct selected_rows {
@@ -88,6 +98,7 @@ struct selected_rows {
     S maximum[W];
     S sum[W];
     pack<S, W> column_maxima[W];
+    bool have_keys;  ///< rows' keys lie in the selection's scratch, `padded<W>(experts)` apart
 };
 
 template <class Source, class Select>
@@ -232,18 +243,31 @@ struct softmax_pass {
         }
     }
 
-    /// Statistics of R rows; calls good(r, row, found) for those that can be routed.
+    /// Statistics of R rows; calls good(r, row, found) for those that can be routed. Where maxima suffice, `keys` gets
+    /// the rows' keys, unless null.
     template <int W, int R, class Good>
-    SWITCHYARD_HD void read_rows(const index_t* token, const places& at, bool maxima_suffice, row_events& events,
-                                 const Good& good) const {
+    SWITCHYARD_HD void read_rows(const index_t* token, const places& at, bool maxima_suffice, compute* keys,
+                                 row_events& events, const Good& good) const {
         const index_t length = padded<W>(experts());
         const compute* row[R];
         for (int r = 0; r < R; ++r) {
             row[r] = row_of<W>(token[r], r, at);
         }
-        softmax_statistics<compute, W, R> found =
-            maxima_suffice ? maxima_of_rows<W, R>(row, experts())
-                           : softmax_rows<W, R, needs_best<Select>>(row, experts(), at.exponentials);
+        softmax_statistics<compute, W, R> found;
+        if (!maxima_suffice) {
+            found = softmax_rows<W, R, needs_best<Select>>(row, experts(), at.exponentials);
+        } else if (keys == nullptr) {
+            found = maxima_of_rows<W, R>(row, experts(), [](int, index_t, pack<compute, W>) {});
+        } else {
+            if constexpr (selects_by_keys<Select> && W > 1) {
+                detail::with_constant_settings(select.keys, [&](const auto& its) {
+                    found = maxima_of_rows<W, R>(row, experts(), [&](int r, index_t j, pack<compute, W> score) {
+                        const auto key = its.template operator()<W>(token[r], j, score, compute(0), compute(1));
+                        detail::allowed_key(score, key).store(keys + r * length + j);
+                    });
+                });
+            }
+        }
         compute scale[R];
         for (int r = 0; r < R; ++r) {
             scale[r] = compute(1) / found.sum[r];
@@ -264,7 +288,7 @@ struct softmax_pass {
     /// R rows, each selected by itself.
     template <int W, int R>
     SWITCHYARD_HD void run_rows(const index_t* token, const places& at, row_events& events) const {
-        read_rows<W, R>(token, at, false, events,
+        read_rows<W, R>(token, at, false, nullptr, events,
                         [&](int r, const compute* row, const softmax_statistics<compute, W, R>& found) {
                             select.template choose<W>(token[r], row, found.maximum[r], found.sum[r], found.best[r],
                                                       found.column_maxima[r], at.selection);
@@ -277,13 +301,15 @@ struct softmax_pass {
         constexpr int step = W < R ? W : R;
         const bool maxima_suffice = needs_no_sums(at);
         selected_rows<compute, W> rows;
+        rows.have_keys = maxima_suffice && selects_by_keys<Select>;
         for (int first = 0; first < W; first += step) {
             for (int r = 0; r < step; ++r) {
                 rows.row[first + r] = nullptr;
                 rows.maximum[first + r] = compute(0);
                 rows.sum[first + r] = compute(1);
             }
-            read_rows<W, step>(token + first, at, maxima_suffice, events,
+            compute* const keys = rows.have_keys ? at.selection + first * padded<W>(experts()) : nullptr;
+            read_rows<W, step>(token + first, at, maxima_suffice, keys, events,
                                [&](int r, const compute* row, const softmax_statistics<compute, W, step>& found) {
                                    rows.token[first + r] = token[first + r];
                                    rows.row[first + r] = row;
@@ -403,7 +429,7 @@ struct select_list {
 
     template <int W>
     SWITCHYARD_HD index_t scratch_size() const {
-        return is_raw ? 0 : W * padded<W>(experts);
+        return is_raw ? 0 : (single_slot<W> + 1) * padded<W>(experts);
     }
     SWITCHYARD_HD bool needs_row_sum() const { return rule.settings.needs_row_sum() || keys.needs_row_sum(); }
 
@@ -418,12 +444,13 @@ struct select_list {
                 choice[c] = forbidden_choice(choice[c]);
             }
         } else {
-            detail::write_keys<W>(keys, token, row, experts, maximum, sum, scratch);
+            S* const key = scratch + single_slot<W> * padded<W>(experts);
+            detail::write_keys<W>(keys, token, row, experts, maximum, sum, key);
             if (detail::groups_of(keys).choose()) {
-                S* const one[1] = {scratch};
+                S* const one[1] = {key};
                 keep_groups<1>(detail::groups_of(keys), experts, one);
             }
-            select_top_k<W>(scratch, experts, k, detail::column_maxima_of<W>(scratch, experts), weight, choice,
+            select_top_k<W>(key, experts, k, detail::column_maxima_of<W>(key, experts), weight, choice,
                             scratch + scratch_size<W>());
             take_scores(row, weight, choice);
         }
@@ -489,6 +516,10 @@ struct select_list {
     }
 
   private:
+    /// Where in the scratch the keys of a row lie that is chosen from by itself: behind those of a tile.
+    template <int W>
+    static constexpr index_t single_slot = W == 1 ? 0 : W;
+
     /// The scores of what was chosen by its keys. Where fewer than k experts are allowed, forbidden ones follow in
     /// index order: allowed ones that lie outside a token's groups are not among them.
     SWITCHYARD_HD void take_scores(const S* row, S* weight, std::int32_t* choice) const {
@@ -517,7 +548,7 @@ struct select_list {
         for (int r = 0; r < W; ++r) {
             own[r] = scratch + (rows.row[r] != nullptr ? r : any) * length;
             key[r] = own[r];
-            if (rows.row[r] != nullptr) {
+            if (rows.row[r] != nullptr && !rows.have_keys) {
                 detail::write_keys<W>(keys, rows.token[r], rows.row[r], experts, rows.maximum[r], rows.sum[r], own[r]);
             }
         }

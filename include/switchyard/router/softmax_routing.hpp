@@ -232,7 +232,7 @@ struct softmax_backward_pass {
         constexpr S lowest = -std::numeric_limits<S>::infinity();
         if (!settings.needs_probabilities()) {
             fill_zeros<W>(probability);
-            (void)differentiate_gates(token, row, S(0), S(1), chosen);
+            (void)differentiate_gates<W>(token, row, chosen);
             add_chosen(token, chosen, probability);
             return;
         }
@@ -255,7 +255,8 @@ struct softmax_backward_pass {
                 weighted = multiply_add(p, P::load(balance_gradient + j), weighted);
             }
         }
-        const S dot = total(weighted) + differentiate_gates(token, row, plan.row_maximum[token], sum, chosen);
+        const S dot =
+            total(weighted) + differentiate_gates<W>(token, settings.gates.is_softmax() ? probability : row, chosen);
         const double z = z_weight != 0 ? z_loss_gradient(z_weight, row_logsumexp(plan.row_maximum[token], sum),
                                                          plan.totals->counted_tokens)
                                        : 0.0;
@@ -274,17 +275,20 @@ struct softmax_backward_pass {
         }
     }
 
-    /// chosen[c] = what choice c adds to its score's gradient. Returns what all scores share of that.
-    SWITCHYARD_HD S differentiate_gates(index_t token, const S* row, S maximum, S sum, S* chosen) const {
+    /// chosen[c] = what choice c adds to its score's gradient, from probabilities for a softmax and from scores
+    /// otherwise. Returns what all scores share of that.
+    template <int W>
+    SWITCHYARD_HD S differentiate_gates(index_t token, const S* from, S* chosen) const {
         const std::int32_t* const expert = plan.expert + token * plan.choices;
-        S* const gradient = chosen + plan.choices;
+        const S beyond = settings.gates.is_softmax() ? S(0) : detail::lowest<S>();
+        S* const gradient = chosen + padded<W>(plan.choices);
         for (index_t c = 0; c < plan.choices; ++c) {
-            chosen[c] = expert[c] >= 0 ? detail::usable(row[expert[c]]) : detail::lowest<S>();
+            chosen[c] = expert[c] >= 0 ? detail::usable(from[expert[c]]) : beyond;
             gradient[c] = gate_gradient(token, c);
         }
-        using N = pack<S, 1>;
-        const choices_of_row<S, 1> choices{chosen, gradient, plan.choices};
-        return gate_rule<S>{settings.gates}.differentiate(choices, N{maximum}, N{sum}).v;
+        const choices_of_row<S, W> choices{chosen, gradient, plan.choices, beyond};
+        const pack<S, W> shared = gate_rule<S>(settings.gates).differentiate(choices);
+        return highest(shared);  // all are the same
     }
 
     SWITCHYARD_HD void add_chosen(index_t token, const S* chosen, S* gradient) const {

@@ -54,6 +54,7 @@ struct choices_of_row {
     S* score;
     const S* gradient;  ///< or null
     index_t k;
+    S beyond = -std::numeric_limits<S>::infinity();  ///< what stands beyond the last choice: its value is 0
 
     template <class F>
     SWITCHYARD_HD void map(const F& f) const {
@@ -79,10 +80,7 @@ struct choices_of_row {
 
   private:
     SWITCHYARD_HD index_t lanes(index_t c) const { return k - c < W ? k - c : W; }
-    /// Beyond the last choice lie scores that are forbidden: their values are 0.
-    SWITCHYARD_HD number scores(index_t c) const {
-        return number::load_first(score + c, lanes(c), -std::numeric_limits<S>::infinity());
-    }
+    SWITCHYARD_HD number scores(index_t c) const { return number::load_first(score + c, lanes(c), beyond); }
     SWITCHYARD_HD number gradients(index_t c) const {
         return gradient != nullptr ? number::load_first(gradient + c, lanes(c), S(0)) : number::all(S(0));
     }
@@ -121,70 +119,75 @@ struct choices_of_tile {
 /// The two programs, in the numbers of a machine.
 template <class S>
 struct gate_rule {
-    gate_settings settings;
+    gate_settings settings{};
+    S scale = S(1);
+    S epsilon = S(0);
 
-    /// Scores become gates.
+    constexpr gate_rule() = default;
+    // Implicit, so that selections are aggregates of what they are made of.
+    // NOLINTNEXTLINE(google-explicit-constructor)
+    SWITCHYARD_HD constexpr gate_rule(const gate_settings& s)
+        : settings(s), scale(static_cast<S>(s.scale)), epsilon(static_cast<S>(s.epsilon)) {}
+
+    /// Scores become gates. Values of a softmax are handled in units of the row's sum.
     template <class Choices, class N>
     SWITCHYARD_HD void weigh(const Choices& choices, N row_maximum, N row_sum) const {
         choices.map([&](N score, N) { return value_of(settings.function, score, row_maximum); });
-        N sum = N::all(S(0));
-        if (settings.normalizes()) {
-            sum = choices.sum();
-        }
-        const N factor = N::all(static_cast<S>(settings.scale)) * inverse(sum, row_sum);
+        const N sum = settings.normalizes() ? choices.sum() : N::all(S(0));
+        const N factor = N::all(scale) * inverse(sum, settings.is_softmax() ? row_sum : N::all(S(1)));
         choices.map([&](N value, N) { return value * factor; });
     }
 
     /// The gate of a single choice, the row's maximum.
     SWITCHYARD_HD S of_best(S score, S row_sum) const {
+        if (settings.is_softmax() && !settings.normalizes()) {
+            return scale / row_sum;
+        }
         using N = pack<S, 1>;
-        const N value = settings.is_softmax() ? N::all(S(1)) : value_of(settings.function, N{score}, N{score});
-        return (value * (N::all(static_cast<S>(settings.scale)) * inverse(value, N{row_sum}))).v;
+        const N value = settings.is_softmax() ? N{S(1)} : value_of(settings.function, N{score}, N{score});
+        return value.v * scale * inverse(value, N{settings.is_softmax() ? row_sum : S(1)}).v;
     }
 
-    /// Scores, with the gradients of their gates beside them, become what each choice adds to its score's gradient.
-    /// Returns what a softmax's other scores share of that, 0 for other functions.
-    template <class Choices, class N>
-    SWITCHYARD_HD N differentiate(const Choices& choices, N row_maximum, N row_sum) const {
-        const score_function f = settings.function;
-        N sum = N::all(S(0));
-        N mean = N::all(S(0));
+    /// Values, with the gradients of their gates beside them, become what each choice adds to its score's gradient.
+    /// A softmax's values are given as they are, those of other functions as their scores. Returns what a softmax's
+    /// other scores share of that, 0 for other functions.
+    template <class Choices>
+    SWITCHYARD_HD typename Choices::number differentiate(const Choices& choices) const {
+        using N = typename Choices::number;
+        const N zero = N::all(S(0));
+        const N one = N::all(S(1));
+        const bool is_softmax = settings.is_softmax();
+        const auto value = [&](N x) { return is_softmax ? x : value_of(settings.function, x, x); };
+        N over = one;
+        N mean = zero;
         if (settings.normalizes()) {
-            sum = choices.sum_of([&](N score, N) { return value_of(f, score, row_maximum); });
-            mean = choices.sum_of([&](N score, N gradient) { return value_of(f, score, row_maximum) * gradient; });
+            const N sum = choices.sum_of([&](N x, N) { return value(x); });
+            over = inverse(sum, one);
+            mean = choices.sum_of([&](N x, N gradient) { return value(x) * gradient; }) * over;
+            if (settings.sum == gate_sum::clamp) {
+                mean = where(above(N::all(epsilon), sum), zero, mean);
+            }
         }
-        const N over = inverse(sum, row_sum);
-        mean = mean * over;
-        if (settings.sum == gate_sum::clamp) {
-            mean = where(above(sum, epsilon_in(row_sum)), mean, N::all(S(0)));
-        }
-        const N factor = N::all(static_cast<S>(settings.scale)) * over;
-        choices.map([&](N score, N gradient) { return slope_of(f, score, row_maximum) * factor * (gradient - mean); });
+        const N factor = N::all(scale) * over;
+        choices.map([&](N x, N gradient) {
+            return (is_softmax ? x : slope_of(settings.function, x)) * factor * (gradient - mean);
+        });
         // Gates that are divided by their sum alone do not feel what all values have in common.
-        const bool is_shared = settings.needs_row_sum();
-        return is_shared ? choices.sum() : N::all(S(0));
+        return settings.needs_row_sum() ? choices.sum() : zero;
     }
 
   private:
-    /// epsilon in the units of the values.
+    /// 1 / D, in the unit of the values.
     template <class N>
-    SWITCHYARD_HD N epsilon_in(N row_sum) const {
-        const N epsilon = N::all(static_cast<S>(settings.epsilon));
-        return settings.is_softmax() ? epsilon * row_sum : epsilon;
-    }
-
-    /// 1 / D.
-    template <class N>
-    SWITCHYARD_HD N inverse(N sum, N row_sum) const {
+    SWITCHYARD_HD N inverse(N sum, N unit) const {
         const N zero = N::all(S(0));
-        const N one = N::all(S(1));
-        N divisor = settings.is_softmax() ? row_sum : one;
+        N divisor = unit;
         if (settings.sum == gate_sum::add) {
-            divisor = settings.epsilon != 0 ? sum + epsilon_in(row_sum) : sum;
+            divisor = epsilon != S(0) ? sum + N::all(epsilon) * unit : sum;
         } else if (settings.sum == gate_sum::clamp) {
-            divisor = max(sum, epsilon_in(row_sum));
+            divisor = max(sum, N::all(epsilon) * unit);
         }
-        return where(above(divisor, zero), one / divisor, zero);
+        return where(above(divisor, zero), N::all(S(1)) / divisor, zero);
     }
 };
 

@@ -57,48 +57,98 @@ inline void require_groups(const expert_groups& groups, index_t experts, index_t
             groups.kept * (experts / groups.count), " experts of the groups that a token keeps");
 }
 
-/// What a group outside the kept ones leaves of a key.
-template <class S>
-SWITCHYARD_HD S masked_key(const expert_groups& groups, S key) {
-    return groups.masked == group_mask::zero && key > detail::lowest<S>() ? S(0) : detail::lowest<S>();
-}
+namespace detail {
 
-/// A group's score, from its K best keys, best first, of which the first `summed` count.
-template <int K, class N>
-SWITCHYARD_HD N group_score(const N (&best)[K], index_t summed) {
-    using S = typename N::scalar;
-    const N lowest_key = N::all(detail::lowest<S>());
-    N sum = best[0];
-    for (int i = 1; i < K; ++i) {
-        if (i < summed) {
-            sum = where(above(best[i], lowest_key), sum + best[i], sum);
+/// The K best of some keys, lane by lane, best first.
+template <class P, int K>
+struct best_keys {
+    P key[K];
+
+    SWITCHYARD_HD static best_keys none() {
+        best_keys made;
+        for (P& level : made.key) {
+            level = P::all(lowest<typename P::scalar>());
+        }
+        return made;
+    }
+    /// NaN never enters.
+    SWITCHYARD_HD void insert(P candidate) {
+        for (int c = K - 1; c > 0; --c) {
+            key[c] = max(min(key[c - 1], candidate), key[c]);
+        }
+        key[0] = max(candidate, key[0]);
+    }
+    template <class F>
+    SWITCHYARD_HD static best_keys of(const F& f, const best_keys& a, const best_keys& b) {
+        best_keys made;
+        for (int c = 0; c < K; ++c) {
+            made.key[c] = f(a.key[c], b.key[c]);
+        }
+        return made;
+    }
+    SWITCHYARD_HD friend best_keys both(best_keys a, const best_keys& b) {
+        if constexpr (K == 2) {
+            return {max(a.key[0], b.key[0]), max(min(a.key[0], b.key[0]), max(a.key[1], b.key[1]))};
+        } else {
+            for (const P& level : b.key) {
+                a.insert(level);
+            }
+            return a;
         }
     }
-    return sum;
-}
-
-namespace detail {
+    /// The sum of the first `count`, in falling order; what is forbidden is not counted.
+    SWITCHYARD_HD P sum(index_t count) const {
+        const P forbidden = P::all(lowest<typename P::scalar>());
+        P total_key = key[0];
+        for (int c = 1; c < K; ++c) {
+            if (c < count) {
+                total_key = where(above(key[c], forbidden), total_key + key[c], total_key);
+            }
+        }
+        return total_key;
+    }
+};
 
 /// Group scores of W rows of keys, a row in a lane.
 template <int K, int W, class S>
 SWITCHYARD_HD void score_groups(const expert_groups& groups, const S* const (&row)[W], index_t size,
                                 pack<S, W>* scores) {
     using P = pack<S, W>;
+    using best = best_keys<P, K>;
     for (index_t g = 0; g < groups.count; ++g) {
-        levels_of_lanes<S, W, K> best;
-        P tile[W];
-        for (index_t j = 0; j < size; j += W) {
-            const index_t columns = size - j < W ? size - j : W;
-            for (int r = 0; r < W; ++r) {
-                const S* const from = row[r] + g * size + j;
-                tile[r] = columns == W ? P::load(from) : P::load_first(from, columns, lowest<S>());
+        best of_row[W];
+        for (int r = 0; r < W; ++r) {
+            const S* const from = row[r] + g * size;
+            of_row[r] = best::none();
+            index_t j = 0;
+            for (; j + W <= size; j += W) {
+                of_row[r].insert(P::load(from + j));
             }
-            P::transpose(tile);
-            for (int i = 0; i < W && i < columns; ++i) {
-                best.insert(tile[i]);
+            if (j < size) {
+                of_row[r].insert(P::load_first(from + j, size - j, lowest<S>()));
             }
         }
-        scores[g] = group_score(best.key, groups.summed);
+        P::reduce_rows(of_row, [](const best& a, const best& b) { return both(a, b); });
+        scores[g] = of_row[0].sum(groups.summed);
+    }
+}
+
+/// The keys of a group that a row does not keep.
+template <int W, class S>
+SWITCHYARD_HD void mask_keys(const expert_groups& groups, S* key, index_t size) {
+    using P = pack<S, W>;
+    const P forbidden = P::all(lowest<S>());
+    for (index_t j = 0; j < size; j += W) {
+        const index_t count = size - j < W ? size - j : W;
+        P left = forbidden;
+        if (groups.masked == group_mask::zero) {
+            left = where(above(P::load_first(key + j, count, lowest<S>()), forbidden), P::all(S(0)), forbidden);
+        }
+        if (count == W) {
+            left.store(key + j);
+        } else {
+            left.store_first(key + j, count);
+        }
     }
 }
 
@@ -134,18 +184,8 @@ SWITCHYARD_HD void keep_groups(const expert_groups& groups, index_t experts, S* 
         }
         const std::uint32_t masked = at_least_bits(rank, P::all(static_cast<S>(groups.kept)));
         for (int r = 0; r < W; ++r) {
-            if ((masked >> r & 1u) == 0) {
-                continue;
-            }
-            S* const key = row[r] + g * size;
-            if (groups.masked == group_mask::forbidden) {
-                for (index_t j = 0; j < size; ++j) {
-                    key[j] = detail::lowest<S>();
-                }
-            } else {
-                for (index_t j = 0; j < size; ++j) {
-                    key[j] = masked_key(groups, key[j]);
-                }
+            if ((masked >> r & 1u) != 0) {
+                detail::mask_keys<W>(groups, row[r] + g * size, size);
             }
         }
     }

@@ -53,7 +53,8 @@ struct biased_keys {
     }
 
     template <int W>
-    SWITCHYARD_HD pack<S, W> operator()(index_t, index_t first, pack<S, W> score, S row_maximum, S row_sum) const {
+    SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE pack<S, W> operator()(index_t, index_t first, pack<S, W> score,
+                                                                 S row_maximum, S row_sum) const {
         using P = pack<S, W>;
         P key = score;
         if (source == key_source::value) {
@@ -88,16 +89,48 @@ SWITCHYARD_HD P allowed_key(P score, P key) {
     return where(above(score, forbidden), key, forbidden);
 }
 
+/// Calls f(keys), with settings that are the same for all numbers as constants where the keys are the library's own: a
+/// loop then holds no more than it needs.
+template <class Keys, class F>
+SWITCHYARD_HD void with_constant_settings(const Keys& keys, const F& f) {
+    f(keys);
+}
+template <class S, class F>
+SWITCHYARD_HD void with_constant_settings(const biased_keys<S>& keys, const F& f) {
+    biased_keys<S> constant = keys;
+    if (keys.source == key_source::score) {
+        constant.source = key_source::score;
+        f(constant);
+    } else if (keys.function == score_function::sigmoid) {
+        constant.source = key_source::value;
+        constant.function = score_function::sigmoid;
+        f(constant);
+    } else if (keys.function == score_function::sqrt_softplus) {
+        constant.source = key_source::value;
+        constant.function = score_function::sqrt_softplus;
+        f(constant);
+    } else {
+        f(keys);
+    }
+}
+
 /// The keys of a row to `to` [E padded to W].
 template <int W, class Keys, class S>
 SWITCHYARD_HD void write_keys(const Keys& keys, index_t token, const S* row, index_t experts, S row_maximum, S row_sum,
                               S* to) {
     using P = pack<S, W>;
-    for (index_t j = 0; j < experts; j += W) {
-        const index_t rest = experts - j;
-        const P score = rest >= W ? P::load(row + j) : P::load_first(row + j, rest, lowest<S>());
-        allowed_key(score, keys.template operator()<W>(token, j, score, row_maximum, row_sum)).store(to + j);
-    }
+    with_constant_settings(keys, [&](const auto& constant) {
+        const auto write = [&](index_t j, P score) {
+            allowed_key(score, constant.template operator()<W>(token, j, score, row_maximum, row_sum)).store(to + j);
+        };
+        index_t j = 0;
+        for (; j + W <= experts; j += W) {
+            write(j, P::load(row + j));
+        }
+        if (j < experts) {
+            write(j, P::load_first(row + j, experts - j, lowest<S>()));
+        }
+    });
 }
 
 /// Lane by lane, the maxima of the columns j, j + W, ... of a row that is padded with -infinity.

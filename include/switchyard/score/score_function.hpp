@@ -22,7 +22,7 @@ inline namespace SWITCHYARD_TARGET {
 
 /// v, for softmax in units of the row's sum.
 template <class S, int W>
-SWITCHYARD_HD pack<S, W> value_of(score_function f, pack<S, W> score, pack<S, W> row_maximum) {
+SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE pack<S, W> value_of(score_function f, pack<S, W> score, pack<S, W> row_maximum) {
     switch (f) {
         case score_function::sigmoid:
             return sigmoid(score);
@@ -33,17 +33,10 @@ SWITCHYARD_HD pack<S, W> value_of(score_function f, pack<S, W> score, pack<S, W>
     }
 }
 
-/// d v / d s of the same score, other scores' share in a softmax left out: there it is v in units of the row's sum.
+/// d v / d s of a function of one score.
 template <class S, int W>
-SWITCHYARD_HD pack<S, W> slope_of(score_function f, pack<S, W> score, pack<S, W> row_maximum) {
-    switch (f) {
-        case score_function::sigmoid:
-            return sigmoid_derivative(score);
-        case score_function::sqrt_softplus:
-            return sqrt_softplus_derivative(score);
-        default:
-            return exp_nonpositive(score - row_maximum);
-    }
+SWITCHYARD_HD pack<S, W> slope_of(score_function f, pack<S, W> score) {
+    return f == score_function::sigmoid ? sigmoid_derivative(score) : sqrt_softplus_derivative(score);
 }
 
 }  // namespace SWITCHYARD_TARGET

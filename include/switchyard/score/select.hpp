@@ -251,12 +251,12 @@ struct levels_of_lanes {
     using P = pack<S, W>;
     P key[K];
 
-    SWITCHYARD_HD levels_of_lanes() {
+    levels_of_lanes() {
         for (P& level : key) {
             level = P::all(lowest<S>());
         }
     }
-    SWITCHYARD_HD void insert(P candidate) {
+    void insert(P candidate) {
         for (int c = K - 1; c > 0; --c) {
             key[c] = max(min(key[c - 1], candidate), key[c]);
         }

@@ -156,9 +156,10 @@ SWITCHYARD_HD softmax_statistics<S, W, R> softmax_rows(const S* const (&row)[R],
 }
 
 /// The maxima of R contiguous rows, for who needs no sum: `sum` is 1, or NaN where the row may hold NaN or +infinity,
-/// or nothing but -infinity. `best` is not looked for.
-template <int W, int R, class S>
-SWITCHYARD_HD softmax_statistics<S, W, R> maxima_of_rows(const S* const (&row)[R], index_t experts) {
+/// or nothing but -infinity. `best` is not looked for. Calls see(r, j, scores) with the scores of row r from column j
+/// on, -infinity beyond the row.
+template <int W, int R, class S, class See>
+SWITCHYARD_HD softmax_statistics<S, W, R> maxima_of_rows(const S* const (&row)[R], index_t experts, const See& see) {
     using P = pack<S, W>;
     constexpr S lowest = -std::numeric_limits<S>::infinity();
     const index_t whole = experts / W * W;
@@ -169,20 +170,21 @@ SWITCHYARD_HD softmax_statistics<S, W, R> maxima_of_rows(const S* const (&row)[R
         maximum[r] = P::all(lowest);
         sum[r] = P::all(S(0));
     }
-    const auto visit = [&](int r, P scores) {
+    const auto visit = [&](int r, index_t j, P scores) {
         maximum[r] = max(maximum[r], scores);
         sum[r] = sum[r] + scores;
+        see(r, j, scores);
     };
     const detail::next_rows<R> ahead(row);
     for (index_t j = 0; j < whole; j += W) {
         for (int r = 0; r < R; ++r) {
             ahead.template call_in<W>(row[r] + j);
-            visit(r, P::load(row[r] + j));
+            visit(r, j, P::load(row[r] + j));
         }
     }
     for (int r = 0; r < R; ++r) {
         if (whole < experts) {
-            visit(r, P::load_first(row[r] + whole, experts - whole, lowest));
+            visit(r, whole, P::load_first(row[r] + whole, experts - whole, lowest));
         }
         found.column_maxima[r] = maximum[r];
         found.maximum[r] = highest(maximum[r]);

@@ -223,12 +223,9 @@ struct backward_kernel {
             unrolled<V>([&](int j) { probability[j] = S(0); });
         }
         const bool has_choice = now.is_live && now.expert >= 0;
-        S own = has_choice ? score_of_choice(token, now) : lowest<S>();
-        const S sum = now.is_live ? S(1) / scale : S(1);
+        S own = value_of_choice(token, has_choice, now, maximum, scale);
         const S shared =
-            rule.differentiate(choices_of_lanes<Here, Group, S>{here, in.group, has_choice, own, now.gradient},
-                               pack<S, 1>{maximum}, pack<S, 1>{sum})
-                .v;
+            rule.differentiate(choices_of_lanes<Here, Group, S>{here, in.group, has_choice, own, now.gradient}).v;
         if (needs_probabilities) {
             weighted = in.group.sum(here, weighted) + shared;
         }
@@ -243,12 +240,16 @@ struct backward_kernel {
         }
     }
 
-    SWITCHYARD_DEVICE S score_of_choice(index_t token, const incoming& now) const {
+    /// The probability of a thread's choice for a softmax, its score otherwise.
+    SWITCHYARD_DEVICE S value_of_choice(index_t token, bool has_choice, const incoming& now, S maximum, S scale) const {
+        if (!has_choice) {
+            return rule.settings.is_softmax() ? S(0) : lowest<S>();
+        }
         S score = load_scalar(now.score);
         if constexpr (IsNoisy) {
             score = source.changed(token, now.expert, score);
         }
-        return usable(score);
+        return rule.settings.is_softmax() ? exp_nonpositive(usable(score) - maximum) * scale : usable(score);
     }
 
     /// gradient[j] += what the choice of this column adds, whoever holds it.
