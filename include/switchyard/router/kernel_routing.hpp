@@ -8,8 +8,9 @@
 //
 // Scores in float, half, bfloat16 or double, with any strides: rows of whole, aligned vectors are read 16 bytes at a
 // time. Up to 1,024 experts a row lies in the registers of at most a warp, beyond in those of a thread block, up to
-// 4,096 experts and 512 choices; with noise to draw, 256 experts are the border. What is beyond, drop order by gate, no
-// token left behind and selections of one's own are the generic device code's (router/device_routing.hpp).
+// 4,096 experts and 512 choices; with noise, a bias or keys of their own, 256 experts are the border. What is beyond,
+// drop order by gate, no token left behind and selections of one's own (keys of one's own are not) are the generic
+// device code's (router/device_routing.hpp).
 //
 // Decisions and counts are the CPU backend's. Sums have a fixed order that depends on the shape alone. Scratch from the
 // workspace; nothing is read on the host.
@@ -50,8 +51,8 @@ template <class S>
 inline constexpr bool is_kernel_selection<select_best<S>> = true;
 template <class S>
 inline constexpr bool is_kernel_selection<select_sampled<S>> = true;
-template <class S>
-inline constexpr bool is_kernel_selection<select_list<S>> = true;
+template <class S, class Keys>
+inline constexpr bool is_kernel_selection<select_list<S, Keys>> = true;
 
 inline constexpr index_t most_group_experts = 1024;
 inline constexpr index_t most_group_choices = 32;
@@ -259,14 +260,15 @@ void route_softmax(const Policy& policy, const Source& source, const run_mode& m
                    const softmax_settings& settings, Workspace& scratch, const Select& select) {
     if constexpr (detail::is_score_rows<Source> && detail::is_kernel_selection<Select>) {
         if (detail::kernels_route(plan) && settings.slots.order == drop_order::position) {
-            constexpr bool samples = std::is_same_v<Select, select_sampled<S>>;
+            // Keys of their own take registers as noise does, and have the same kernels.
+            constexpr bool is_rich = std::is_same_v<Select, select_sampled<S>> || selects_by_keys<Select>;
             const auto launch = [&]<class Noisy>(const auto& group, auto numbers, Noisy noisy) {
-                if constexpr (Noisy::value || !samples) {
+                if constexpr (Noisy::value || !is_rich) {
                     detail::launch_forward(policy, source, mode, plan, settings, scratch, select, group, numbers,
                                            noisy);
                 }
             };
-            detail::with_row_group<S>(plan.experts, plan.choices, samples || source.changes_scores(), launch);
+            detail::with_row_group<S>(plan.experts, plan.choices, is_rich || source.changes_scores(), launch);
             return;
         }
     }

@@ -1,7 +1,8 @@
 // What a row chooses, in the registers of a lane group: the selections of router/softmax_pass.hpp.
 //
 //   pick(here, group, select, token, scores, mine, maximum)   takes the choices; `maximum` receives the row's
-//   gate_of(here, group, select, picked, maximum, sum)        the gate of this thread's choice
+//   pick_by_keys(.., scores, mine, maximum, sum)              the same by keys that are not the scores
+//   gate_of(here, group, select, picked, maximum, sum)        the gate of this thread's choice, from its score
 //
 // The thread of rank c has choice number c; ranks of k and above have nothing of use. Decisions are the CPU's: on raw
 // scores, equal ones by the lower expert.
@@ -86,30 +87,108 @@ SWITCHYARD_DEVICE S gate_of(Here&, Group&, const select_sampled<S>&, const score
     return softmax_value(picked.score, maximum, sum);
 }
 
+/// What is taken, or is none of a row's numbers: neither maximum nor comparison finds it.
+template <class S>
+SWITCHYARD_HD constexpr S taken() {
+    return std::numeric_limits<S>::quiet_NaN();
+}
+
+/// The k best of a row's keys, number c to the thread of rank c; `highest_key` receives the first. `open` is used up.
 template <class Here, class Group, class S, class Storage, int V, int Size>
-SWITCHYARD_DEVICE scored_column<S> pick(Here& here, Group& group, const select_list<S>& select, index_t,
-                                        const S (&scores)[V], const row_pieces<Storage, V, Size>& mine, S& maximum) {
-    // What is taken, or lies beyond the row, is no number, so that neither maximum nor comparison finds it.
-    constexpr S taken = std::numeric_limits<S>::quiet_NaN();
-    S open[V];
-    unrolled<V>([&](int j) { open[j] = scores[j]; });
-    if (!mine.is_whole()) {
-        unrolled<V>([&](int j) { open[j] = mine.holds(j) ? open[j] : taken; });
-    }
+SWITCHYARD_DEVICE scored_column<S> take_best(Here& here, Group& group, int k, S (&open)[V],
+                                             const row_pieces<Storage, V, Size>& mine, S& highest_key) {
     scored_column<S> picked{lowest<S>(), 0};
-    const int k = static_cast<int>(select.k);
     for (int c = 0; c < k; ++c) {
         const auto best = in_range(best_of_row(here, group, open, mine));
-        maximum = c == 0 ? best.score : maximum;
+        highest_key = c == 0 ? best.score : highest_key;
         picked = c == mine.rank ? best : picked;
         const int distance = best.column - mine.first_column();
-        unrolled<V>([&](int j) { open[j] = distance == mine.distance(j) ? taken : open[j]; });
+        unrolled<V>([&](int j) { open[j] = distance == mine.distance(j) ? taken<S>() : open[j]; });
     }
     return picked;
 }
-template <class Here, class Group, class S>
-SWITCHYARD_DEVICE S gate_of(Here& here, Group& group, const select_list<S>& select, const scored_column<S>& picked,
-                            S maximum, S sum) {
+
+template <class Here, class Group, class S, class Storage, int V, int Size>
+SWITCHYARD_DEVICE scored_column<S> pick(Here& here, Group& group, const select_list<S>& select, index_t,
+                                        const S (&scores)[V], const row_pieces<Storage, V, Size>& mine, S& maximum) {
+    S open[V];
+    unrolled<V>([&](int j) { open[j] = scores[j]; });
+    if (!mine.is_whole()) {
+        unrolled<V>([&](int j) { open[j] = mine.holds(j) ? open[j] : taken<S>(); });
+    }
+    return take_best(here, group, static_cast<int>(select.k), open, mine, maximum);
+}
+
+/// The groups that a row keeps, as bits, from its keys (score/groups.hpp).
+template <class Here, class Group, class S, class Storage, int V, int Size>
+SWITCHYARD_DEVICE std::uint64_t best_groups(Here& here, Group& group, const expert_groups& groups, const S (&keys)[V],
+                                            const row_pieces<Storage, V, Size>& mine) {
+    // A thread has the scores of the groups rank, rank + Size, ...
+    constexpr int each = Size < expert_groups::most ? expert_groups::most / Size : 1;
+    const int size = mine.columns / static_cast<int>(groups.count);
+    S scores[each];
+    unrolled<each>([&](int i) { scores[i] = taken<S>(); });
+    for (int g = 0; g < groups.count; ++g) {
+        S open[V];
+        unrolled<V>([&](int j) { open[j] = mine.holds(j) && mine.column(j) / size == g ? keys[j] : taken<S>(); });
+        S sum = lowest<S>();
+        for (int i = 0; i < groups.summed && i < size; ++i) {
+            const auto best = best_of_row(here, group, open, mine);
+            const bool is_counted = best.score > lowest<S>();
+            sum = !is_counted ? sum : i == 0 ? best.score : sum + best.score;
+            const int distance = best.column - mine.first_column();
+            unrolled<V>([&](int j) { open[j] = distance == mine.distance(j) ? taken<S>() : open[j]; });
+        }
+        unrolled<each>([&](int i) { scores[i] = g == mine.rank + i * Size ? sum : scores[i]; });
+    }
+    std::uint64_t kept = 0;
+    for (int i = 0; i < groups.kept; ++i) {
+        scored_column<S> best{taken<S>(), no_column};
+        unrolled<each>([&](int m) {
+            const int g = mine.rank + m * Size;
+            const bool is_open = g < groups.count && (kept >> g & 1u) == 0;
+            const bool is_first = best.column == no_column;
+            best = is_open && (is_first || scores[m] > best.score) ? scored_column<S>{scores[m], g} : best;
+        });
+        // Groups without an allowed expert are open, too: a thread without a group is behind them.
+        const S own = best.column == no_column ? lowest<S>() : best.score;
+        best = group.best(here, scored_column<S>{own, best.column});
+        kept |= std::uint64_t{1} << best.column;
+    }
+    return kept;
+}
+
+/// The choices by keys that are not the scores, from a row that can be routed.
+template <class Here, class Group, class S, class Keys, class Storage, int V, int Size>
+SWITCHYARD_DEVICE scored_column<S> pick_by_keys(Here& here, Group& group, const select_list<S, Keys>& select,
+                                                index_t token, const S (&scores)[V],
+                                                const row_pieces<Storage, V, Size>& mine, S maximum, S sum) {
+    const expert_groups groups = groups_of(select.keys);
+    S keys[V];
+    unrolled<V>([&](int j) {
+        keys[j] = taken<S>();
+        if (mine.holds(j)) {
+            const pack<S, 1> score{scores[j]};
+            keys[j] =
+                allowed_key(score, select.keys.template operator()<1>(token, mine.column(j), score, maximum, sum)).v;
+        }
+    });
+    if (groups.choose()) {
+        const std::uint64_t kept = best_groups(here, group, groups, keys, mine);
+        const int size = mine.columns / static_cast<int>(groups.count);
+        const S masked = groups.masked == group_mask::zero ? S(0) : taken<S>();
+        unrolled<V>([&](int j) {
+            const bool is_kept = !mine.holds(j) || (kept >> (mine.column(j) / size) & 1u) != 0;
+            keys[j] = is_kept || keys[j] == lowest<S>() ? keys[j] : masked;
+        });
+    }
+    S highest_key;
+    return take_best(here, group, static_cast<int>(select.k), keys, mine, highest_key);
+}
+
+template <class Here, class Group, class S, class Keys>
+SWITCHYARD_DEVICE S gate_of(Here& here, Group& group, const select_list<S, Keys>& select,
+                            const scored_column<S>& picked, S maximum, S sum) {
     S gate = picked.score;
     select.rule.weigh(choices_of_lanes<Here, Group, S>{here, group, group.rank(here) < select.k, gate, S(0)},
                       pack<S, 1>{maximum}, pack<S, 1>{sum});

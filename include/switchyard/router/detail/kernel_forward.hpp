@@ -46,6 +46,7 @@ struct row_record {
 template <class Storage, class Space, class Select, int V, class Group, bool IsNoisy,
           int Threads = Group::is_block ? 512 : 256>
 struct forward_kernel {
+    static constexpr bool by_keys = selects_by_keys<Select>;
     static constexpr bool is_lean = !IsNoisy && !Group::is_block;
     static constexpr int threads = Threads;
     /// That a multiprocessor shall have registers for.
@@ -183,10 +184,16 @@ struct forward_kernel {
         const index_t token = in.first + row;
         bool is_used = is_live;
         scored_column<S> picked;
+        S raw[by_keys ? V : 1];
         S maximum;
         S sum;
         for (bool is_clean = false;; is_clean = true) {
-            picked = pick(here, in.group, select, token, scores, mine, maximum);
+            if constexpr (by_keys) {
+                maximum = in.group.highest(here, highest_of_pieces(scores));
+                unrolled<V>([&](int j) { raw[j] = scores[j]; });
+            } else {
+                picked = pick(here, in.group, select, token, scores, mine, maximum);
+            }
             sum = S(0);
             unrolled<V>([&](int j) {
                 scores[j] = exp_nonpositive(scores[j] - maximum);
@@ -201,7 +208,16 @@ struct forward_kernel {
         }
         const S scale = is_used ? S(1) / sum : S(0);
         unrolled<V>([&](int j) { probabilities[j] += scores[j] * scale; });
-        const S gate = gate_of(here, in.group, select, picked, maximum, sum);
+        scored_column<S> weighed = picked;
+        if constexpr (by_keys) {
+            picked = pick_by_keys(here, in.group, select, token, raw, mine, maximum, sum);
+            weighed = picked;
+            if (is_used && mine.rank < choices() && picked.score > lowest<S>()) {
+                weighed.score = usable(
+                    source.changed(token, picked.column, load_scalar(here.load(&source.scores(token, picked.column)))));
+            }
+        }
+        const S gate = gate_of(here, in.group, select, weighed, maximum, sum);
         if (row < in.rows) {
             keep(here, in, row, is_live, is_used, mine.rank, picked, is_used ? gate : S(0), is_used ? maximum : S(0),
                  is_used ? sum : S(0));
