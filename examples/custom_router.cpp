@@ -1,14 +1,16 @@
-// A router of one's own: balancing without a loss (Wang et al. 2024, arXiv 2408.15664), one choice a token.
+// A router of one's own: tokens stay with the expert that they had, and a bias balances without a loss (Wang et al.
+// 2024, arXiv 2408.15664). Experts that stay need not be loaded again.
 //
-//   expert = argmax_e (s_te + b_e)       the bias b steers the choice and nothing else
-//   gate   = softmax(s_t)[expert]        from the scores as they are, so backward never sees the bias
+//   key     = s_te + b_e + stay [e = previous_t]     steers the choice and nothing else
+//   experts = the k largest keys
+//   gate_c  = softmax(s_t)[expert_c]                 from the scores as they are, so backward never sees the keys
 //   after each step:  b_e += rate * sign(mean load - load_e)
 #include <switchyard/switchyard.hpp>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
-#include <limits>
 #include <random>
 #include <span>
 #include <vector>
@@ -18,81 +20,75 @@ namespace engine {
 namespace sy = switchyard;
 using sy::index_t;
 
-// 1. The settings: an aggregate. The bias is state between steps; the router only looks at it.
-struct bias_router {
-    std::span<const float> bias{};  ///< [E], in the memory of the policy that routes
-    sy::capacity_rule capacity{};   ///< none: nothing is dropped
+// 1. The settings: an aggregate. Bias and previous experts are state between steps; the router only looks at them.
+struct sticky_router {
+    index_t k = 1;
+    std::span<const float> bias{};             ///< [E], in the memory of the policy that routes
+    std::span<const std::int32_t> previous{};  ///< [T], -1 for none, in the same memory; or empty
+    float stay = 0;
+    sy::capacity_rule capacity{};  ///< none: nothing is dropped
     double z_weight = 0;
 };
 
-// 2. What a row chooses. The library's row pass has found the row's maximum and its sum of exponentials; it calls this
-// with both, on vectors of W numbers on a CPU and with W = 1 on a device.
+// 2. The keys of W experts from `first` on. The library calls this where it reads the scores: on vectors of W numbers
+// on a CPU, with W = 1 on a device and in its kernels. What is returned for forbidden experts is not used.
 template <class S>
-struct select_biased {
-    static constexpr bool needs_best = false;  // the row's own argmax is not read, so it need not be found
-
-    sy::select_best<S> best;  // where choices and gates are written, and what padding and forbidden rows get
+struct sticky_keys {
     const float* bias;
+    const std::int32_t* previous;  ///< or null
+    S stay;
     index_t experts;
 
+    SWITCHYARD_HD static bool needs_row_sum() { return false; }  // of the exponentials
+
     template <int W>
-    SWITCHYARD_HD void choose(index_t token, const S* row, S maximum, S sum, index_t, sy::pack<S, W>, S*) const {
-        index_t chosen = -1;
-        S highest = 0;
-        for (index_t e = 0; e < experts; ++e) {
-            const S score = row[e] + static_cast<S>(bias[e]);
-            const bool allowed = row[e] > -std::numeric_limits<S>::infinity();
-            if (allowed && (chosen < 0 || score > highest)) {  // ties: the lower expert
-                highest = score;
-                chosen = e;
-            }
+    SWITCHYARD_HD sy::pack<S, W> operator()(index_t token, index_t first, sy::pack<S, W> score, S, S) const {
+        const index_t stays = previous != nullptr ? previous[token] : -1;
+        S added[W];
+        for (int i = 0; i < W; ++i) {
+            const index_t expert = first + i;
+            added[i] = expert < experts ? static_cast<S>(bias[expert]) + (expert == stays ? stay : S(0)) : S(0);
         }
-        best.expert[token] = static_cast<std::int32_t>(chosen);
-        best.gate[token] = sy::softmax_value(row[chosen], maximum, sum);
+        return score + sy::pack<S, W>::load(added);
     }
-    SWITCHYARD_HD void padding(index_t token) const { best.padding(token); }
-    SWITCHYARD_HD void forbid_all(index_t token) const { best.forbid_all(token); }
 };
 
 // 3. What the settings come down to, and a fingerprint of those that backward depends on.
-inline sy::softmax_settings softmax_settings_of(const bias_router& router, index_t capacity) {
+inline sy::softmax_settings softmax_settings_of(const sticky_router& router, index_t capacity) {
     return {.z_weight = router.z_weight, .may_drop = capacity != sy::unlimited};
 }
-inline std::uint64_t fingerprint_of(const bias_router& router) { return sy::fingerprint('B', router.z_weight); }
+inline std::uint64_t fingerprint_of(const sticky_router& router) {
+    return sy::fingerprint('S', router.k, router.z_weight);
+}
 
 // 4. Forward: scores[T, E] -> plan. The library's route(), its allocating forms, dispatch and combine find it by name.
 template <class Policy, sy::matrix_like Scores, class Plan, class Workspace>
-void route_scores(const Policy& policy, const bias_router& router, const Scores& scores, const sy::run_mode& mode,
+void route_scores(const Policy& policy, const sticky_router& router, const Scores& scores, const sy::run_mode& mode,
                   Plan& plan, Workspace& scratch) {
     using S = typename Plan::scalar;
     sy::require_memory<Policy, Scores, Plan>();
     sy::begin_plan(plan);  // empty until finish_plan: what throws in between leaves it so
     const auto input = sy::const_view(sy::as_view(scores));
     sy::require_scores(input, mode.mask);
+    sy::require(router.k >= 1 && router.k <= input.columns, "k = ", router.k, " must lie in 1..E = ", input.columns);
     sy::require(static_cast<index_t>(router.bias.size()) == input.columns, "bias has ", router.bias.size(),
                 " numbers for E = ", input.columns, " experts");
-    const index_t capacity = sy::capacity_of(router.capacity, input.rows, 1, input.columns);
-    plan.resize(input.rows, input.columns, 1, capacity);
+    sy::require(router.previous.empty() || static_cast<index_t>(router.previous.size()) == input.rows, "previous has ",
+                router.previous.size(), " experts for T = ", input.rows, " tokens");
+    const index_t capacity = sy::capacity_of(router.capacity, input.rows, router.k, input.columns);
+    plan.resize(input.rows, input.columns, router.k, capacity);
     sy::continue_plan(plan, sy::origin_of(mode, fingerprint_of(router)));
-    const select_biased<S> select{{plan.view().expert, plan.view().gate}, router.bias.data(), input.columns};
-    sy::route_softmax(policy, sy::score_rows_of(input, 0.0f, mode.noise), mode, plan.view(),
-                      softmax_settings_of(router, capacity), scratch, select);
+    const auto settings = softmax_settings_of(router, capacity);
+    const sticky_keys<S> keys{router.bias.data(), router.previous.empty() ? nullptr : router.previous.data(),
+                              static_cast<S>(router.stay), input.columns};
+    sy::route_softmax(policy, sy::score_rows_of(input, 0.0f, mode.noise), mode, plan.view(), settings, scratch,
+                      sy::select_list<S, sticky_keys<S>>{
+                          plan.view().expert, plan.view().gate, input.columns, router.k, {settings.gates}, keys});
     sy::finish_plan(plan);
 }
 
-// 5. Backward, d_gates[T, 1] -> d_scores[T, E], is the library's: it is that of every router which has the two
-// functions of step 3. A gate that is no softmax brings its own route_scores_backward (see router/base.hpp).
-
-// 6. The state between steps, moved by what the plan counted.
-template <class Plan>
-void update_bias(const Plan& plan, float rate, std::span<float> bias) {
-    const auto& made = sy::view_of_plan(plan);
-    const double mean = static_cast<double>(made.totals->counted_tokens) / static_cast<double>(made.experts);
-    for (std::size_t e = 0; e < bias.size(); ++e) {
-        const double missing = mean - static_cast<double>(made.load_before[e]);
-        bias[e] += missing > 0 ? rate : missing < 0 ? -rate : 0.0f;
-    }
-}
+// 5. Backward, d_gates[T, k] -> d_scores[T, E], is the library's: it is that of every router which has the two
+// functions of step 3. Other score functions and normalised gates are `softmax_settings::gates`.
 
 }  // namespace engine
 
@@ -108,7 +104,8 @@ int main() {
         tokens, experts, [&](Eigen::Index, Eigen::Index e) { return normal(random) - 0.5 * static_cast<double>(e); });
 
     std::vector<float> bias(experts, 0.0f);
-    const engine::bias_router router{.bias = bias, .z_weight = 1e-3};
+    std::vector<std::int32_t> previous(tokens, -1);
+    const engine::sticky_router router{.bias = bias, .previous = previous, .stay = 0.1f, .z_weight = 1e-3};
     sy::plan<double> plan;
     sy::workspace scratch;
     for (std::uint32_t step = 0; step <= 400; ++step) {
@@ -116,7 +113,8 @@ int main() {
         if (step % 100 == 0) {
             std::printf("step %3u: busiest expert %.2f x mean\n", step, sy::statistics(plan).max_over_mean);
         }
-        engine::update_bias(plan, 0.01f, bias);
+        sy::update_bias(sy::seq, plan, 0.01f, bias.data());
+        std::copy(plan.view().expert, plan.view().expert + tokens, previous.begin());
     }
     const bool balanced = sy::statistics(plan).max_over_mean < 1.1;
 

@@ -20,8 +20,10 @@
 #include <switchyard/plan/statistics.hpp>
 
 #include <switchyard/router/base.hpp>
+#include <switchyard/router/bias_update.hpp>
 #include <switchyard/router/device_base.hpp>
 #include <switchyard/router/device_routing.hpp>
+#include <switchyard/router/recipe.hpp>
 #include <switchyard/router/route.hpp>
 #include <switchyard/router/route_choices.hpp>
 #include <switchyard/router/saved_plan.hpp>

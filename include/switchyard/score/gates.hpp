@@ -101,6 +101,7 @@ struct choices_of_tile {
     }
     number sum() const {
         number part[W];
+        part[0] = number::all(S(0));
         for (index_t c = 0; c < k; ++c) {
             const number score_of_rows = number::load(score[c]);
             part[c % W] = c < W ? score_of_rows : part[c % W] + score_of_rows;

@@ -39,6 +39,7 @@ void use_all(const sy::cuda& on, view<const Storage> in, view<Storage> out, view
     const view<const float> d_gates(gates.data, gates.rows, gates.columns);
     route_both_ways(on, sy::switch_router{}, in, d_gates, out, plan, scratch);
     route_both_ways(on, sy::top_k_router{}, in, d_gates, out, plan, scratch);
+    route_both_ways(on, sy::recipe_router<sy::cuda_space>{}, in, d_gates, out, plan, scratch);
     route_both_ways(on, sy::base_router<sy::hungarian>{}, in, d_gates, out, plan, scratch);
     route_both_ways(on, sy::base_router<sy::async_auction>{}, in, d_gates, out, plan, scratch);
     move(on, plan, in, out, out, gates);
