@@ -552,17 +552,32 @@ struct select_list {
                 detail::write_keys<W>(keys, rows.token[r], rows.row[r], experts, rows.maximum[r], rows.sum[r], own[r]);
             }
         }
-        if (detail::groups_of(keys).choose()) {
-            keep_groups<W>(detail::groups_of(keys), experts, own);
+        const expert_groups groups = detail::groups_of(keys);
+        const bool gathers = groups.choose() && groups.masked == group_mask::forbidden;
+        index_t columns = experts;
+        std::int32_t shift[W][expert_groups::most];
+        if (gathers) {
+            // A row that stands in for another is gathered once.
+            S* each[W];
+            for (int r = 0; r < W; ++r) {
+                each[r] = rows.row[r] != nullptr ? own[r] : scratch + r * length;
+            }
+            gather_groups<W>(groups, experts, each, shift);
+            columns = groups.kept * (experts / groups.count);
+        } else if (groups.choose()) {
+            keep_groups<W>(groups, experts, own);
         }
         for (int r = 0; r < W; ++r) {
-            maxima[r] = detail::column_maxima_of<W>(key[r], experts);
+            maxima[r] = detail::column_maxima_of<W>(key[r], columns);
         }
-        const std::uint32_t left = select_tile<W>(key, experts, k, maxima, best);
+        const std::uint32_t left = select_tile<W>(key, columns, k, maxima, best);
+        const auto size = static_cast<std::int32_t>(experts / groups.count);
         for (int r = 0; r < W; ++r) {
             const S* const row = rows.row[rows.row[r] != nullptr ? r : any];
             for (index_t c = 0; c < k; ++c) {
-                best.key[c][r] = row[best.column[c][r]];
+                std::int32_t& column = best.column[c][r];
+                column += gathers ? shift[r][column / size] : 0;
+                best.key[c][r] = row[column];
             }
         }
         return left;

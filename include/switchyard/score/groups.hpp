@@ -10,6 +10,7 @@
 // has it) an expert whose own biased key is negative loses to experts outside its token's groups.
 #pragma once
 
+#include <switchyard/core/bits.hpp>
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/error.hpp>
 #include <switchyard/core/simd.hpp>
@@ -152,42 +153,86 @@ SWITCHYARD_HD void mask_keys(const expert_groups& groups, S* key, index_t size) 
     }
 }
 
+/// The groups that each of W rows keeps, as bits.
+template <int W, class S>
+SWITCHYARD_HD void find_groups(const expert_groups& groups, index_t size, const S* const (&row)[W],
+                               std::uint64_t (&kept)[W]) {
+    using P = pack<S, W>;
+    P scores[expert_groups::most];
+    if (groups.summed == 1) {
+        score_groups<1, W>(groups, row, size, scores);
+    } else if (groups.summed == 2) {
+        score_groups<2, W>(groups, row, size, scores);
+    } else {
+        score_groups<expert_groups::most_summed, W>(groups, row, size, scores);
+    }
+    const P one = P::all(S(1));
+    const P last = P::all(static_cast<S>(groups.kept - 1));
+    for (std::uint64_t& bits : kept) {
+        bits = 0;
+    }
+    for (index_t g = 0; g < groups.count; ++g) {
+        // How many groups come before this one: those above, and equal ones before it.
+        P rank = P::all(S(0));
+        for (index_t other = 0; other < g; ++other) {
+            rank = where(above(scores[g], scores[other]), rank, rank + one);
+        }
+        for (index_t other = g + 1; other < groups.count; ++other) {
+            rank = where(above(scores[other], scores[g]), rank + one, rank);
+        }
+        const std::uint32_t keeping = at_least_bits(last, rank);
+        for (int r = 0; r < W; ++r) {
+            kept[r] |= static_cast<std::uint64_t>(keeping >> r & 1u) << g;
+        }
+    }
+}
+
 }  // namespace detail
 
 /// Masks the keys [E] of W rows outside each row's kept groups.
 template <int W, class S>
 SWITCHYARD_HD void keep_groups(const expert_groups& groups, index_t experts, S* const (&row)[W]) {
+    const index_t size = experts / groups.count;
+    const S* keys[W];
+    for (int r = 0; r < W; ++r) {
+        keys[r] = row[r];
+    }
+    std::uint64_t kept[W];
+    detail::find_groups<W>(groups, size, keys, kept);
+    for (int r = 0; r < W; ++r) {
+        for (index_t g = 0; g < groups.count; ++g) {
+            if ((kept[r] >> g & 1u) == 0) {
+                detail::mask_keys<W>(groups, row[r] + g * size, size);
+            }
+        }
+    }
+}
+
+/// Moves the keys of each row's kept groups together, in order: what is left is kept * E / count columns, and
+/// -infinity up to the next multiple of W. A column then was shift[r][column / size] further right.
+template <int W, class S>
+void gather_groups(const expert_groups& groups, index_t experts, S* const (&row)[W],
+                   std::int32_t (&shift)[W][expert_groups::most]) {
     using P = pack<S, W>;
     const index_t size = experts / groups.count;
     const S* keys[W];
     for (int r = 0; r < W; ++r) {
         keys[r] = row[r];
     }
-    P scores[expert_groups::most];
-    if (groups.summed == 1) {
-        detail::score_groups<1, W>(groups, keys, size, scores);
-    } else if (groups.summed == 2) {
-        detail::score_groups<2, W>(groups, keys, size, scores);
-    } else {
-        detail::score_groups<expert_groups::most_summed, W>(groups, keys, size, scores);
-    }
-    const P one = P::all(S(1));
-    for (index_t g = 0; g < groups.count; ++g) {
-        // How many groups come before this one: those above, and equal ones before it.
-        P rank = P::all(S(0));
-        for (index_t other = 0; other < groups.count; ++other) {
-            if (other < g) {
-                rank = where(above(scores[g], scores[other]), rank, rank + one);
-            } else if (other > g) {
-                rank = where(above(scores[other], scores[g]), rank + one, rank);
+    std::uint64_t kept[W];
+    detail::find_groups<W>(groups, size, keys, kept);
+    for (int r = 0; r < W; ++r) {
+        S* to = row[r];
+        for (index_t i = 0; i < groups.kept; ++i, kept[r] &= kept[r] - 1, to += size) {
+            const S* const from = row[r] + first_bit(kept[r]) * size;
+            shift[r][i] = static_cast<std::int32_t>(from - to);
+            for (index_t j = 0; j < size; j += W) {
+                const index_t count = size - j < W ? size - j : W;
+                P::load_first(from + j, count, detail::lowest<S>()).store_first(to + j, count);
             }
         }
-        const std::uint32_t masked = at_least_bits(rank, P::all(static_cast<S>(groups.kept)));
-        for (int r = 0; r < W; ++r) {
-            if ((masked >> r & 1u) != 0) {
-                detail::mask_keys<W>(groups, row[r] + g * size, size);
-            }
-        }
+        const index_t left = groups.kept * size;
+        P::all(detail::lowest<S>()).store_first(to, (left + W - 1) / W * W - left);
     }
 }
 

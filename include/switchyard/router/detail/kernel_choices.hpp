@@ -182,7 +182,7 @@ SWITCHYARD_DEVICE scored_column<S> pick_by_keys(Here& here, Group& group, const 
             keys[j] = is_kept || keys[j] == lowest<S>() ? keys[j] : masked;
         });
     }
-    S highest_key;
+    S highest_key = lowest<S>();
     return take_best(here, group, static_cast<int>(select.k), keys, mine, highest_key);
 }
 

@@ -183,7 +183,7 @@ struct forward_kernel {
                                    S (&scores)[V], S (&probabilities)[V]) const {
         const index_t token = in.first + row;
         bool is_used = is_live;
-        scored_column<S> picked;
+        scored_column<S> picked{lowest<S>(), 0};
         S raw[by_keys ? V : 1];
         S maximum;
         S sum;
