@@ -429,7 +429,7 @@ struct select_list {
 
     template <int W>
     SWITCHYARD_HD index_t scratch_size() const {
-        return is_raw ? 0 : (single_slot<W> + 1) * padded<W>(experts);
+        return is_raw ? 0 : (single_slot<W> + 1) * padded<W>(experts) + W * expert_groups::most;
     }
     SWITCHYARD_HD bool needs_row_sum() const { return rule.settings.needs_row_sum() || keys.needs_row_sum(); }
 
@@ -448,7 +448,7 @@ struct select_list {
             detail::write_keys<W>(keys, token, row, experts, maximum, sum, key);
             if (detail::groups_of(keys).choose()) {
                 S* const one[1] = {key};
-                keep_groups<1>(detail::groups_of(keys), experts, one);
+                keep_groups<1>(detail::groups_of(keys), experts, one, group_scores<W>(scratch));
             }
             select_top_k<W>(key, experts, k, detail::column_maxima_of<W>(key, experts), weight, choice,
                             scratch + scratch_size<W>());
@@ -519,6 +519,11 @@ struct select_list {
     /// Where in the scratch the keys of a row lie that is chosen from by itself: behind those of a tile.
     template <int W>
     static constexpr index_t single_slot = W == 1 ? 0 : W;
+    /// Behind all keys.
+    template <int W>
+    SWITCHYARD_HD S* group_scores(S* scratch) const {
+        return scratch + (single_slot<W> + 1) * padded<W>(experts);
+    }
 
     /// The scores of what was chosen by its keys. Where fewer than k experts are allowed, forbidden ones follow in
     /// index order: allowed ones that lie outside a token's groups are not among them.
@@ -562,10 +567,10 @@ struct select_list {
             for (int r = 0; r < W; ++r) {
                 each[r] = rows.row[r] != nullptr ? own[r] : scratch + r * length;
             }
-            gather_groups<W>(groups, experts, each, shift);
+            gather_groups<W>(groups, experts, each, group_scores<W>(scratch), shift);
             columns = groups.kept * (experts / groups.count);
         } else if (groups.choose()) {
-            keep_groups<W>(groups, experts, own);
+            keep_groups<W>(groups, experts, own, group_scores<W>(scratch));
         }
         for (int r = 0; r < W; ++r) {
             maxima[r] = detail::column_maxima_of<W>(key[r], columns);

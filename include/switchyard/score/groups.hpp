@@ -112,8 +112,7 @@ struct best_keys {
 
 /// Group scores of W rows of keys, a row in a lane.
 template <int K, int W, class S>
-SWITCHYARD_HD void score_groups(const expert_groups& groups, const S* const (&row)[W], index_t size,
-                                pack<S, W>* scores) {
+SWITCHYARD_HD void score_groups(const expert_groups& groups, const S* const (&row)[W], index_t size, S* scores) {
     using P = pack<S, W>;
     using best = best_keys<P, K>;
     for (index_t g = 0; g < groups.count; ++g) {
@@ -130,7 +129,7 @@ SWITCHYARD_HD void score_groups(const expert_groups& groups, const S* const (&ro
             }
         }
         P::reduce_rows(of_row, [](const best& a, const best& b) { return both(a, b); });
-        scores[g] = of_row[0].sum(groups.summed);
+        of_row[0].sum(groups.summed).store(scores + g * W);
     }
 }
 
@@ -153,12 +152,11 @@ SWITCHYARD_HD void mask_keys(const expert_groups& groups, S* key, index_t size) 
     }
 }
 
-/// The groups that each of W rows keeps, as bits.
+/// The groups that each of W rows keeps, as bits. `scores` has room for W numbers a group.
 template <int W, class S>
-SWITCHYARD_HD void find_groups(const expert_groups& groups, index_t size, const S* const (&row)[W],
+SWITCHYARD_HD void find_groups(const expert_groups& groups, index_t size, const S* const (&row)[W], S* scores,
                                std::uint64_t (&kept)[W]) {
     using P = pack<S, W>;
-    P scores[expert_groups::most];
     if (groups.summed == 1) {
         score_groups<1, W>(groups, row, size, scores);
     } else if (groups.summed == 2) {
@@ -174,11 +172,12 @@ SWITCHYARD_HD void find_groups(const expert_groups& groups, index_t size, const 
     for (index_t g = 0; g < groups.count; ++g) {
         // How many groups come before this one: those above, and equal ones before it.
         P rank = P::all(S(0));
+        const P own = P::load(scores + g * W);
         for (index_t other = 0; other < g; ++other) {
-            rank = where(above(scores[g], scores[other]), rank, rank + one);
+            rank = where(above(own, P::load(scores + other * W)), rank, rank + one);
         }
         for (index_t other = g + 1; other < groups.count; ++other) {
-            rank = where(above(scores[other], scores[g]), rank + one, rank);
+            rank = where(above(P::load(scores + other * W), own), rank + one, rank);
         }
         const std::uint32_t keeping = at_least_bits(last, rank);
         for (int r = 0; r < W; ++r) {
@@ -189,16 +188,16 @@ SWITCHYARD_HD void find_groups(const expert_groups& groups, index_t size, const 
 
 }  // namespace detail
 
-/// Masks the keys [E] of W rows outside each row's kept groups.
+/// Masks the keys [E] of W rows outside each row's kept groups. `scores` has room for W numbers a group.
 template <int W, class S>
-SWITCHYARD_HD void keep_groups(const expert_groups& groups, index_t experts, S* const (&row)[W]) {
+SWITCHYARD_HD void keep_groups(const expert_groups& groups, index_t experts, S* const (&row)[W], S* scores) {
     const index_t size = experts / groups.count;
     const S* keys[W];
     for (int r = 0; r < W; ++r) {
         keys[r] = row[r];
     }
     std::uint64_t kept[W];
-    detail::find_groups<W>(groups, size, keys, kept);
+    detail::find_groups<W>(groups, size, keys, scores, kept);
     for (int r = 0; r < W; ++r) {
         for (index_t g = 0; g < groups.count; ++g) {
             if ((kept[r] >> g & 1u) == 0) {
@@ -209,9 +208,10 @@ SWITCHYARD_HD void keep_groups(const expert_groups& groups, index_t experts, S* 
 }
 
 /// Moves the keys of each row's kept groups together, in order: what is left is kept * E / count columns, and
-/// -infinity up to the next multiple of W. A column then was shift[r][column / size] further right.
+/// -infinity up to the next multiple of W. A column then was shift[r][column / size] further right. `scores` has room
+/// for W numbers a group.
 template <int W, class S>
-void gather_groups(const expert_groups& groups, index_t experts, S* const (&row)[W],
+void gather_groups(const expert_groups& groups, index_t experts, S* const (&row)[W], S* scores,
                    std::int32_t (&shift)[W][expert_groups::most]) {
     using P = pack<S, W>;
     const index_t size = experts / groups.count;
@@ -220,7 +220,7 @@ void gather_groups(const expert_groups& groups, index_t experts, S* const (&row)
         keys[r] = row[r];
     }
     std::uint64_t kept[W];
-    detail::find_groups<W>(groups, size, keys, kept);
+    detail::find_groups<W>(groups, size, keys, scores, kept);
     for (int r = 0; r < W; ++r) {
         S* to = row[r];
         for (index_t i = 0; i < groups.kept; ++i, kept[r] &= kept[r] - 1, to += size) {
