@@ -18,6 +18,17 @@ SWITCHYARD_HD double row_logsumexp(S row_maximum, S row_sum) {
     return row_sum > S(0) ? static_cast<double>(row_maximum) + std::log(static_cast<double>(row_sum)) : 0.0;
 }
 
+/// A row's term of the sum that `z_loss` takes.
+template <class S>
+SWITCHYARD_HD double squared_logsumexp(S row_maximum, S row_sum) {
+    const double logsumexp = row_logsumexp(row_maximum, row_sum);
+    return logsumexp * logsumexp;
+}
+
+SWITCHYARD_HD inline double z_loss(double weight, double squares, index_t counted_tokens) {
+    return counted_tokens == 0 ? 0.0 : weight * squares / static_cast<double>(counted_tokens);
+}
+
 /// d loss / d s_te divided by p_te.
 SWITCHYARD_HD inline double z_loss_gradient(double weight, double logsumexp, index_t counted_tokens) {
     return counted_tokens == 0 ? 0.0 : weight * 2.0 * logsumexp / static_cast<double>(counted_tokens);

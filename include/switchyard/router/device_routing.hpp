@@ -179,26 +179,9 @@ struct sum_squared_logsumexp {
     SWITCHYARD_HD void operator()(index_t block) const {
         double sum = 0;
         for (index_t t = block * fold_rows; t < (block + 1) * fold_rows && t < plan.tokens; ++t) {
-            const double logsumexp = row_logsumexp(plan.row_maximum[t], plan.row_sum[t]);
-            sum += logsumexp * logsumexp;
+            sum += squared_logsumexp(plan.row_maximum[t], plan.row_sum[t]);
         }
         partial[block] = sum;
-    }
-};
-
-template <class S, class Space>
-struct write_losses {
-    plan_view<S, Space> plan;
-    softmax_settings settings;
-    const double* column_sums;
-    const double* squares;
-
-    SWITCHYARD_HD void operator()(index_t) const {
-        plan_totals& totals = *plan.totals;
-        totals.load_balancing_loss = column_sums != nullptr ? balance_of(plan, settings).value(column_sums) : 0.0;
-        totals.z_loss = squares != nullptr && totals.counted_tokens > 0
-                            ? settings.z_weight * *squares / static_cast<double>(totals.counted_tokens)
-                            : 0.0;
     }
 };
 

@@ -253,21 +253,9 @@ struct softmax_pass {
         for (int r = 0; r < R; ++r) {
             row[r] = row_of<W>(token[r], r, at);
         }
-        softmax_statistics<compute, W, R> found;
-        if (!maxima_suffice) {
-            found = softmax_rows<W, R, needs_best<Select>>(row, experts(), at.exponentials);
-        } else if (keys == nullptr) {
-            found = maxima_of_rows<W, R>(row, experts(), [](int, index_t, pack<compute, W>) {});
-        } else {
-            if constexpr (selects_by_keys<Select> && W > 1) {
-                detail::with_constant_settings(select.keys, [&](const auto& its) {
-                    found = maxima_of_rows<W, R>(row, experts(), [&](int r, index_t j, pack<compute, W> score) {
-                        const auto key = its.template operator()<W>(token[r], j, score, compute(0), compute(1));
-                        detail::allowed_key(score, key).store(keys + r * length + j);
-                    });
-                });
-            }
-        }
+        softmax_statistics<compute, W, R> found =
+            maxima_suffice ? read_maxima<W, R>(token, row, keys)
+                           : softmax_rows<W, R, needs_best<Select>>(row, experts(), at.exponentials);
         compute scale[R];
         for (int r = 0; r < R; ++r) {
             scale[r] = compute(1) / found.sum[r];
@@ -283,6 +271,26 @@ struct softmax_pass {
         if (at.column_sums != nullptr) {
             add_scaled_rows<W, R>(at.exponentials, experts(), scale, at.column_sums);
         }
+    }
+
+    /// Maxima of R rows; `keys` gets the rows' keys, unless null.
+    template <int W, int R>
+    SWITCHYARD_HD softmax_statistics<compute, W, R> read_maxima([[maybe_unused]] const index_t* token,
+                                                                const compute* const (&row)[R],
+                                                                [[maybe_unused]] compute* keys) const {
+        if constexpr (selects_by_keys<Select> && W > 1) {
+            if (keys != nullptr) {
+                softmax_statistics<compute, W, R> found{};
+                detail::with_constant_settings(select.keys, [&](const auto& its) {
+                    found = maxima_of_rows<W, R>(row, experts(), [&](int r, index_t j, pack<compute, W> score) {
+                        const auto key = its.template operator()<W>(token[r], j, score, compute(0), compute(1));
+                        detail::allowed_key(score, key).store(keys + r * padded<W>(experts()) + j);
+                    });
+                });
+                return found;
+            }
+        }
+        return maxima_of_rows<W, R>(row, experts(), [](int, index_t, pack<compute, W>) {});
     }
 
     /// R rows, each selected by itself.

@@ -109,24 +109,39 @@ SWITCHYARD_HD balance_terms balance_of(const plan_view<S, Space>& plan, const so
             &plan.totals->counted_tokens, plan.balance_load};
 }
 
+namespace detail {
+
+/// Both losses into a plan's totals, from what was summed over its rows; null where a loss is not asked for.
+template <class S, class Space>
+struct write_losses {
+    plan_view<S, Space> plan;
+    softmax_settings settings;
+    const double* column_sums;
+    const double* squares;
+
+    SWITCHYARD_HD void operator()(index_t) const {
+        plan_totals& totals = *plan.totals;
+        totals.load_balancing_loss = column_sums != nullptr ? balance_of(plan, settings).value(column_sums) : 0.0;
+        totals.z_loss = squares != nullptr ? z_loss(settings.z_weight, *squares, totals.counted_tokens) : 0.0;
+    }
+};
+
+}  // namespace detail
+
 /// Both losses, on the CPU.
 template <host_policy Policy, class S>
 void finish_losses(const Policy& policy, const plan_view<S>& plan, const softmax_settings& settings,
                    const double* column_sums, workspace& scratch) {
-    plan.totals->load_balancing_loss = column_sums != nullptr ? balance_of(plan, settings).value(column_sums) : 0.0;
-    plan.totals->z_loss = 0;
+    const bool has_squares = plan.origin.training && settings.z_weight != 0;
+    double squares = 0;
+    if (has_squares) {
+        squares = sum_over(
+            policy, plan.tokens, [&](index_t t) { return squared_logsumexp(plan.row_maximum[t], plan.row_sum[t]); },
+            scratch);
+    }
+    detail::write_losses<S, host_space>{plan, settings, column_sums, has_squares ? &squares : nullptr}(0);
     plan.totals->status = plan_status::good;
     plan.totals->status_token = -1;
-    if (plan.origin.training && settings.z_weight != 0 && plan.totals->counted_tokens > 0) {
-        const double squares = sum_over(
-            policy, plan.tokens,
-            [&](index_t t) {
-                const double lse = row_logsumexp(plan.row_maximum[t], plan.row_sum[t]);
-                return lse * lse;
-            },
-            scratch);
-        plan.totals->z_loss = settings.z_weight * squares / static_cast<double>(plan.totals->counted_tokens);
-    }
 }
 
 /// Forward: `select` writes choices and gates to the plan.

@@ -301,8 +301,7 @@ struct forward_kernel {
                 here.store(plan.row_sum + token, kept.sum);
             }
             if (facts.squares != nullptr) {
-                const double logsumexp = row_logsumexp(kept.maximum, kept.sum);
-                squares += logsumexp * logsumexp;
+                squares += squared_logsumexp(kept.maximum, kept.sum);
             }
         }
         counted = fold_block<threads>(here, counted, in.warp_counts, add{});

@@ -93,9 +93,7 @@ struct softmax_totals {
         const index_t counted = found.counted_tokens;
         const double scale = balance_scale(balance_weight, experts, counted_choices, counted);
         here.store(&totals->load_balancing_loss, facts.probabilities != nullptr ? scale * found.terms : 0.0);
-        here.store(&totals->z_loss, facts.squares != nullptr && counted > 0
-                                        ? z_weight * found.squares / static_cast<double>(counted)
-                                        : 0.0);
+        here.store(&totals->z_loss, facts.squares != nullptr ? z_loss(z_weight, found.squares, counted) : 0.0);
         const row_events events{found.bad == no_column ? -1 : found.bad,
                                 found.unroutable == no_column ? -1 : found.unroutable};
         const row_outcome outcome = outcome_of(events, may_drop);
