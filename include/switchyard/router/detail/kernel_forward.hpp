@@ -185,8 +185,8 @@ struct forward_kernel {
         bool is_used = is_live;
         scored_column<S> picked{lowest<S>(), 0};
         S raw[by_keys ? V : 1];
-        S maximum;
-        S sum;
+        S maximum = S(0);
+        S sum = S(0);
         for (bool is_clean = false;; is_clean = true) {
             if constexpr (by_keys) {
                 maximum = in.group.highest(here, highest_of_pieces(scores));
