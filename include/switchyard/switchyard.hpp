@@ -58,6 +58,7 @@
 
 #include <switchyard/dispatch/combine.hpp>
 #include <switchyard/dispatch/dispatch.hpp>
+#include <switchyard/dispatch/layer_state.hpp>
 #include <switchyard/dispatch/zero_rest.hpp>
 
 #include <switchyard/core/macros_on.hpp>
