@@ -38,6 +38,8 @@ BARS = [
     ("switch_route_columns_seq/65536/64", "switch_route_seq/65536/64", 1, 2.5),
     ("switch_route_backward_columns_seq/65536/64", "switch_route_backward_seq/65536/64", 1, 2.5),
     ("top_k_route_columns_seq/65536/64/6", "top_k_route_seq/65536/64/6", 1, 2.5),
+    ("route_tokens_columns_seq/16384/64", "route_tokens_seq/16384/64", 1, 2.5),
+    ("groups_route_seq/65536/256/8", "top_k_route_seq/65536/256/8", 1, 1.6),
     ("switch_route_bfloat16_seq/65536/64", "switch_route_seq/65536/64", 1, 1.2),
     ("switch_route_half_seq/65536/64", "switch_route_seq/65536/64", 1, 1.2),
     ("route_tokens_bfloat16_seq/16384/64", "route_tokens_seq/16384/64", 1, 1.2),

@@ -10,7 +10,10 @@
 // chains of 256 rows, added in order).
 //
 // Rows of A come from a functor `row(i, first, count, scratch)` that returns `count` contiguous numbers from column
-// `first`, in place or prepared in `scratch`: that is where storage is converted and noise applied.
+// `first`, in place or prepared in `scratch`: that is where storage is converted and noise applied. Where rows are
+// better prepared many at a time, since their numbers lie far apart, the functor says so (`by_blocks()`) and has
+// `block(i, rows, first, count, out, stride)`, which writes `count` numbers of each of `rows` rows; `stride` is a
+// multiple of the native width.
 #pragma once
 
 #include <switchyard/backend/policy.hpp>
@@ -71,16 +74,17 @@ void for_each_panel(index_t n, const F& f) {
     }
 }
 
-/// c[r][0 .. n) = a[r] B for R rows.
+/// c[r][0 .. n) = a[r] B for R rows; or, where a product's depth is cut in pieces, the sums go on from what c holds.
 template <int R, class S>
-void multiply_row_tile(const S* const (&a)[R], const S* b, index_t b_stride, index_t depth, index_t n,
-                       S* const (&c)[R]) {
+void multiply_row_tile(const S* const (&a)[R], const S* b, index_t b_stride, index_t depth, index_t n, S* const (&c)[R],
+                       bool goes_on = false) {
     using P = pack<S, native_width<S>>;
     for_each_panel<S>(n, [&]<int V>(index_t j, index_t lanes) {
         P sum[R][V];
         for (int r = 0; r < R; ++r) {
             for (int v = 0; v < V; ++v) {
-                sum[r][v] = P::all(S(0));
+                const S* const from = c[r] + j + v * P::width;
+                sum[r][v] = !goes_on ? P::all(S(0)) : v + 1 < V ? P::load(from) : P::load_first(from, lanes, S(0));
             }
         }
         multiply_tile<R, V>(a, 1, b + j, b_stride, depth, lanes, sum);
@@ -93,6 +97,55 @@ void multiply_row_tile(const S* const (&a)[R], const S* b, index_t b_stride, ind
     });
 }
 
+/// Rows of a piece: whole tiles, and whole cache lines of a column; and its depth.
+inline constexpr index_t row_piece_rows = 48;
+inline constexpr index_t row_piece_depth = 128;
+inline constexpr index_t row_piece_size = row_piece_rows * row_piece_depth;
+static_assert(row_piece_rows % tile_rows == 0);
+
+/// multiply_rows by blocks: pieces of A that stay in cache, each used by all of B's columns.
+template <class Policy, class S, class Row, class Out, class Finish>
+void multiply_row_blocks(const Policy& policy, index_t m, index_t k, index_t n, const Row& row, const S* b,
+                         index_t b_stride, const Out& out, const Finish& finish, workspace& scratch) {
+    constexpr int R = tile_rows;
+    constexpr index_t most_rows = row_piece_rows;
+    constexpr index_t most_depth = row_piece_depth;
+    const auto scope = scratch.open();
+    const index_t rows = std::min<index_t>(rows_per_block(m), most_rows);
+    const index_t blocks = (m + rows - 1) / rows;
+    S* const results = m > 0 && out(0) == nullptr ? scratch.take<S>(m * n) : nullptr;
+    policy.parallel_for(blocks, [&](index_t block) {
+        alignas(64) S piece[row_piece_size];
+        const index_t first = block * rows;
+        const index_t count = std::min(rows, m - first);
+        const auto result = [&](index_t i) { return results != nullptr ? results + i * n : out(i); };
+        for (index_t start = 0; start < k; start += most_depth) {
+            const index_t depth = std::min(most_depth, k - start);
+            row.block(first, count, start, depth, piece, most_depth);
+            const auto run = [&]<int Rows>(index_t i) {
+                const S* a[Rows];
+                S* c[Rows];
+                for (int r = 0; r < Rows; ++r) {
+                    a[r] = piece + (i + r) * most_depth;
+                    c[r] = result(first + i + r);
+                }
+                S* const(&targets)[Rows] = c;
+                multiply_row_tile<Rows, S>(a, b + start * b_stride, b_stride, depth, n, targets, start > 0);
+            };
+            index_t i = 0;
+            for (; i + R <= count; i += R) {
+                run.template operator()<R>(i);
+            }
+            for (; i < count; ++i) {
+                run.template operator()<1>(i);
+            }
+        }
+        for (index_t i = 0; i < count; ++i) {
+            finish(first + i, result(first + i));
+        }
+    });
+}
+
 }  // namespace detail
 
 /// C = A B. `b` is dense, k x n with the given stride. `finish(i, c)` receives each finished row of n numbers; c points
@@ -100,6 +153,12 @@ void multiply_row_tile(const S* const (&a)[R], const S* b, index_t b_stride, ind
 template <host_policy Policy, class S, class Row, class Out, class Finish>
 void multiply_rows(const Policy& policy, index_t m, index_t k, index_t n, const Row& row, const S* b, index_t b_stride,
                    const Out& out, const Finish& finish, workspace& scratch) {
+    if constexpr (requires { row.by_blocks(); }) {
+        if (row.by_blocks()) {
+            detail::multiply_row_blocks(policy, m, k, n, row, b, b_stride, out, finish, scratch);
+            return;
+        }
+    }
     constexpr int R = detail::tile_rows;
     constexpr index_t W = native_width<S>;
     const auto scope = scratch.open();
@@ -144,26 +203,37 @@ void multiply_tall(const Policy& policy, index_t m, index_t k, index_t n, const 
     using P = pack<S, native_width<S>>;
     constexpr int R = detail::tile_rows;
     constexpr index_t width = 4 * R;  // columns of A a block handles: a multiple of 4, as noise comes in fours
-    constexpr index_t chunk = 256;    // rows of A whose products stay in one chain
+    constexpr index_t stride = (width + P::width - 1) / P::width * P::width;
+    constexpr index_t chunk = 256;  // rows of A whose products stay in one chain
     const auto scope = scratch.open();
     const index_t blocks = (k + width - 1) / width;
     const index_t c_stride = (n + P::width - 1) / P::width * P::width;
-    const index_t room = chunk * width + width * c_stride;
+    const index_t room = chunk * stride + width * c_stride;
     S* const block_scratch = scratch.take<S>(blocks * room);
     policy.parallel_for(blocks, [&](index_t block) {
         S* const a = block_scratch + block * room;
-        S* const c = a + chunk * width;
+        S* const c = a + chunk * stride;
         const index_t first = block * width;
         const index_t columns = std::min(width, k - first);
         std::fill(c, c + width * c_stride, S(0));
         for (index_t start = 0; start < m; start += chunk) {
             const index_t depth = std::min(chunk, m - start);
-            for (index_t i = 0; i < depth; ++i) {
-                const S* const from = row(start + i, first, columns, a + i * width);
-                if (from != a + i * width) {
-                    std::copy(from, from + columns, a + i * width);
+            bool is_prepared = false;
+            if constexpr (requires { row.by_blocks(); }) {
+                is_prepared = row.by_blocks();
+                if (is_prepared) {
+                    row.block(start, depth, first, columns, a, stride);
                 }
-                std::fill(a + i * width + columns, a + (i + 1) * width, S(0));
+            }
+            for (index_t i = 0; i < depth; ++i) {
+                S* const to = a + i * stride;
+                if (!is_prepared) {
+                    const S* const from = row(start + i, first, columns, to);
+                    if (from != to) {
+                        std::copy(from, from + columns, to);
+                    }
+                }
+                std::fill(to + columns, to + width, S(0));
             }
             detail::for_each_panel<S>(n, [&]<int V>(index_t j, index_t lanes) {
                 for (index_t p = 0; p < width; p += R) {
@@ -175,7 +245,7 @@ void multiply_tall(const Policy& policy, index_t m, index_t k, index_t n, const 
                             sum[r][v] = P::all(S(0));
                         }
                     }
-                    detail::multiply_tile<R, V>(tile, width, b + start * b_stride + j, b_stride, depth, lanes, sum);
+                    detail::multiply_tile<R, V>(tile, stride, b + start * b_stride + j, b_stride, depth, lanes, sum);
                     for (int r = 0; r < R; ++r) {
                         S* const target = c + (p + r) * c_stride + j;
                         for (int v = 0; v < V; ++v) {

@@ -14,6 +14,7 @@
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/error.hpp>
 #include <switchyard/core/matrix_view.hpp>
+#include <switchyard/core/row_blocks.hpp>
 #include <switchyard/core/scalar_traits.hpp>
 #include <switchyard/core/simd.hpp>
 #include <switchyard/core/stored.hpp>
@@ -57,6 +58,20 @@ struct token_rows {
         }
         apply_input_noise(noise, token, first, scratch, count);
         return scratch;
+    }
+
+    bool by_blocks() const { return !x.rows_contiguous(); }
+    void block(index_t token, index_t rows, index_t first, index_t count, S* out, index_t stride) const {
+        const matrix_view<const Storage> columns(x.data + first * x.column_stride, x.rows, count, x.row_stride,
+                                                 x.column_stride);
+        load_rows<native_width<S>>(columns, token, rows, out, stride);
+        for (index_t i = 0; i < rows; ++i) {
+            if (!is_token(token + i)) {
+                std::fill(out + i * stride, out + i * stride + count, S(0));
+            } else if (noise.active()) {
+                apply_input_noise(noise, token + i, first, out + i * stride, count);
+            }
+        }
     }
 };
 
