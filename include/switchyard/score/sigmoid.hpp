@@ -13,7 +13,7 @@ namespace switchyard {
 inline namespace SWITCHYARD_TARGET {
 
 template <class S, int W>
-SWITCHYARD_HD pack<S, W> sigmoid(pack<S, W> score) {
+SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE pack<S, W> sigmoid(pack<S, W> score) {
     using P = pack<S, W>;
     const P zero = P::all(S(0));
     const P one = P::all(S(1));

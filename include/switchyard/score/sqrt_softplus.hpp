@@ -16,7 +16,7 @@ namespace detail {
 
 /// log(1 + e) for 0 <= e <= 1, as 2 artanh(e / (2 + e)): a series in z^2 <= 1/9.
 template <class S, int W>
-SWITCHYARD_HD pack<S, W> log_one_plus(pack<S, W> e) {
+SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE pack<S, W> log_one_plus(pack<S, W> e) {
     using P = pack<S, W>;
     constexpr int terms = sizeof(S) == 4 ? 8 : 17;
     const P z = e / (P::all(S(2)) + e);
@@ -31,7 +31,7 @@ SWITCHYARD_HD pack<S, W> log_one_plus(pack<S, W> e) {
 }  // namespace detail
 
 template <class S, int W>
-SWITCHYARD_HD pack<S, W> sqrt_softplus(pack<S, W> score) {
+SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE pack<S, W> sqrt_softplus(pack<S, W> score) {
     using P = pack<S, W>;
     const P zero = P::all(S(0));
     const P e = exp_nonpositive_rounded(min(zero - score, score));
