@@ -390,6 +390,18 @@ int run(bool quick, const std::string& only) {
         time_routing<float>(on, rows, s, "top_k", sy::top_k_router{.k = s.choices});
         time_routing<__nv_bfloat16>(on, rows, s, "top_k_bf16", sy::top_k_router{.k = s.choices});
     }
+    // DeepSeek-V3's router: sigmoid, a selection bias, the best 4 of 8 groups of experts.
+    const auto bias = random_numbers(on, 1, 256, 7);
+    for (const shape& s : {shape{65536, 256, 8, 0}, {4096, 256, 8, 0}, {32, 256, 8, 0}}) {
+        time_routing<float>(on, rows, s, "groups",
+                            sy::recipe_router<sy::cuda_space>{.k = s.choices,
+                                                              .score = sy::score_function::sigmoid,
+                                                              .selection_bias = {bias.data(), 256},
+                                                              .groups = {.count = 8, .kept = 4},
+                                                              .normalize = sy::gate_sum::add,
+                                                              .epsilon = 1e-20,
+                                                              .scale = 2.5});
+    }
     for (const shape& s : {shape{4096, 64, 1, 0}, {16384, 64, 1, 0}, {65536, 16, 1, 0}, {65536, 64, 1, 0}}) {
         time_base(on, rows, s);
     }
