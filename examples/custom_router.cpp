@@ -53,12 +53,17 @@ struct sticky_keys {
     }
 };
 
-// 3. What the settings come down to, and a fingerprint of those that backward depends on.
+// 3. What the settings come down to, a fingerprint of those that backward depends on, and what they must be.
 inline sy::softmax_settings softmax_settings_of(const sticky_router& router, index_t capacity) {
     return {.z_weight = router.z_weight, .may_drop = capacity != sy::unlimited};
 }
 inline std::uint64_t fingerprint_of(const sticky_router& router) {
     return sy::fingerprint('S', router.k, router.z_weight);
+}
+inline void require_settings(const sticky_router& router, index_t experts, const sy::run_mode&) {
+    sy::require(router.k >= 1 && router.k <= experts, "k = ", router.k, " must lie in 1..E = ", experts);
+    sy::require(static_cast<index_t>(router.bias.size()) == experts, "bias has ", router.bias.size(),
+                " numbers for E = ", experts, " experts");
 }
 
 // 4. Forward: scores[T, E] -> plan. The library's route(), its allocating forms, dispatch and combine find it by name.
@@ -66,25 +71,16 @@ template <class Policy, sy::matrix_like Scores, class Plan, class Workspace>
 void route_scores(const Policy& policy, const sticky_router& router, const Scores& scores, const sy::run_mode& mode,
                   Plan& plan, Workspace& scratch) {
     using S = typename Plan::scalar;
-    sy::require_memory<Policy, Scores, Plan>();
-    sy::begin_plan(plan);  // empty until finish_plan: what throws in between leaves it so
-    const auto input = sy::const_view(sy::as_view(scores));
-    sy::require_scores(input, mode.mask);
-    sy::require(router.k >= 1 && router.k <= input.columns, "k = ", router.k, " must lie in 1..E = ", input.columns);
-    sy::require(static_cast<index_t>(router.bias.size()) == input.columns, "bias has ", router.bias.size(),
-                " numbers for E = ", input.columns, " experts");
-    sy::require(router.previous.empty() || static_cast<index_t>(router.previous.size()) == input.rows, "previous has ",
-                router.previous.size(), " experts for T = ", input.rows, " tokens");
-    const index_t capacity = sy::capacity_of(router.capacity, input.rows, router.k, input.columns);
-    plan.resize(input.rows, input.columns, router.k, capacity);
-    sy::continue_plan(plan, sy::origin_of(mode, fingerprint_of(router)));
-    const auto settings = softmax_settings_of(router, capacity);
-    const sticky_keys<S> keys{router.bias.data(), router.previous.empty() ? nullptr : router.previous.data(),
-                              static_cast<S>(router.stay), input.columns};
-    sy::route_softmax(policy, sy::score_rows_of(input, 0.0f, mode.noise), mode, plan.view(), settings, scratch,
-                      sy::select_list<S, sticky_keys<S>>{
-                          plan.view().expert, plan.view().gate, input.columns, router.k, {settings.gates}, keys});
-    sy::finish_plan(plan);
+    const auto choose = [&](const auto& source, const sy::softmax_settings& settings, const auto& made) {
+        sy::require(router.previous.empty() || static_cast<index_t>(router.previous.size()) == made.tokens,
+                    "previous has ", router.previous.size(), " experts for T = ", made.tokens, " tokens");
+        const sticky_keys<S> keys{router.bias.data(), router.previous.empty() ? nullptr : router.previous.data(),
+                                  static_cast<S>(router.stay), made.experts};
+        sy::route_softmax(
+            policy, source, mode, made, settings, scratch,
+            sy::select_list<S, sticky_keys<S>>{made.expert, made.gate, made.experts, router.k, {settings.gates}, keys});
+    };
+    sy::route_by_rows(policy, router, router.k, scores, mode, plan, scratch, choose);
 }
 
 // 5. Backward, d_gates[T, k] -> d_scores[T, E], is the library's: it is that of every router which has the two

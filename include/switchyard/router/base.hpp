@@ -70,8 +70,13 @@ constexpr std::uint64_t fingerprint_of(const base_router<Solver>&) {
     return fingerprint('b');
 }
 
-/// BASE's gates, in both modes.
-inline constexpr softmax_settings base_settings{.may_drop = false, .gates = {.function = score_function::sigmoid}};
+template <class Solver>
+void require_settings(const base_router<Solver>&, index_t, const run_mode&) {}
+
+template <class Solver>
+softmax_settings softmax_settings_of(const base_router<Solver>& router, index_t) {
+    return {.bad = router.bad, .may_drop = false, .gates = {.function = score_function::sigmoid}};
+}
 
 /// Gates of experts that are chosen already; padding has none.
 template <class Source, class S>
@@ -81,7 +86,7 @@ struct gates_of_assigned {
     S* gate;
 
     SWITCHYARD_HD void operator()(index_t token) const {
-        const gate_rule<S> rule{base_settings.gates};
+        const gate_rule<S> rule(gate_settings{.function = score_function::sigmoid});
         gate[token] = expert[token] < 0 ? S(0) : rule.of_best(source.at(token, expert[token]), S(1));
     }
 };
@@ -121,28 +126,19 @@ template <class Policy, class Solver, class Scores, class Plan, class Workspace>
 void route_scores(const Policy& policy, const base_router<Solver>& router, const Scores& scores, const run_mode& mode,
                   Plan& plan, Workspace& scratch) {
     using S = typename Plan::scalar;
-    require_memory<Policy, Scores, Plan>();
-    begin_plan(plan);
-    const auto input = detail::token_view(scores);
-    require_scores(input, mode.mask);
-    plan.resize(input.rows, input.columns, 1, unlimited);
-    continue_plan(plan, origin_of(mode, fingerprint_of(router)));
-    require_apart<Policy>("the plan's gates", detail::gates_of(plan.view()), "scores", input);
-    const auto& made = plan.view();
-    const auto source = score_rows_of(input, 0.0f, mode.noise);
-    if (mode.is_training) {
-        assign_balanced(policy, router, input, mode.mask, made, scratch);
-        for_each_index(policy, input.rows,
-                       gates_of_assigned<std::remove_const_t<decltype(source)>, S>{source, made.expert, made.gate});
-        place_choices(policy, made, slot_settings{}, scratch);
-        finish_losses(policy, made, base_settings, nullptr, scratch);
-    } else {
-        softmax_settings settings = base_settings;
-        settings.bad = router.bad;
-        route_softmax(policy, source, mode, made, settings, scratch,
-                      select_best<S>{made.expert, made.gate, {settings.gates}});
-    }
-    finish_plan(plan);
+    const auto choose = [&](const auto& source, const softmax_settings& settings, const auto& made) {
+        if (!mode.is_training) {
+            route_softmax(policy, source, mode, made, settings, scratch,
+                          select_best<S>{made.expert, made.gate, {settings.gates}});
+            return;
+        }
+        assign_balanced(policy, router, source.scores, mode.mask, made, scratch);
+        for_each_index(policy, made.tokens,
+                       gates_of_assigned<std::remove_cvref_t<decltype(source)>, S>{source, made.expert, made.gate});
+        place_choices(policy, made, settings.slots, scratch);
+        finish_losses(policy, made, settings, nullptr, scratch);
+    };
+    route_by_rows(policy, router, 1, scores, mode, plan, scratch, choose);
 }
 
 /// Where scores can be read here and now: do they have the gates that the plan kept? Three tokens are looked at, and to
@@ -177,7 +173,8 @@ void route_scores_backward(const Policy& policy, const base_router<Solver>& rout
     if constexpr (host_policy<Policy>) {
         require_gates_of_plan(source, made);
     }
-    route_softmax_backward(policy, source, made, gates, out, base_settings, backward, scratch);
+    route_softmax_backward(policy, source, made, gates, out, softmax_settings_of(router, made.capacity), backward,
+                           scratch);
 }
 
 }  // namespace SWITCHYARD_TARGET

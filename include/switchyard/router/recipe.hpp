@@ -126,36 +126,24 @@ template <class Policy, class Space, class Scores, class Plan, class Workspace>
 void route_scores(const Policy& policy, const recipe_router<Space>& router, const Scores& scores, const run_mode& mode,
                   Plan& plan, Workspace& scratch) {
     using S = typename Plan::scalar;
-    require_memory<Policy, Scores, Plan>();
-    begin_plan(plan);
-    const auto input = detail::token_view(scores);
-    require_scores(input, mode.mask);
-    require_settings(router, input.columns, mode);
-    const index_t capacity = capacity_of(mode.is_training ? router.capacity : router.inference_capacity, input.rows,
-                                         router.k, input.columns);
-    plan.resize(input.rows, input.columns, router.k, capacity);
-    continue_plan(plan, origin_of(mode, fingerprint_of(router)));
-    require_apart<Policy>("the plan's gates", detail::gates_of(plan.view()), "scores", input);
-    const auto scope = scratch.open();
-    const auto source = detail::rows_of_router(policy, router, input, mode.is_training, mode.noise, scratch);
-    const softmax_settings settings = softmax_settings_of(router, capacity);
-    const auto& made = plan.view();
-    if (!has_raw_keys(router)) {
-        const biased_keys<S> keys{.function = router.score,
-                                  .source = router.key,
-                                  .bias = detail::padded_numbers<S>(policy, router.selection_bias, scratch),
-                                  .groups = router.groups};
-        route_softmax(
-            policy, source, mode, made, settings, scratch,
-            select_list<S, biased_keys<S>>{made.expert, made.gate, input.columns, router.k, {settings.gates}, keys});
-    } else if (router.k == 1) {  // the argmax that the row pass finds anyway
-        route_softmax(policy, source, mode, made, settings, scratch,
-                      select_best<S>{made.expert, made.gate, {settings.gates}});
-    } else {
-        route_softmax(policy, source, mode, made, settings, scratch,
-                      select_list<S>{made.expert, made.gate, input.columns, router.k, {settings.gates}});
-    }
-    finish_plan(plan);
+    const auto choose = [&](const auto& source, const softmax_settings& settings, const auto& made) {
+        const auto with = [&](const auto& selection) {
+            route_softmax(policy, source, mode, made, settings, scratch, selection);
+        };
+        if (!has_raw_keys(router)) {
+            const biased_keys<S> keys{.function = router.score,
+                                      .source = router.key,
+                                      .bias = detail::padded_numbers<S>(policy, router.selection_bias, scratch),
+                                      .groups = router.groups};
+            with(
+                select_list<S, biased_keys<S>>{made.expert, made.gate, made.experts, router.k, {settings.gates}, keys});
+        } else if (router.k == 1) {  // the argmax that the row pass finds anyway
+            with(select_best<S>{made.expert, made.gate, {settings.gates}});
+        } else {
+            with(select_list<S>{made.expert, made.gate, made.experts, router.k, {settings.gates}});
+        }
+    };
+    route_by_rows(policy, router, router.k, scores, mode, plan, scratch, choose);
 }
 
 }  // namespace SWITCHYARD_TARGET

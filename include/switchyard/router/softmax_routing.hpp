@@ -16,6 +16,7 @@
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/overlap.hpp>
 #include <switchyard/core/workspace.hpp>
+#include <switchyard/plan/capacity.hpp>
 #include <switchyard/plan/slots.hpp>
 #include <switchyard/router/routing.hpp>
 #include <switchyard/router/softmax_pass.hpp>
@@ -481,6 +482,40 @@ score_rows<Storage, Space> rows_of_router(const Policy& policy, const Router& ro
 }
 
 }  // namespace detail
+
+/// The capacity that a router's settings come to; none where they have no such setting.
+template <class Router>
+index_t capacity_of_router(const Router& router, const run_mode& mode, index_t tokens, index_t choices,
+                           index_t experts) {
+    if constexpr (requires { router.inference_capacity; }) {
+        return capacity_of(mode.is_training ? router.capacity : router.inference_capacity, tokens, choices, experts);
+    } else if constexpr (requires { router.capacity; }) {
+        return capacity_of(router.capacity, tokens, choices, experts);
+    } else {
+        return unlimited;
+    }
+}
+
+/// scores[T, E] -> plan with k choices, for routers that are a selection and settings: everything around the selection.
+/// Checks the arguments, and with `require_settings(router, E, mode)` the settings; shapes the plan; calls
+/// choose(source, settings, plan_view), which routes (`route_softmax`, say).
+template <class Policy, softmax_router Router, class Scores, class Plan, class Workspace, class Choose>
+void route_by_rows(const Policy& policy, const Router& router, index_t k, const Scores& scores, const run_mode& mode,
+                   Plan& plan, Workspace& scratch, const Choose& choose) {
+    require_memory<Policy, Scores, Plan>();
+    begin_plan(plan);  // empty until finish_plan: what throws in between leaves it so
+    const auto input = detail::token_view(scores);
+    require_scores(input, mode.mask);
+    require_settings(router, input.columns, mode);
+    const index_t capacity = capacity_of_router(router, mode, input.rows, k, input.columns);
+    plan.resize(input.rows, input.columns, k, capacity);
+    continue_plan(plan, origin_of(mode, fingerprint_of(router)));
+    require_apart<Policy>("the plan's gates", detail::gates_of(plan.view()), "scores", input);
+    const auto scope = scratch.open();
+    choose(detail::rows_of_router(policy, router, input, mode.is_training, mode.noise, scratch),
+           softmax_settings_of(router, capacity), plan.view());
+    finish_plan(plan);
+}
 
 /// d_gates[T, k] and the losses -> d_scores[T, E]. Gates of dropped choices get no gradient; padding rows are 0. `plan`
 /// was made in training by the same router from the same scores. d_scores may be the scores, the same view of the same

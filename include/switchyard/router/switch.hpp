@@ -92,28 +92,18 @@ template <class Policy, class Scores, class Plan, class Workspace>
 void route_scores(const Policy& policy, const switch_router& router, const Scores& scores, const run_mode& mode,
                   Plan& plan, Workspace& scratch) {
     using S = typename Plan::scalar;
-    require_memory<Policy, Scores, Plan>();
-    begin_plan(plan);
-    const auto input = detail::token_view(scores);
-    require_scores(input, mode.mask);
-    require_settings(router, input.columns, mode);
-    const index_t capacity =
-        capacity_of(mode.is_training ? router.capacity : router.inference_capacity, input.rows, 1, input.columns);
-    plan.resize(input.rows, input.columns, 1, capacity);
-    continue_plan(plan, origin_of(mode, fingerprint_of(router)));
-    require_apart<Policy>("the plan's gates", detail::gates_of(plan.view()), "scores", input);
-    const auto source = score_rows_of(input, mode.is_training ? router.logit_jitter : 0.0f, mode.noise);
-    const softmax_settings settings = softmax_settings_of(router, capacity);
-    const select_best<S> best{plan.view().expert, plan.view().gate};
-    if (router.no_token_left_behind > 0) {
-        route_softmax_in_rounds(policy, source, mode, plan.view(), settings, scratch);
-    } else if (mode.is_training && router.sample_temperature > 0) {
-        route_softmax(policy, source, mode, plan.view(), settings, scratch,
-                      select_sampled<S>{best, input.columns, router.sample_temperature, mode.noise});
-    } else {
-        route_softmax(policy, source, mode, plan.view(), settings, scratch, best);
-    }
-    finish_plan(plan);
+    const auto choose = [&](const auto& source, const softmax_settings& settings, const auto& made) {
+        const select_best<S> best{made.expert, made.gate};
+        if (router.no_token_left_behind > 0) {
+            route_softmax_in_rounds(policy, source, mode, made, settings, scratch);
+        } else if (mode.is_training && router.sample_temperature > 0) {
+            route_softmax(policy, source, mode, made, settings, scratch,
+                          select_sampled<S>{best, made.experts, router.sample_temperature, mode.noise});
+        } else {
+            route_softmax(policy, source, mode, made, settings, scratch, best);
+        }
+    };
+    route_by_rows(policy, router, 1, scores, mode, plan, scratch, choose);
 }
 
 }  // namespace SWITCHYARD_TARGET

@@ -96,25 +96,15 @@ template <class Policy, class Scores, class Plan, class Workspace>
 void route_scores(const Policy& policy, const top_k_router& router, const Scores& scores, const run_mode& mode,
                   Plan& plan, Workspace& scratch) {
     using S = typename Plan::scalar;
-    require_memory<Policy, Scores, Plan>();
-    begin_plan(plan);
-    const auto input = detail::token_view(scores);
-    require_scores(input, mode.mask);
-    require_settings(router, input.columns, mode);
-    const index_t capacity = capacity_of(mode.is_training ? router.capacity : router.inference_capacity, input.rows,
-                                         router.k, input.columns);
-    plan.resize(input.rows, input.columns, router.k, capacity);
-    continue_plan(plan, origin_of(mode, fingerprint_of(router)));
-    require_apart<Policy>("the plan's gates", detail::gates_of(plan.view()), "scores", input);
-    const auto source = score_rows_of(input, mode.is_training ? router.logit_jitter : 0.0f, mode.noise);
-    const softmax_settings settings = softmax_settings_of(router, capacity);
-    const select_list<S> list{plan.view().expert, plan.view().gate, input.columns, router.k, {settings.gates}};
-    if (router.k == 1 && !normalizes(router)) {  // Switch: the argmax that its row pass finds anyway
-        route_softmax(policy, source, mode, plan.view(), settings, scratch, select_best<S>{list.expert, list.gate});
-    } else {
-        route_softmax(policy, source, mode, plan.view(), settings, scratch, list);
-    }
-    finish_plan(plan);
+    const auto choose = [&](const auto& source, const softmax_settings& settings, const auto& made) {
+        if (router.k == 1 && !normalizes(router)) {  // Switch: the argmax that its row pass finds anyway
+            route_softmax(policy, source, mode, made, settings, scratch, select_best<S>{made.expert, made.gate});
+        } else {
+            route_softmax(policy, source, mode, made, settings, scratch,
+                          select_list<S>{made.expert, made.gate, made.experts, router.k, {settings.gates}});
+        }
+    };
+    route_by_rows(policy, router, router.k, scores, mode, plan, scratch, choose);
 }
 
 }  // namespace SWITCHYARD_TARGET
