@@ -215,6 +215,7 @@ TEST_CASE_TEMPLATE("recipe: every shape and part against the reference, forward 
     }
     const recipe none{.k = 2, .score = score_function::sigmoid, .groups = {.count = 4, .kept = 2}};
     check<S>(none, ref::matrix(0, 8));
+    covers<operation("recipe, forward"), operation("recipe, backward")>(sy::seq);
 }
 
 TEST_CASE("recipe: no tokens but padding, and many tokens in blocks") {
@@ -715,6 +716,7 @@ TEST_CASE("update_bias: signs, centred signs, ties and bad arguments") {
         std::int64_t many[] = {std::int64_t{1} << 40, (std::int64_t{1} << 40) + 1, 0, 0, 0};
         sy::update_bias(policy, many, 5, 1.0f, again.data());
         CHECK((again == numbers{-1, -1, 1, 1, 1}));
+        covers<operation("update of the bias")>(policy);
     });
     // Against the reference, the recorded step of torchtitan among them.
     ref::list<index_t> loads;
@@ -759,4 +761,5 @@ TEST_CASE("update_bias: a run of steps balances skewed scores") {
     for (std::uint64_t step = 2; step < 80; ++step) after = imbalance(step);
     CHECK(before > 2);
     CHECK(after < 1.2);
+    covers<operation("update of the bias")>(sy::seq);
 }
