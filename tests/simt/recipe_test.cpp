@@ -81,7 +81,7 @@ TEST_CASE("recipe kernels: keys are scores, with every function and rule of gate
     for (const auto function : every_function) {
         for (const rule& gates : {rule{sy::gate_sum::none, 0, 2.5}, rule{sy::gate_sum::add, 0, 1},
                                   rule{sy::gate_sum::add, 0.25, 3}, rule{sy::gate_sum::clamp, 0.5, 1}}) {
-            for (const index_t k : sweep({4, 1, 8, 33})) {
+            for (const index_t k : {1, 4, 8, 33}) {
                 if (k == 1 && gates.sum == sy::gate_sum::add && gates.epsilon == 0) continue;
                 for (const bool biased : {false, true}) {
                     CAPTURE(static_cast<int>(function));
@@ -100,8 +100,9 @@ TEST_CASE("recipe kernels: keys are scores, with every function and rule of gate
                             if (biased && k == 4) router.logit_jitter = 0.02f;
                         },
                         {.logit = biased ? spread_bias(60, 7) : std::vector<float>{}});
-                    const auto scores = draw_scores(score_kind::gaussian, 70, 60, 5, 20);
-                    CHECK(difference_in_next_order(routers, scores, draw_mask(70, 6)) == "");
+                    const index_t tokens = k == 33 ? 3 : 70;  // a block of threads a row takes its time
+                    const auto scores = draw_scores(score_kind::gaussian, tokens, 60, 5, 20);
+                    CHECK(difference_in_next_order(routers, scores, draw_mask(tokens, 6)) == "");
                     CHECK(difference_in_next_order(routers, scores, {}, false) == "");
                 }
             }
