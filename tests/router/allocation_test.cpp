@@ -7,11 +7,15 @@
 #include <switchyard/dispatch/combine.hpp>
 #include <switchyard/dispatch/dispatch.hpp>
 #include <switchyard/router/base.hpp>
+#include <switchyard/router/bias_update.hpp>
+#include <switchyard/router/recipe.hpp>
 #include <switchyard/router/route.hpp>
 #include <switchyard/router/switch.hpp>
 #include <switchyard/router/top_k.hpp>
 
 #include <doctest/doctest.h>
+
+#include <vector>
 
 using namespace switchyard_test;
 
@@ -122,6 +126,26 @@ TEST_CASE("allocation: a training loop with top-k allocates in its first step al
     check_steps(sy::top_k_router{.k = 8, .renormalize = true, .capacity = {.factor = 1.0}, .z_weight = 0.01}, 8, 700,
                 128);
     check_steps(sy::top_k_router{.k = 12}, 12, 300, 20);
+}
+
+TEST_CASE("allocation: a training loop with a recipe allocates in its first step alone, its bias moved or not") {
+    std::vector<float> bias(128);
+    const sy::recipe_router<> recipe{.k = 8,
+                                     .score = sy::score_function::sigmoid,
+                                     .selection_bias = {bias.data(), 128},
+                                     .groups = {.count = 8, .kept = 4},
+                                     .normalize = sy::gate_sum::add,
+                                     .epsilon = 1e-20,
+                                     .capacity = {.factor = 1.0}};
+    check_steps(recipe, 8, 700, 128);
+    layer_buffers layer(700, 40, 128, 8);
+    layer.step_from_scores(sy::seq, recipe, 0);
+    CHECK(allocations_of([&] {
+              for (std::uint32_t step = 1; step < 6; ++step) {
+                  sy::update_bias(sy::seq, layer.plan, 0.01f, bias.data());
+                  layer.step_from_scores(sy::seq, recipe, step);
+              }
+          }) == 0);
 }
 
 namespace {

@@ -6,6 +6,7 @@
 #include <switchyard/dispatch/combine.hpp>
 #include <switchyard/dispatch/dispatch.hpp>
 #include <switchyard/router/base.hpp>
+#include <switchyard/router/recipe.hpp>
 #include <switchyard/router/route.hpp>
 #include <switchyard/router/switch.hpp>
 #include <switchyard/router/top_k.hpp>
@@ -112,6 +113,27 @@ const sy::top_k_router top_k_with_everything{.k = 3,
                                              .balance = sy::balance_count::all,
                                              .z_weight = 0.01};
 
+/// Every part of a recipe, with biases of 60 experts.
+sy::recipe_router<> recipe_with_everything(sy::score_function score) {
+    static const std::vector<float> bias = [] {
+        std::vector<float> made;
+        for (int e = 0; e < 60; ++e) made.push_back(static_cast<float>(e * 37 % 60) / 60 - 0.5f);
+        return made;
+    }();
+    return {.k = 6,
+            .logit_bias = {bias.data(), 60},
+            .score = score,
+            .selection_bias = {bias.data(), 60},
+            .groups = {.count = 6, .kept = 3},
+            .normalize = sy::gate_sum::add,
+            .epsilon = 1e-20,
+            .scale = 2.5,
+            .capacity = {.factor = 0.8},
+            .logit_jitter = 0.1f,
+            .balance_weight = 0.01,
+            .z_weight = 0.01};
+}
+
 }  // namespace
 
 TEST_CASE("determinism: thread counts 1, 2, 3, 8 and a pool give the bits of the calling thread") {
@@ -123,11 +145,14 @@ TEST_CASE("determinism: thread counts 1, 2, 3, 8 and a pool give the bits of the
     check_policies<float>(sy::base_router<>{}, 1, draw_mask(3001, 7), 3001, 24, 33);
     check_policies<double>(sy::base_router<>{}, 1, {}, 1100, 7, 5);
     check_policies<float>(sy::base_router<sy::auction>{}, 1, {}, 1100, 7, 5);
+    check_policies<float>(recipe_with_everything(sy::score_function::sigmoid), 6, draw_mask(2000, 8), 2000, 60, 9);
+    check_policies<float>(recipe_with_everything(sy::score_function::softmax), 6, {}, 2000, 60, 9);
     // Large enough to be written past the cache.
     check_policies<float>(sy::top_k_router{}, 2, {}, 4200, 16, 520);
     covers<operation("Switch, forward"), operation("Switch, backward"), operation("top-k, forward"),
            operation("top-k, backward"), operation("BASE, training by the exact solver"),
-           operation("BASE, training by the auction"), operation("BASE, backward")>(sy::par);
+           operation("BASE, training by the auction"), operation("BASE, backward"), operation("recipe, forward"),
+           operation("recipe, backward")>(sy::par);
     covers<operation("logit jitter"), operation("sampling"), operation("load-balancing loss and its gradient"),
            operation("z-loss and its gradient"), operation("capacity and slots, drops by position"),
            operation("drops by gate"), operation("no token left behind")>(sy::par);
@@ -142,6 +167,7 @@ TEST_CASE("determinism: buffers 1 to 15 elements beside a cache line") {
     check_alignments<float>(top_k_with_everything, 3, 700, 100, 40);
     check_alignments<double>(top_k_with_everything, 3, 300, 33, 16);
     check_alignments<float>(sy::base_router<>{}, 1, 700, 19, 33);
+    check_alignments<float>(recipe_with_everything(sy::score_function::sqrt_softplus), 6, 300, 60, 9);
     check_alignments<double>(sy::base_router<>{}, 1, 300, 9, 16);
 }
 

@@ -6,6 +6,7 @@
 #include <switchyard/dispatch/combine.hpp>
 #include <switchyard/dispatch/dispatch.hpp>
 #include <switchyard/router/base.hpp>
+#include <switchyard/router/recipe.hpp>
 #include <switchyard/router/route.hpp>
 #include <switchyard/router/saved_plan.hpp>
 #include <switchyard/router/switch.hpp>
@@ -85,6 +86,19 @@ TEST_CASE("plan_from_saved: backward is that of the plan the arrays were saved f
         check_saved(sy::top_k_router{.k = 2, .renormalize = true, .capacity = {.factor = 1.0}, .balance_weight = 1e-2},
                     row_block);
         check_saved(sy::base_router<>{}, row_block);
+        const std::vector<float> bias{0.5f, -0.25f, 0, 0.125f, 0, -1};
+        sy::recipe_router<> recipe{.k = 2,
+                                   .score = sy::score_function::sigmoid,
+                                   .selection_bias = {bias.data(), 6},
+                                   .groups = {.count = 3, .kept = 2},
+                                   .normalize = sy::gate_sum::add,
+                                   .epsilon = 1e-20,
+                                   .scale = 2.5,
+                                   .capacity = {.factor = 1.0}};
+        check_saved(recipe, row_block);
+        recipe.logit_bias = recipe.selection_bias;
+        recipe.balance_weight = recipe.z_weight = 1e-2;
+        check_saved(recipe, row_block);
     }
 }
 

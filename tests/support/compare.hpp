@@ -6,8 +6,10 @@
 #include "support/scores.hpp"
 
 #include <switchyard/plan/plan.hpp>
+#include <switchyard/reference/recipe.hpp>
 #include <switchyard/reference/switch_router.hpp>
 #include <switchyard/reference/top_k.hpp>
+#include <switchyard/router/recipe.hpp>
 #include <switchyard/router/switch.hpp>
 #include <switchyard/router/top_k.hpp>
 
@@ -191,6 +193,36 @@ inline ref::top_k_router reference_of(const sy::top_k_router& r, bool is_trainin
                            .capacity = reference_of(is_training ? r.capacity : r.inference_capacity),
                            .order = static_cast<ref::drop_order>(r.order),
                            .balance_weight = 0};
+    if (is_training) {
+        same.noise = {r.input_jitter, r.input_dropout, r.logit_jitter, 0};
+        same.balance_weight = r.balance_weight;
+        same.z_weight = r.z_weight;
+    }
+    return same;
+}
+
+inline ref::list<double> list_of(const sy::expert_numbers<>& numbers) {
+    ref::list<double> copy;
+    if (numbers.data != nullptr) copy.assign(numbers.data, numbers.data + numbers.size);
+    return copy;
+}
+
+inline ref::recipe_router reference_of(const sy::recipe_router<>& r, bool is_training) {
+    ref::recipe_router same{.k = r.k,
+                            .score = static_cast<ref::score_function>(r.score),
+                            .logit_bias = list_of(r.logit_bias),
+                            .key = static_cast<ref::key_source>(r.key),
+                            .selection_bias = list_of(r.selection_bias),
+                            .groups = {.count = r.groups.count,
+                                       .kept = r.groups.kept,
+                                       .summed = r.groups.summed,
+                                       .masked = static_cast<ref::group_mask>(r.groups.masked)},
+                            .normalize = static_cast<ref::gate_sum>(r.normalize),
+                            .epsilon = r.epsilon,
+                            .scale = r.scale,
+                            .capacity = reference_of(is_training ? r.capacity : r.inference_capacity),
+                            .order = static_cast<ref::drop_order>(r.order),
+                            .count = static_cast<ref::balance_count>(r.balance)};
     if (is_training) {
         same.noise = {r.input_jitter, r.input_dropout, r.logit_jitter, 0};
         same.balance_weight = r.balance_weight;

@@ -2,6 +2,7 @@
 // and losses the reference's, and what a CPU policy throws is a status.
 #include "support/property.hpp"
 #include "thrust/device.hpp"
+#include "thrust/recipes.hpp"
 
 #include <switchyard/reference/switch_router.hpp>
 #include <switchyard/reference/top_k.hpp>
@@ -194,6 +195,50 @@ TEST_CASE("top-k on Thrust: the CPU backend's decisions, gates, losses and gradi
     covers<operation("top-k, forward"), operation("top-k, backward"), operation("logit jitter"),
            operation("load-balancing loss and its gradient"), operation("z-loss and its gradient"),
            operation("capacity and slots, drops by position")>(device);
+}
+
+TEST_CASE("recipes on Thrust: the CPU backend's decisions, gates, losses, gradients and biases") {
+    const ref::matrix table = draw_scores(score_kind::gaussian, 150, 48, 5, 20);
+    const auto mask = draw_mask(150, 6);
+    const auto checks = [&](const both_recipes& routers) {
+        CHECK(recipe_difference(device, routers, table, mask, true) == "");
+        CHECK(recipe_difference(device, routers, table, {}, false) == "");
+    };
+    // DeepSeek-V3's, with all there is; then its relatives.
+    checks({[](auto& router) {
+                router.k = 8;
+                router.score = sy::score_function::sigmoid;
+                router.groups = {.count = 8, .kept = 4};
+                router.normalize = sy::gate_sum::add;
+                router.epsilon = 1e-20;
+                router.scale = 2.5;
+                router.capacity = router.inference_capacity = {.factor = 0.9};
+                router.balance_weight = 0.01;
+                router.z_weight = 0.001;
+            },
+            {.logit = spread_bias(48, 5), .selection = spread_bias(48, 7)}});
+    checks({[](auto& router) {
+                router.k = 20;
+                router.score = sy::score_function::sqrt_softplus;
+                router.groups = {.count = 4, .kept = 2, .summed = 3, .masked = sy::group_mask::zero};
+                router.normalize = sy::gate_sum::clamp;
+                router.epsilon = 0.25;
+                router.logit_jitter = 0.02f;
+                router.capacity = router.inference_capacity = {.number = 200};
+            },
+            {.selection = spread_bias(48, 11)}});
+    checks({[](auto& router) {
+                router.k = 3;
+                router.key = sy::key_source::score;
+                router.capacity = router.inference_capacity = {.number = 200};
+            },
+            {.selection = spread_bias(48, 11)}});
+    checks({[](auto& router) {
+        router.score = sy::score_function::sigmoid;
+        router.scale = 2;
+        router.capacity = router.inference_capacity = {.number = 200};
+    }});
+    covers<operation("recipe, forward"), operation("recipe, backward"), operation("update of the bias")>(device);
 }
 
 TEST_CASE("BASE on Thrust: greedy at inference, the solver's assignment in training") {

@@ -106,7 +106,7 @@ void require_settings(const recipe_router<Space>& r, index_t experts, const run_
     require_noise_has_input(r, mode);
     require_stream(
         mode, {{"input_jitter", r.input_jitter}, {"input_dropout", r.input_dropout}, {"logit_jitter", r.logit_jitter}});
-    require(!(mode.is_training && r.k == 1 && r.normalize == gate_sum::add && r.epsilon == 0),
+    require(!(mode.is_training && r.k == 1 && r.normalize != gate_sum::none && r.epsilon == 0),
             "k = 1 with normalised gates makes every gate the scale and leaves the router no gradient: use normalize = "
             "gate_sum::none");
 }

@@ -135,8 +135,9 @@ struct gate_rule {
     SWITCHYARD_HD void weigh(const Choices& choices, N row_maximum, N row_sum) const {
         choices.map([&](N score, N) { return value_of(settings.function, score, row_maximum); });
         const N sum = settings.normalizes() ? choices.sum() : N::all(S(0));
-        const N factor = N::all(scale) * inverse(sum, settings.is_softmax() ? row_sum : N::all(S(1)));
-        choices.map([&](N value, N) { return value * factor; });
+        const N over = inverse(sum, settings.is_softmax() ? row_sum : N::all(S(1)));
+        const N factor = N::all(scale);
+        choices.map([&](N value, N) { return value * over * factor; });
     }
 
     /// The gate of a single choice, the row's maximum.
@@ -146,7 +147,7 @@ struct gate_rule {
         }
         using N = pack<S, 1>;
         const N value = settings.is_softmax() ? N{S(1)} : value_of(settings.function, N{score}, N{score});
-        return value.v * scale * inverse(value, N{settings.is_softmax() ? row_sum : S(1)}).v;
+        return value.v * inverse(value, N{settings.is_softmax() ? row_sum : S(1)}).v * scale;
     }
 
     /// Values, with the gradients of their gates beside them, become what each choice adds to its score's gradient.
@@ -169,16 +170,17 @@ struct gate_rule {
                 mean = where(above(N::all(epsilon), sum), zero, mean);
             }
         }
-        const N factor = N::all(scale) * over;
+        const N factor = N::all(scale);
         choices.map([&](N x, N gradient) {
-            return (is_softmax ? x : slope_of(settings.function, x)) * factor * (gradient - mean);
+            return (is_softmax ? x : slope_of(settings.function, x)) * over * (gradient - mean) * factor;
         });
         // Gates that are divided by their sum alone do not feel what all values have in common.
         return settings.needs_row_sum() ? choices.sum() : zero;
     }
 
   private:
-    /// 1 / D, in the unit of the values.
+    /// 1 / D, in the unit of the values. It may be near the largest number: times the scale it would be infinite, so
+    /// values are multiplied by it before they are by the scale.
     template <class N>
     SWITCHYARD_HD N inverse(N sum, N unit) const {
         const N zero = N::all(S(0));

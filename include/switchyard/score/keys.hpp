@@ -15,8 +15,9 @@
 //       pack<S, W> score, S row_maximum, S row_sum) const    is returned for them, and for forbidden ones, is not used
 //   bool needs_row_sum() const                               whether row_sum is read
 //
-// and may have a member `expert_groups groups`.
-// DeepSeek-V3: arXiv 2412.19437. Balancing by bias: Wang et al. 2024, arXiv 2408.15664.
+// and may have a member `expert_groups groups`. Keys that are NaN or -infinity count as the lowest finite number, so
+// that nothing but a score forbids an expert. DeepSeek-V3: arXiv 2412.19437. Balancing by bias: Wang et al. 2024, arXiv
+// 2408.15664.
 #pragma once
 
 #include <switchyard/core/config.hpp>
@@ -26,6 +27,8 @@
 #include <switchyard/score/select.hpp>
 
 #include <cstdint>
+#include <limits>
+#include <type_traits>
 
 namespace switchyard {
 
@@ -82,11 +85,13 @@ SWITCHYARD_HD expert_groups groups_of(const Keys& keys) {
     }
 }
 
-/// A key, forbidden where its score is.
+/// A key, forbidden where its score is and nowhere else: that of an allowed expert is at least the lowest finite
+/// number, also where it is NaN or out of range, so that there are always k experts to choose.
 template <class P>
 SWITCHYARD_HD P allowed_key(P score, P key) {
     const P forbidden = P::all(lowest<typename P::scalar>());
-    return where(above(score, forbidden), key, forbidden);
+    const P least = P::all(std::numeric_limits<typename P::scalar>::lowest());
+    return where(above(score, forbidden), max(key, least), forbidden);
 }
 
 /// Calls f(keys), with settings that are the same for all numbers as constants where the keys are the library's own: a

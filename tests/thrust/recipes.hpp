@@ -1,0 +1,108 @@
+// A recipe router on the device and on the CPU: biases in the memory of each, plans and gradients compared.
+#pragma once
+
+#include "thrust/device.hpp"
+
+#include <switchyard/router/bias_update.hpp>
+#include <switchyard/router/recipe.hpp>
+
+#include <span>
+#include <string>
+#include <vector>
+
+namespace switchyard_test {
+
+/// Which biases a recipe has.
+struct recipe_biases {
+    std::vector<float> logit{};
+    std::vector<float> selection{};
+};
+
+/// Numbers for E experts, different from each other and exact in float.
+inline std::vector<float> spread_bias(index_t experts, index_t step) {
+    std::vector<float> bias;
+    for (index_t e = 0; e < experts; ++e) bias.push_back(static_cast<float>(e * step % experts) / 64 - 0.375f);
+    return bias;
+}
+
+/// The same settings for both: set(router) makes all but the biases.
+struct both_recipes {
+    recipe_biases biases;
+    sy::buffer<float, device_memory> logit, selection;
+    sy::recipe_router<> host{};
+    sy::recipe_router<device_space> there{};
+
+    template <class Set>
+    both_recipes(const Set& set, const recipe_biases& given = {})
+        : biases(given),
+          logit(sy::copy_to_device(device, std::span<const float>(biases.logit))),
+          selection(sy::copy_to_device(device, std::span<const float>(biases.selection))) {
+        set(host);
+        set(there);
+        const auto hang = [](const auto& from, auto& host_bias, const auto& buffer, auto& device_bias) {
+            if (from.empty()) return;
+            host_bias = {from.data(), static_cast<index_t>(from.size())};
+            device_bias = {buffer.data(), buffer.size()};
+        };
+        hang(biases.logit, host.logit_bias, logit, there.logit_bias);
+        hang(biases.selection, host.selection_bias, selection, there.selection_bias);
+    }
+    both_recipes(const both_recipes&) = delete;
+    both_recipes& operator=(const both_recipes&) = delete;
+};
+
+/// Routes on both, and in training goes back and moves a bias; a sentence about the first difference.
+template <class Policy>
+std::string recipe_difference(const Policy& on, const both_recipes& routers, const ref::matrix& table,
+                              const ref::mask_list& mask, bool is_training) {
+    const auto scores = stored<float>(table);
+    const auto device_scores = sy::copy_to_device(on, scores);
+    const device_mask padding(mask);
+    const auto mode = [&](const sy::token_mask& live) {
+        return is_training ? sy::run_mode(sy::training{.seed = 5, .stream = 1, .step = 9, .mask = live})
+                           : sy::run_mode(sy::inference{live});
+    };
+    sy::plan<float> want;
+    sy::workspace host_scratch;
+    sy::route_scores(sy::seq, routers.host, scores, mode(mask_of(mask)), want, host_scratch);
+    device_plan<float> made;
+    device_scratch scratch;
+    sy::route_scores(on, routers.there, device_scores, mode(padding.get()), made, scratch);
+    sy::check(on, made);
+    const auto got = sy::copy_to_host(on, made);
+    const auto sentence = decision_difference(got, want);
+    if (!sentence.empty()) return sentence;
+    for (index_t i = 0; i < want.tokens() * want.choices(); ++i) {
+        const double x = got.view().gate[i];
+        const double y = want.view().gate[i];
+        if (!is_gate<float>(x, y)) return said("gate ", i, " is ", x, ", on the CPU ", y);
+    }
+    if (!is_close(got.load_balancing_loss(), want.load_balancing_loss(), 2 * tolerance<float>::loss)) {
+        return said("balance loss ", got.load_balancing_loss(), ", on the CPU ", want.load_balancing_loss());
+    }
+    const double z = want.z_loss();
+    if (!(std::abs(got.z_loss() - z) <= 2 * tolerance<float>::loss * (std::abs(z) + std::sqrt(std::abs(z))))) {
+        return said("z-loss ", got.z_loss(), ", on the CPU ", z);
+    }
+    if (!is_training) return "";
+
+    const auto d_gates = gaussian<float>(want.tokens(), want.choices(), 3);
+    const auto d_want = sy::route_scores_backward(sy::seq, routers.host, want, scores, d_gates, {.loss_scale = 3});
+    sy::matrix<float, device_memory> d_scores(want.tokens(), want.experts());
+    sy::route_scores_backward(on, routers.there, made, device_scores, sy::copy_to_device(on, d_gates), d_scores,
+                              scratch, {.loss_scale = 3});
+    // Terms of the size of d_gates times the scale cancel.
+    const auto backward = matrix_difference(sy::copy_to_host(on, d_scores), d_want, tolerance<float>::gradient,
+                                            1 + std::abs(routers.host.scale));
+    if (!backward.empty()) return "d_scores: " + backward;
+
+    std::vector<float> bias(static_cast<std::size_t>(want.experts()), 0.5f);
+    auto device_bias = sy::copy_to_device(on, std::span<const float>(bias));
+    sy::update_bias(sy::seq, want, 0.01f, bias.data(), sy::bias_rule::centred_sign);
+    sy::update_bias(on, made, 0.01f, device_bias.data(), sy::bias_rule::centred_sign);
+    std::vector<float> moved(bias.size());
+    on.copy_to_host(moved.data(), device_bias.data(), moved.size() * sizeof(float));
+    return array_difference("bias", moved.data(), bias.data(), want.experts());
+}
+
+}  // namespace switchyard_test
