@@ -53,6 +53,46 @@ std::vector<S> kept_keys(const sy::expert_groups& groups, const std::vector<S>& 
     return want;
 }
 
+template <int W, class S>
+void keep(const sy::expert_groups& groups, index_t experts, S* const (&row)[W]) {
+    alignas(64) S scores[W * sy::expert_groups::most];
+    sy::keep_groups<W>(groups, experts, row, scores);
+}
+
+/// What gather_groups leaves, put back where it was, is what keep_groups leaves of the kept groups.
+template <int W, class S>
+std::string gathering_mismatch(const sy::expert_groups& groups, const std::vector<std::vector<S>>& rows,
+                               const std::vector<std::vector<S>>& want) {
+    const auto experts = static_cast<index_t>(rows[0].size());
+    const index_t size = experts / groups.count;
+    const auto left = static_cast<std::size_t>(groups.kept * size);
+    std::vector<std::vector<S>> padded = rows;
+    S* row[W];
+    for (std::size_t r = 0; r < W; ++r) {
+        padded[r].resize((rows[r].size() + W - 1) / W * W, S(7));
+        row[r] = padded[r].data();
+    }
+    alignas(64) S scores[W * sy::expert_groups::most];
+    std::int32_t shift[W][sy::expert_groups::most];
+    sy::gather_groups<W>(groups, experts, row, scores, shift);
+    for (std::size_t r = 0; r < W; ++r) {
+        std::vector<S> back(rows[r].size(), forbidden<S>);
+        for (std::size_t c = 0; c < left; ++c) {
+            back[c + static_cast<std::size_t>(shift[r][c / static_cast<std::size_t>(size)])] = padded[r][c];
+        }
+        for (std::size_t c = left; c < (left + W - 1) / W * W; ++c) {
+            if (padded[r][c] != forbidden<S>) return said("key ", c, " beyond the gathered ones is ", padded[r][c]);
+        }
+        for (std::size_t e = 0; e < back.size(); ++e) {
+            // NaN stays in kept groups and counts as forbidden.
+            if (back[e] != want[r][e] && back[e] == back[e]) {
+                return said("gathered key of ", e, " in row ", r, " is ", back[e], ", not ", want[r][e]);
+            }
+        }
+    }
+    return "";
+}
+
 /// W rows at once against the reference's, each exactly as long as what may be read and written.
 template <int W, class S>
 std::string groups_mismatch(const sy::expert_groups& groups, std::vector<std::vector<S>> rows) {
@@ -62,7 +102,11 @@ std::string groups_mismatch(const sy::expert_groups& groups, std::vector<std::ve
         want.push_back(kept_keys(groups, rows[r]));
         row[r] = rows[r].data();
     }
-    sy::keep_groups<W>(groups, static_cast<index_t>(rows[0].size()), row);
+    if (groups.masked == sy::group_mask::forbidden && groups.choose()) {
+        const std::string sentence = gathering_mismatch<W>(groups, rows, want);
+        if (!sentence.empty()) return sentence;
+    }
+    keep<W>(groups, static_cast<index_t>(rows[0].size()), row);
     for (std::size_t r = 0; r < W; ++r) {
         for (std::size_t e = 0; e < want[r].size(); ++e) {
             if (rows[r][e] != want[r][e]) {
@@ -293,7 +337,7 @@ TEST_CASE("groups: NaN counts as forbidden, and the same bits at every width") {
     const sy::expert_groups groups{.count = 4, .kept = 2, .summed = 2};
     std::vector<float> row{nan, nan, nan, 1, 2, nan, nan, 0.5f, nan, nan, nan, 3};
     float* const one[1] = {row.data()};
-    sy::keep_groups<1>(groups, 12, one);
+    keep<1>(groups, 12, one);
     // Groups' scores: none, 1 + 2, 0.5, 3. The lower of the two equal ones comes first, and both stay.
     CHECK(row[3] == 1.0f);
     CHECK(row[4] == 2.0f);
@@ -312,10 +356,10 @@ TEST_CASE("groups: NaN counts as forbidden, and the same bits at every width") {
             rows[r] = wide[r].data();
         }
         const sy::expert_groups some{.count = 8, .kept = 3, .summed = 1 + round % 8};
-        sy::keep_groups<W>(some, 40, rows);
+        keep<W>(some, 40, rows);
         for (int r = 0; r < W; ++r) {
             float* const single[1] = {narrow[r].data()};
-            sy::keep_groups<1>(some, 40, single);
+            keep<1>(some, 40, single);
             CHECK((wide[r] == narrow[r]));
         }
     }

@@ -30,6 +30,11 @@
 #include <limits>
 #include <type_traits>
 
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wsign-conversion"  // g++'s remark on arrays whose length is an int of the template
+#endif
+
 namespace switchyard {
 
 /// What a bias is added to, and groups are formed of.
@@ -152,3 +157,7 @@ SWITCHYARD_HD pack<S, W> column_maxima_of(const S* row, index_t experts) {
 }  // namespace detail
 }  // namespace SWITCHYARD_TARGET
 }  // namespace switchyard
+
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif

@@ -32,6 +32,11 @@
 #define SWITCHYARD_DETAIL_SHUFFLES 0
 #endif
 
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wsign-conversion"  // g++'s remark on arrays whose length is an int of the template
+#endif
+
 namespace switchyard {
 inline namespace SWITCHYARD_TARGET {
 namespace detail {
@@ -557,3 +562,7 @@ void dot_tiles(const Policy& policy, const plan_view<S>& plan, const matrix_view
 }  // namespace detail
 }  // namespace SWITCHYARD_TARGET
 }  // namespace switchyard
+
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
