@@ -38,7 +38,7 @@ struct softmax_settings {
     index_t rounds = 0;  ///< of no-token-left-behind; 0 is off
 
     /// Whether probabilities over all experts are asked for in training.
-    SWITCHYARD_HD constexpr bool needs_probabilities() const {
+    SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE constexpr bool needs_probabilities() const {
         return gates.is_softmax() || balance_weight != 0 || z_weight != 0;
     }
 };

@@ -44,10 +44,14 @@ struct gate_settings {
     double epsilon = 0;  ///< >= 0
     double scale = 1;    ///< finite
 
-    SWITCHYARD_HD constexpr bool normalizes() const { return sum != gate_sum::none; }
-    SWITCHYARD_HD constexpr bool is_softmax() const { return function == score_function::softmax; }
+    SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE constexpr bool normalizes() const { return sum != gate_sum::none; }
+    SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE constexpr bool is_softmax() const {
+        return function == score_function::softmax;
+    }
     /// Whether the sum over all experts is read.
-    SWITCHYARD_HD constexpr bool needs_row_sum() const { return is_softmax() && (!normalizes() || epsilon != 0); }
+    SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE constexpr bool needs_row_sum() const {
+        return is_softmax() && (!normalizes() || epsilon != 0);
+    }
 };
 
 inline namespace SWITCHYARD_TARGET {

@@ -41,7 +41,7 @@ struct expert_groups {
     index_t summed = 2;  ///< 1..8; a smaller group's keys are all summed
     group_mask masked = group_mask::forbidden;
 
-    SWITCHYARD_HD constexpr bool choose() const { return kept < count; }
+    SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE constexpr bool choose() const { return kept < count; }
 };
 
 inline namespace SWITCHYARD_TARGET {
