@@ -454,7 +454,7 @@ TEST_CASE("keys: value or score, and the bias, forbidden before any of it") {
             CHECK(scores[e] == row[e] + bias[e]);
         }
         for (const auto& made : {values, biased, scores}) {
-            for (const std::size_t e : {2, 5, 6, 7}) CHECK(made[e] == forbidden<float>);
+            for (const std::size_t e : {2u, 5u, 6u, 7u}) CHECK(made[e] == forbidden<float>);
         }
     }
 }

@@ -348,7 +348,8 @@ struct pack {
     }
     /// As rounding.hpp has it for a number.
     friend pack settled(pack a) {
-        if constexpr (sizeof(numbers) > register_bytes) {
+        // clang has no vector register for 8 bytes, either.
+        if constexpr (sizeof(numbers) > register_bytes || sizeof(numbers) < 16) {
             asm("" : "+m"(a.v));
         } else {
 #if SWITCHYARD_DETAIL_AVX512
@@ -541,9 +542,9 @@ struct pack {
     static void reduce_blocks(T (&rows)[W], const Combine& combine) {
         if constexpr (Step > 0) {
             for (int i = 0; i < Step; ++i) {
-                constexpr auto lanes = std::make_integer_sequence<int, W>{};
-                const auto low = [](pack a, pack b) { return pack{low_blocks<Step>(a.v, b.v, lanes)}; };
-                const auto high = [](pack a, pack b) { return pack{high_blocks<Step>(a.v, b.v, lanes)}; };
+                using lanes = std::make_integer_sequence<int, W>;
+                const auto low = [](pack a, pack b) { return pack{low_blocks<Step>(a.v, b.v, lanes{})}; };
+                const auto high = [](pack a, pack b) { return pack{high_blocks<Step>(a.v, b.v, lanes{})}; };
                 rows[i] = combine(T::of(low, rows[i], rows[i + Step]), T::of(high, rows[i], rows[i + Step]));
             }
             reduce_blocks<Step / 2>(rows, combine);
