@@ -177,9 +177,12 @@ struct view_of_owner {
     View view = nothing();
 
     view_of_owner() = default;
-    view_of_owner(view_of_owner&& other) noexcept : view(std::exchange(other.view, nothing())) {}
+    // By hand: a function of the standard's would be one for all instruction sets.
+    view_of_owner(view_of_owner&& other) noexcept : view(other.view) { other.view = nothing(); }
     view_of_owner& operator=(view_of_owner&& other) noexcept {
-        view = std::exchange(other.view, nothing());
+        const View taken = other.view;
+        other.view = nothing();
+        view = taken;
         return *this;
     }
     view_of_owner(const view_of_owner&) = delete;

@@ -19,7 +19,6 @@
 #include <switchyard/plan/plan.hpp>
 
 #include <algorithm>
-#include <array>
 #include <cstdint>
 #include <utility>
 
@@ -65,6 +64,15 @@ struct stored_piece {
     }
 };
 
+/// G registers, counted by an index_t.
+template <class P, std::size_t G>
+struct registers {
+    P each[G];
+
+    SWITCHYARD_ALWAYS_INLINE constexpr P& operator[](index_t i) { return each[i]; }
+    SWITCHYARD_ALWAYS_INLINE constexpr const P& operator[](index_t i) const { return each[i]; }
+};
+
 /// The registers of a box: `column` has L numbers of a column, and `piece` G numbers of a row. G columns are to have
 /// room in the ways of a cache, since their lines share a set where columns are a power of two apart.
 template <class Column, int G>
@@ -72,7 +80,7 @@ struct box_of {
     using scalar = typename Column::scalar;
     using column = Column;
     using piece = std::conditional_t<G == Column::width, Column, pack<scalar, G>>;
-    using columns = std::array<Column, G>;
+    using columns = registers<Column, G>;
     static constexpr index_t height = Column::width;
     static constexpr index_t width = G;
 };
@@ -87,10 +95,10 @@ constexpr int logarithm(index_t power_of_two) { return power_of_two == 1 ? 0 : 1
 /// As many rounds, each of which interleaves register i with register i + G / 2. log2 G rounds make rows of columns,
 /// one after another as they fill the registers. log2 L more rounds make columns of them again.
 template <int Rounds, class P, std::size_t G, std::size_t... Pair, std::size_t... Lane>
-SWITCHYARD_ALWAYS_INLINE std::array<P, G> interleaved(const std::array<P, G>& from, std::index_sequence<Pair...> pairs,
-                                                      std::index_sequence<Lane...> lanes) {
+SWITCHYARD_ALWAYS_INLINE registers<P, G> interleaved(const registers<P, G>& from, std::index_sequence<Pair...> pairs,
+                                                     std::index_sequence<Lane...> lanes) {
     constexpr auto L = sizeof...(Lane);
-    std::array<P, G> to;
+    registers<P, G> to;
     ((to[2 * Pair].v = __builtin_shufflevector(from[Pair].v, from[Pair + G / 2].v, (Lane / 2 + Lane % 2 * L)...),
       to[2 * Pair + 1].v =
           __builtin_shufflevector(from[Pair].v, from[Pair + G / 2].v, (L / 2 + Lane / 2 + Lane % 2 * L)...)),
