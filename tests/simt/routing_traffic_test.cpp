@@ -6,6 +6,7 @@
 
 #include <switchyard/backend/eigen.hpp>
 #include <switchyard/router/kernel_routing.hpp>
+#include <switchyard/router/recipe.hpp>
 
 #include <doctest/doctest.h>
 
@@ -43,7 +44,8 @@ struct routed_once {
         : scores(sy::copy_to_device(on, stored<T>(gaussian_scores(of.tokens, of.experts, 1)))) {
         const auto mode = is_training ? sy::run_mode(sy::training{}) : sy::run_mode(sy::inference{});
         executor.reset();
-        sy::route_scores(on, router, scores, mode, plan, scratch);
+        using sy::route_scores;
+        route_scores(on, router, scores, mode, plan, scratch);
         const auto kept = sy::copy_to_host(on, plan).kept();
         const index_t size = sizeof(T);
         // Scores; expert, slot, gate; row -> choice; offsets and loads; statistics; totals.
@@ -99,6 +101,33 @@ void check_costs(const Router& router, const shape& of) {
     check_forward(inference.forward, of, sizeof(T));
 }
 
+/// A part of one's own: keys that the library does not have, in a router of one's own.
+struct own_router {
+    index_t k = 1;
+};
+template <class S>
+struct own_keys {
+    SWITCHYARD_HD static bool needs_row_sum() { return false; }
+    template <int W>
+    SWITCHYARD_HD sy::pack<S, W> operator()(index_t, index_t, sy::pack<S, W> score, S, S) const {
+        return sy::pack<S, W>::all(S(0)) - score * score;  // the scores nearest to 0
+    }
+};
+sy::softmax_settings softmax_settings_of(const own_router&, index_t) { return {}; }
+std::uint64_t fingerprint_of(const own_router& router) { return sy::fingerprint('o', router.k); }
+void require_settings(const own_router&, index_t, const sy::run_mode&) {}
+template <class Policy, class Scores, class Plan, class Workspace>
+void route_scores(const Policy& policy, const own_router& router, const Scores& scores, const sy::run_mode& mode,
+                  Plan& plan, Workspace& scratch) {
+    using S = typename Plan::scalar;
+    const auto choose = [&](const auto& source, const sy::softmax_settings& settings, const auto& made) {
+        sy::route_softmax(
+            policy, source, mode, made, settings, scratch,
+            sy::select_list<S, own_keys<S>>{made.expert, made.gate, made.experts, router.k, {settings.gates}, {}});
+    };
+    sy::route_by_rows(policy, router, router.k, scores, mode, plan, scratch, choose);
+}
+
 sy::top_k_router list_of(index_t k) { return {.k = k, .renormalize = true, .z_weight = 1e-3}; }
 
 }  // namespace
@@ -127,6 +156,51 @@ TEST_CASE("traffic: what routing moves besides is within 0.15 of what must move,
             const double compulsory = static_cast<double>(of.tokens * (4 * experts + 20 * choices + 8));
             CHECK(moved_besides(of, 4) <= 0.15 * compulsory);
         }
+    }
+}
+
+TEST_CASE("traffic: keys of one's own run in the same kernels, and read no more than the chosen scores besides") {
+    for (const shape& of : {shape{4096, 64, 2}, shape{2048, 256, 8}}) {
+        CAPTURE(of.experts);
+        const own_router router{.k = of.choices};
+        routed_once<float> made(router, of, true);
+        const auto chosen = static_cast<double>(4 * of.tokens * of.choices);
+        CHECK(made.forward.launches == 3);
+        CHECK(made.forward.bytes <= 1.03 * made.forward.compulsory + moved_besides(of, 4) + chosen);
+        // The same decisions as on the CPU.
+        sy::plan<float> want;
+        sy::workspace scratch;
+        const auto scores = stored<float>(gaussian_scores(of.tokens, of.experts, 1));
+        route_scores(sy::seq, router, scores, sy::training{}, want, scratch);
+        const auto got = sy::copy_to_host(made.on, made.plan);
+        index_t different = 0;
+        for (index_t i = 0; i < of.tokens * of.choices; ++i) {
+            different += got.view().expert[i] == want.view().expert[i] ? 0 : 1;
+        }
+        CHECK(different == 0);
+        const cost backward = made.backward(router);
+        CHECK(backward.launches == 1);
+        CHECK(backward.share() <= 1.05);
+    }
+}
+
+TEST_CASE("traffic: gates of a sigmoid have a gradient at the chosen scores alone, and no other score is read") {
+    for (const index_t experts : {64, 256}) {
+        simt::executor executor;
+        const simt::policy on{&executor};
+        const index_t tokens = 1024;
+        const sy::matrix<float, simt::memory> scores = sy::copy_to_device(on, gaussian<float>(tokens, experts, 1));
+        sy::basic_plan<float, simt::memory> plan;
+        sy::basic_workspace<simt::memory> scratch;
+        const sy::recipe_router<simt::device_space> router{.k = 2, .score = sy::score_function::sigmoid};
+        sy::route_scores(on, router, scores, sy::training{}, plan, scratch);
+        const sy::matrix<float, simt::memory> d_gates = sy::copy_to_device(on, gaussian<float>(tokens, 2, 3));
+        sy::matrix<float, simt::memory> d_scores(tokens, experts);
+        executor.reset();
+        sy::route_scores_backward(on, router, plan, scores, d_gates, d_scores, scratch);
+        const cost backward = cost_of(executor, tokens * (4 * experts + 2 * 16));
+        CHECK(backward.launches == 1);
+        CHECK(backward.share() <= 1.05);
     }
 }
 

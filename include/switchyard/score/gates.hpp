@@ -14,7 +14,8 @@
 // The two programs are written over `choices`, a row's k numbers wherever they lie: side by side in memory
 // (choices_of_row), a pack for each choice of W rows (choices_of_tile), or one in each of a kernel's threads.
 // Choices::number is what they are read as; map(f) replaces each score by f(score, gradient), sum_of(f) sums f(score,
-// gradient) and sum() what stands in the scores' place, both in a fixed order.
+// gradient) and sum() what stands in the scores' place, both in a fixed order; part_of_sum() is what this thread knows
+// of it. `are_values` says that a softmax's values are all it ever holds.
 #pragma once
 
 #include <switchyard/core/config.hpp>
@@ -60,6 +61,7 @@ inline namespace SWITCHYARD_TARGET {
 template <class S, int W>
 struct choices_of_row {
     using number = pack<S, W>;
+    static constexpr bool are_values = false;
     S* score;
     const S* gradient;  ///< or null
     index_t k;
@@ -86,6 +88,7 @@ struct choices_of_row {
         }
         return number::all(total(all));
     }
+    SWITCHYARD_HD number part_of_sum() const { return sum(); }
 
   private:
     SWITCHYARD_HD index_t lanes(index_t c) const { return k - c < W ? k - c : W; }
@@ -168,7 +171,20 @@ struct gate_rule {
         const N zero = N::all(S(0));
         const N one = N::all(S(1));
         const bool is_softmax = settings.is_softmax();
-        const auto value = [&](N x) { return is_softmax ? x : value_of(settings.function, x, x); };
+        const auto value = [&](N x) {
+            if constexpr (Choices::are_values) {
+                return x;
+            } else {
+                return is_softmax ? x : value_of(settings.function, x, x);
+            }
+        };
+        const auto slope = [&](N x) {
+            if constexpr (Choices::are_values) {
+                return x;
+            } else {
+                return is_softmax ? x : slope_of(settings.function, x);
+            }
+        };
         N over = one;
         N mean = zero;
         if (settings.normalizes()) {
@@ -180,11 +196,9 @@ struct gate_rule {
             }
         }
         const N factor = N::all(scale);
-        choices.map([&](N x, N gradient) {
-            return (is_softmax ? x : slope_of(settings.function, x)) * over * (gradient - mean) * factor;
-        });
+        choices.map([&](N x, N gradient) { return slope(x) * over * (gradient - mean) * factor; });
         // Gates that are divided by their sum alone do not feel what all values have in common.
-        return settings.needs_row_sum() ? choices.sum() : zero;
+        return settings.needs_row_sum() ? choices.part_of_sum() : zero;
     }
 
   private:

@@ -189,7 +189,7 @@ struct backward_kernel {
             if (mine.rank < choices()) {
                 const index_t position = token * plan.choices + mine.rank;
                 coming.expert = here.load(plan.expert + position);
-                if (coming.expert >= 0) {
+                if (coming.expert >= 0 && !rule.settings.is_softmax()) {
                     coming.score = here.load(&source.scores(token, coming.expert));
                 }
                 // A dropped choice's gate is a constant.
@@ -222,16 +222,20 @@ struct backward_kernel {
         } else {
             unrolled<V>([&](int j) { probability[j] = S(0); });
         }
-        const bool has_choice = now.is_live && now.expert >= 0;
-        S own = value_of_choice(token, has_choice, now, maximum, scale);
-        const S shared =
-            rule.differentiate(choices_of_lanes<Here, Group, S>{here, in.group, has_choice, own, now.gradient}).v;
+        S shared;
+        if (rule.settings.is_softmax()) {
+            const std::uint32_t chosen = gather_gradients(here, in, mine, now, gradient);
+            shared =
+                rule.differentiate(choices_of_columns<Here, Group, S, V>{here, in.group, chosen, probability, gradient})
+                    .v;
+        } else {
+            shared = differentiate_choices(here, in, token, mine, now, gradient);
+        }
         if (needs_probabilities) {
-            weighted = in.group.sum(here, weighted) + shared;
+            weighted = in.group.sum(here, weighted + shared);
         }
         const S shift = (now.is_live ? in.shift[row] : S(0)) - weighted;
-        unrolled<V>([&](int j) { gradient[j] = probability[j] * (weight(j) + shift); });
-        add_choices(here, in, mine, now, own, gradient);
+        unrolled<V>([&](int j) { gradient[j] += probability[j] * (weight(j) + shift); });
         if constexpr (IsNoisy) {
             jitter_pieces(source, token, mine, gradient);
         }
@@ -240,30 +244,47 @@ struct backward_kernel {
         }
     }
 
-    /// The probability of a thread's choice for a softmax, its score otherwise.
-    SWITCHYARD_DEVICE S value_of_choice(index_t token, bool has_choice, const incoming& now, S maximum, S scale) const {
-        if (!has_choice) {
-            return rule.settings.is_softmax() ? S(0) : lowest<S>();
+    /// gradient[j] = that of the gate of the choice of this column, 0 for others; which columns are chosen, as bits.
+    template <class Here>
+    SWITCHYARD_DEVICE std::uint32_t gather_gradients(Here& here, block_state& in, const pieces& mine,
+                                                     const incoming& now, S (&gradient)[V]) const {
+        unrolled<V>([&](int j) { gradient[j] = S(0); });
+        in.choices.show(here, choices(), mine.rank, now.expert, now.gradient);
+        std::uint32_t chosen = 0;
+        for (int c = 0; c < choices(); ++c) {
+            std::int32_t expert = -1;
+            S its_gradient = 0;
+            in.choices.see(here, in.group, c, expert, its_gradient);
+            chosen |= expert >= 0 ? mine.bit_of(expert) : 0u;
+            const int distance = expert - mine.first_column();
+            unrolled<V>([&](int j) { gradient[j] = distance == mine.distance(j) ? its_gradient : gradient[j]; });
         }
-        S score = load_scalar(now.score);
-        if constexpr (IsNoisy) {
-            score = source.changed(token, now.expert, score);
-        }
-        return rule.settings.is_softmax() ? exp_nonpositive(usable(score) - maximum) * scale : usable(score);
+        return chosen;
     }
 
-    /// gradient[j] += what the choice of this column adds, whoever holds it.
+    /// gradient[j] = what the choice of this column adds to its score's gradient, for functions of one score. Each
+    /// choice is computed by one thread.
     template <class Here>
-    SWITCHYARD_DEVICE void add_choices(Here& here, block_state& in, const pieces& mine, const incoming& now, S own,
-                                       S (&gradient)[V]) const {
+    SWITCHYARD_DEVICE S differentiate_choices(Here& here, block_state& in, index_t token, const pieces& mine,
+                                              const incoming& now, S (&gradient)[V]) const {
+        const bool has_choice = now.is_live && now.expert >= 0;
+        S own = lowest<S>();
+        if (has_choice) {
+            const S score = load_scalar(now.score);
+            own = usable(IsNoisy ? source.changed(token, now.expert, score) : score);
+        }
+        const S shared =
+            rule.differentiate(choices_of_lanes<Here, Group, S>{here, in.group, has_choice, own, now.gradient}).v;
+        unrolled<V>([&](int j) { gradient[j] = S(0); });
         in.choices.show(here, choices(), mine.rank, now.expert, own);
         for (int c = 0; c < choices(); ++c) {
             std::int32_t expert = -1;
             S added = 0;
             in.choices.see(here, in.group, c, expert, added);
             const int distance = expert - mine.first_column();
-            unrolled<V>([&](int j) { gradient[j] += distance == mine.distance(j) ? added : S(0); });
+            unrolled<V>([&](int j) { gradient[j] = distance == mine.distance(j) ? added : gradient[j]; });
         }
+        return shared;
     }
 };
 

@@ -28,6 +28,7 @@ namespace detail {
 template <class Here, class Group, class S>
 struct choices_of_lanes {
     using number = pack<S, 1>;
+    static constexpr bool are_values = false;
     Here& here;
     Group& group;
     bool is_choice;  ///< this thread's
@@ -43,7 +44,37 @@ struct choices_of_lanes {
         const S own = f(number{score}, number{gradient}).v;
         return {group.sum(here, is_choice ? own : S(0))};
     }
-    SWITCHYARD_DEVICE number sum() const { return {group.sum(here, is_choice ? score : S(0))}; }
+    SWITCHYARD_DEVICE number sum() const { return {group.sum(here, part_of_sum().v)}; }
+    SWITCHYARD_DEVICE number part_of_sum() const { return {is_choice ? score : S(0)}; }
+};
+
+/// A softmax's choices where their columns lie, as bits; values stay, and what they become takes the gradients' place.
+template <class Here, class Group, class S, int V>
+struct choices_of_columns {
+    using number = pack<S, 1>;
+    static constexpr bool are_values = true;
+    Here& here;
+    Group& group;
+    std::uint32_t chosen;
+    const S (&value)[V];
+    S (&gradient)[V];
+
+    template <class F>
+    SWITCHYARD_DEVICE void map(const F& f) const {
+        unrolled<V>(
+            [&](int j) { gradient[j] = (chosen >> j & 1u) != 0 ? f(number{value[j]}, number{gradient[j]}).v : S(0); });
+    }
+    template <class F>
+    SWITCHYARD_DEVICE number sum_of(const F& f) const {
+        S own = S(0);
+        unrolled<V>([&](int j) { own += (chosen >> j & 1u) != 0 ? f(number{value[j]}, number{gradient[j]}).v : S(0); });
+        return {group.sum(here, own)};
+    }
+    SWITCHYARD_DEVICE number part_of_sum() const {
+        S own = S(0);
+        unrolled<V>([&](int j) { own += gradient[j]; });
+        return {own};
+    }
 };
 
 /// A column of the row where nothing was found: only in rows that nobody checked.
