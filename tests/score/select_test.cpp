@@ -63,7 +63,7 @@ std::string tile_mismatch(const std::vector<std::vector<S>>& rows, index_t k, in
     for (int r = 0; r < W; ++r) {
         row[r] = rows[static_cast<std::size_t>(r)].data();
         const S* const one[1] = {row[r]};
-        column_maxima[r] = sy::maxima_of_rows<W, 1>(one, experts).column_maxima[0];
+        column_maxima[r] = sy::maxima_of_rows<W, 1>(one, experts, [](int, index_t, sy::pack<S, W>) {}).column_maxima[0];
     }
     sy::tile_choices<S, W> best;
     const std::uint32_t left = sy::select_tile<W>(row, experts, k, column_maxima, best);
