@@ -15,6 +15,8 @@ using namespace switchyard_test;
 
 namespace {
 
+constexpr auto see_nothing = [](auto...) {};
+
 template <class S, int Width>
 struct pack_of {
     using scalar = S;
@@ -55,7 +57,7 @@ TEST_CASE_TEMPLATE("softmax rows: maximum, first argmax, sum and exponentials, p
                 const double largest = ref::maximum(row);
                 if (largest == never) {
                     CHECK(std::isnan(found.sum[r]));  // told from good rows
-                    CHECK(std::isnan(sy::maxima_of_rows<W, 4>(four, experts).sum[r]));
+                    CHECK(std::isnan(sy::maxima_of_rows<W, 4>(four, experts, see_nothing).sum[r]));
                     continue;
                 }
                 const auto at = static_cast<std::size_t>(r);
@@ -81,7 +83,7 @@ TEST_CASE_TEMPLATE("softmax rows: maximum, first argmax, sum and exponentials, p
                 CHECK(std::memcmp(&alone.sum[0], &found.sum[r], sizeof(S)) == 0);
                 CHECK(alone.best[0] == best);
                 // Maxima alone are the same maxima.
-                const auto maxima = sy::maxima_of_rows<W, 1>(one, experts);
+                const auto maxima = sy::maxima_of_rows<W, 1>(one, experts, see_nothing);
                 CHECK(maxima.maximum[0] == found.maximum[r]);
                 if (kind != score_kind::huge) CHECK(maxima.sum[0] == S(1));  // huge sums may overflow, and be looked at
                 CHECK(equal_bits(maxima.column_maxima[0], found.column_maxima[r]) == (1u << W) - 1u);
@@ -101,7 +103,7 @@ TEST_CASE_TEMPLATE("softmax rows: NaN and infinities anywhere leave a sum that i
                 const S* const one[1] = {rows[0].data()};
                 const auto found = sy::softmax_rows<W, 1>(one, experts, static_cast<S*>(nullptr));
                 if (std::isfinite(found.sum[0])) FAIL_CHECK("E " << experts << ", " << bad << " at " << at);
-                if (std::isfinite(sy::maxima_of_rows<W, 1>(one, experts).sum[0])) {
+                if (std::isfinite(sy::maxima_of_rows<W, 1>(one, experts, see_nothing).sum[0])) {
                     FAIL_CHECK("maxima, E " << experts << ", " << bad << " at " << at);
                 }
                 CHECK(found.best[0] >= 0);
