@@ -33,7 +33,8 @@
 #include <switchyard/dispatch/combine.hpp>
 #include <switchyard/dispatch/device_rows.hpp>
 #include <switchyard/dispatch/dispatch.hpp>
-#include <switchyard/dispatch/layer_state.hpp>
 #include <switchyard/dispatch/zero_rest.hpp>
+
+#include <switchyard/layer/layer_state.hpp>
 
 #include <switchyard/core/macros_on.hpp>

@@ -4,7 +4,7 @@
 #include "support/count_allocations.hpp"
 #include "support/rows.hpp"
 
-#include <switchyard/dispatch/layer_state.hpp>
+#include <switchyard/layer/layer_state.hpp>
 #include <switchyard/router/recipe.hpp>
 
 #include <doctest/doctest.h>

@@ -25,6 +25,7 @@ BELOW = {
     "router": {"core", "backend", "score", "balance", "plan", "assignment"},
     "dispatch": {"core", "backend", "score", "balance", "plan"},
     "reference": {"core"},
+    "layer": {"core", "backend", "score", "balance", "plan", "assignment", "router", "dispatch"},
     "interop": {"core", "backend", "score", "balance", "plan", "assignment", "router", "dispatch"},
 }
 # Headers that need more than Eigen stay off the umbrella; so do the oracles, which nobody routes with.
