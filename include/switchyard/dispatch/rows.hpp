@@ -208,7 +208,7 @@ void sum_rows(const Policy& policy, const plan_view<S>& plan, bool weigh, bool a
                                                detail::sum_token(sum, token, ahead, accumulate, stream, out);
                                            }
                                        });
-    } else if (plan.choices <= detail::tile_choices<box>) {
+    } else if (plan.choices <= detail::choices_a_tile<box>) {
         const bool stream = !accumulate && plan.tokens * row_bytes >= detail::streaming_bytes;
         detail::sum_tiles<box>(policy, plan, weigh, accumulate, stream, in, out);
     } else {

@@ -356,7 +356,7 @@ class rows_of_block {
 
 /// Choices of a block: what a tile of 128 KiB has room for.
 template <class Box>
-inline constexpr index_t tile_choices =
+inline constexpr index_t choices_a_tile =
     std::min<index_t>(32768, (index_t{1} << 17) / (Box::width * static_cast<index_t>(sizeof(typename Box::scalar))));
 
 /// f(first position, rows of the block) for blocks of at most Most choices, which `each` divides.
@@ -386,7 +386,7 @@ void gather_tiles(const Policy& policy, const plan_view<S>& plan, bool weigh, bo
     using C = typename Box::scalar;
     using P = typename Box::piece;
     constexpr index_t G = Box::width;
-    constexpr index_t most = tile_choices<Box>;
+    constexpr index_t most = choices_a_tile<Box>;
     constexpr index_t room = (most + Box::height) * G;
     using rows_type = rows_of_block<most, Box::height>;
     for_each_block_of_choices<most, Box::height>(policy, plan, 1, [&](index_t first, const rows_type& rows) {
@@ -411,7 +411,7 @@ void gather_tiles(const Policy& policy, const plan_view<S>& plan, bool weigh, bo
     });
 }
 
-/// sum_rows, of at most tile_choices<Box> choices a token.
+/// sum_rows, of at most choices_a_tile<Box> choices a token.
 template <class Box, class Policy, class S, class In, class Out>
 void sum_tiles(const Policy& policy, const plan_view<S>& plan, bool weigh, bool accumulate, bool stream,
                const matrix_view<const In>& in, const matrix_view<Out>& out) {
@@ -420,7 +420,7 @@ void sum_tiles(const Policy& policy, const plan_view<S>& plan, bool weigh, bool 
     constexpr index_t G = Box::width;
     constexpr index_t L = Box::height;
     constexpr index_t square = L * G;
-    constexpr index_t most = tile_choices<Box>;
+    constexpr index_t most = choices_a_tile<Box>;
     constexpr index_t room = (most + Box::height) * G;
     using rows_type = rows_of_block<most, Box::height>;
     for_each_block_of_choices<most, Box::height>(policy, plan, plan.choices, [&](index_t first, const rows_type& rows) {
@@ -507,7 +507,7 @@ void dot_tiles(const Policy& policy, const plan_view<S>& plan, const matrix_view
     constexpr index_t G = Box::width;
     constexpr index_t L = Box::height;
     constexpr index_t square = L * G;
-    constexpr index_t most = tile_choices<Box> / 2;
+    constexpr index_t most = choices_a_tile<Box> / 2;
     constexpr index_t room = (most + Box::height) * G;
     using rows_type = rows_of_block<most, Box::height>;
     for_each_block_of_choices<most, Box::height>(policy, plan, 1, [&](index_t first, const rows_type& rows) {
