@@ -82,11 +82,11 @@ softmax_settings softmax_settings_of(const base_router<Solver>& router, index_t)
 template <class Source, class S>
 struct gates_of_assigned {
     Source source;
+    gate_rule<S> rule;
     const std::int32_t* expert;
     S* gate;
 
     SWITCHYARD_HD void operator()(index_t token) const {
-        const gate_rule<S> rule(gate_settings{.function = score_function::sigmoid});
         gate[token] = expert[token] < 0 ? S(0) : rule.of_best(source.at(token, expert[token]), S(1));
     }
 };
@@ -134,7 +134,8 @@ void route_scores(const Policy& policy, const base_router<Solver>& router, const
         }
         assign_balanced(policy, router, source.scores, mode.mask, made, scratch);
         for_each_index(policy, made.tokens,
-                       gates_of_assigned<std::remove_cvref_t<decltype(source)>, S>{source, made.expert, made.gate});
+                       gates_of_assigned<std::remove_cvref_t<decltype(source)>, S>{
+                           source, {settings.gates}, made.expert, made.gate});
         place_choices(policy, made, settings.slots, scratch);
         finish_losses(policy, made, settings, nullptr, scratch);
     };
@@ -143,38 +144,14 @@ void route_scores(const Policy& policy, const base_router<Solver>& router, const
 
 /// Where scores can be read here and now: do they have the gates that the plan kept? Three tokens are looked at, and to
 /// a hundredth: a caller may have rounded the gates to a narrow type.
-template <class Source, class S>
-void require_gates_of_plan(const Source& source, const plan_view<S>& plan) {
+template <class Solver, class Source, class S>
+void require_scores_of_plan(const base_router<Solver>&, const Source& source, const plan_view<S>& plan, workspace&) {
     for (const index_t token : {index_t{0}, plan.tokens / 2, plan.tokens - 1}) {
         if (plan.tokens == 0 || plan.expert[token] < 0) continue;
         const S gate = sigmoid(load_scalar(source.scores(token, plan.expert[token])));
         require(std::abs(gate - plan.gate[token]) <= S(0.01), "the plan was not made from these scores: token ", token,
                 " had the gate ", plan.gate[token], " and now has ", gate);
     }
-}
-
-/// d_gates[T, 1] -> d_scores[T, E]. d_scores may be the scores, the same view of the same numbers; otherwise it lies
-/// apart from them, and always from d_gates.
-template <class Policy, class Solver, class Plan, class Scores, class Gates, class Out, class Workspace>
-void route_scores_backward(const Policy& policy, const base_router<Solver>& router, const Plan& plan,
-                           const Scores& scores, const Gates& d_gates, Out&& d_scores, Workspace& scratch,
-                           const backward_settings& backward = {}) {
-    const auto input = detail::token_view(scores);
-    const auto& made = view_of_plan(plan);
-    const auto gates = detail::input_view(d_gates);
-    const auto out = detail::output_view(d_scores);
-    require_space<Policy, decltype(input), std::remove_cvref_t<decltype(made)>, decltype(gates), decltype(out)>();
-    require_plan_for_backward(made, gates, input.rows, input.columns, fingerprint_of(router));
-    require_settings(backward);
-    require_same_shape("d_scores", out, "scores", input);
-    require_apart_or_same<Policy>("d_scores", out, "scores", input);
-    require_apart<Policy>("d_scores", out, "d_gates", gates);
-    const auto source = score_rows_of(input, 0.0f, made.origin.noise);
-    if constexpr (host_policy<Policy>) {
-        require_gates_of_plan(source, made);
-    }
-    route_softmax_backward(policy, source, made, gates, out, softmax_settings_of(router, made.capacity), backward,
-                           scratch);
 }
 
 }  // namespace SWITCHYARD_TARGET

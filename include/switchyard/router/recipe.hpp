@@ -101,11 +101,7 @@ void require_settings(const recipe_router<Space>& r, index_t experts, const run_
             r.selection_bias.size, " numbers for E = ", experts, " experts");
     require(r.epsilon >= 0 && std::isfinite(r.epsilon), "epsilon = ", r.epsilon, " must be finite and not negative");
     require_weights({{"scale", r.scale}, {"balance_weight", r.balance_weight}, {"z_weight", r.z_weight}});
-    require_rates(
-        {{"input_jitter", r.input_jitter}, {"input_dropout", r.input_dropout}, {"logit_jitter", r.logit_jitter}});
-    require_noise_has_input(r, mode);
-    require_stream(
-        mode, {{"input_jitter", r.input_jitter}, {"input_dropout", r.input_dropout}, {"logit_jitter", r.logit_jitter}});
+    require_noise(r, mode);
     require(!(mode.is_training && r.k == 1 && r.normalize != gate_sum::none && r.epsilon == 0),
             "k = 1 with normalised gates makes every gate the scale and leaves the router no gradient: use normalize = "
             "gate_sum::none");

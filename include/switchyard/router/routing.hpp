@@ -210,26 +210,10 @@ struct named_setting {
     T value;
 };
 
-/// Noise settings lie in [0, 1).
-inline void require_rates(std::initializer_list<named_setting<float>> settings) {
-    for (const auto& setting : settings) {
-        require(setting.value >= 0 && setting.value < 1, setting.name, " = ", setting.value, " must lie in [0, 1)");
-    }
-}
-
 /// Loss weights are finite.
 inline void require_weights(std::initializer_list<named_setting<double>> settings) {
     for (const auto& setting : settings) {
         require(std::isfinite(setting.value), setting.name, " = ", setting.value, " must be finite");
-    }
-}
-
-/// Noise needs a stream of numbers of the layer's own.
-inline void require_stream(const run_mode& mode, std::initializer_list<named_setting<float>> noise) {
-    if (!mode.is_training || mode.has_stream) return;
-    for (const auto& setting : noise) {
-        require(setting.value == 0, "training::stream is not set, and ", setting.name, " = ", setting.value,
-                " draws noise: give each layer a stream of its own, since layers with the same one share their noise");
     }
 }
 
@@ -238,11 +222,26 @@ inline void require_settings(const backward_settings& backward) {
     require_weights({{"loss_scale", backward.loss_scale}});
 }
 
-/// Noise on the input needs the input.
+/// Noise of the kinds that routers share, and `other` where one has more: rates lie in [0, 1), noise on the input needs
+/// the input, and all noise needs a stream of numbers of the layer's own.
 template <class Router>
-void require_noise_has_input(const Router& router, const run_mode& mode) {
-    require(!mode.is_training || mode.width != 0 || (router.input_jitter == 0 && router.input_dropout == 0),
+void require_noise(const Router& router, const run_mode& mode, const named_setting<float>& other = {"", 0}) {
+    const named_setting<float> noise[] = {{"input_jitter", router.input_jitter},
+                                          {"input_dropout", router.input_dropout},
+                                          {"logit_jitter", router.logit_jitter},
+                                          other};
+    for (const auto& setting : noise) {
+        require(&setting == &noise[3] || (setting.value >= 0 && setting.value < 1), setting.name, " = ", setting.value,
+                " must lie in [0, 1)");
+    }
+    if (!mode.is_training) return;
+    require(mode.width != 0 || (router.input_jitter == 0 && router.input_dropout == 0),
             "input_jitter and input_dropout act on tokens, and only scores were given: use route(), or logit_jitter");
+    for (const auto& setting : noise) {
+        require(mode.has_stream || setting.value == 0, "training::stream is not set, and ", setting.name, " = ",
+                setting.value,
+                " draws noise: give each layer a stream of its own, since layers with the same one share their noise");
+    }
 }
 
 constexpr plan_origin origin_of(const run_mode& mode, std::uint64_t settings) {

@@ -302,9 +302,13 @@ struct softmax_backward_pass {
             chosen[c] = expert[c] >= 0 ? detail::usable(from[expert[c]]) : beyond;
             gradient[c] = gate_gradient(token, c);
         }
-        const choices_of_row<S, W> choices{chosen, gradient, plan.choices, beyond};
-        const pack<S, W> shared = gate_rule<S>(settings.gates).differentiate(choices);
-        return highest(shared);  // all are the same
+        const gate_rule<S> rule(settings.gates);
+        if (settings.gates.is_softmax()) {
+            // Without an exponential per choice, packs would wait longer for their numbers than they work.
+            return rule.differentiate(choices_of_row<S, 1>{chosen, gradient, plan.choices, beyond}).v;
+        }
+        (void)rule.differentiate(choices_of_row<S, W>{chosen, gradient, plan.choices, beyond});
+        return S(0);
     }
 
     SWITCHYARD_HD void add_chosen(index_t token, const S* chosen, S* gradient) const {
@@ -365,9 +369,12 @@ struct fill_balance_gradient {
     }
 };
 
-/// Where scores can be read here and now: do they have the maxima that the plan kept? Three rows are looked at.
-template <class Source, class S>
-void require_scores_of_plan(const Source& source, const plan_view<S>& plan, workspace& scratch) {
+}  // namespace detail
+
+/// Where scores can be read here and now: do they have the maxima that the plan kept? Three rows are looked at. A
+/// router whose plans keep something else overloads this.
+template <class Router, class Source, class S>
+void require_scores_of_plan(const Router&, const Source& source, const plan_view<S>& plan, workspace& scratch) {
     const auto scope = scratch.open();
     S* const copy = scratch.take<S>(plan.experts);
     for (const index_t token : {index_t{0}, plan.tokens / 2, plan.tokens - 1}) {
@@ -375,7 +382,7 @@ void require_scores_of_plan(const Source& source, const plan_view<S>& plan, work
             continue;
         }
         const S* const row = source.row(token, copy);
-        S highest_score = lowest<S>();
+        S highest_score = detail::lowest<S>();
         for (index_t e = 0; e < plan.experts; ++e) {
             highest_score = row[e] > highest_score ? row[e] : highest_score;
         }
@@ -383,8 +390,6 @@ void require_scores_of_plan(const Source& source, const plan_view<S>& plan, work
                 " had the maximum ", plan.row_maximum[token], " and now has ", highest_score);
     }
 }
-
-}  // namespace detail
 
 /// What every backward checks about the plan it is given.
 template <class S, class Space, class Gates>
@@ -537,7 +542,7 @@ void route_scores_backward(const Policy& policy, const Router& router, const Pla
     const auto scope = scratch.open();
     const auto source = detail::rows_of_router(policy, router, input, true, made.origin.noise, scratch);
     if constexpr (host_policy<Policy>) {
-        detail::require_scores_of_plan(source, made, scratch);
+        require_scores_of_plan(router, source, made, scratch);
     }
     route_softmax_backward(policy, source, made, gates, out, softmax_settings_of(router, made.capacity), backward,
                            scratch);

@@ -62,14 +62,8 @@ constexpr std::uint64_t fingerprint_of(const switch_router& r) {
 
 /// Fails with a sentence where a setting is out of range.
 inline void require_settings(const switch_router& r, index_t experts, const run_mode& mode) {
-    require_rates(
-        {{"input_jitter", r.input_jitter}, {"input_dropout", r.input_dropout}, {"logit_jitter", r.logit_jitter}});
+    require_noise(r, mode, {"sample_temperature", r.sample_temperature});
     require_weights({{"balance_weight", r.balance_weight}, {"z_weight", r.z_weight}});
-    require_noise_has_input(r, mode);
-    require_stream(mode, {{"input_jitter", r.input_jitter},
-                          {"input_dropout", r.input_dropout},
-                          {"logit_jitter", r.logit_jitter},
-                          {"sample_temperature", r.sample_temperature}});
     require(r.sample_temperature >= 0 && std::isfinite(r.sample_temperature),
             "sample_temperature = ", r.sample_temperature, " must be finite and not negative");
     require(r.no_token_left_behind >= 0 && r.no_token_left_behind <= experts,

@@ -71,12 +71,8 @@ constexpr std::uint64_t fingerprint_of(const top_k_router& r) {
 /// Fails with a sentence where a setting is out of range.
 inline void require_settings(const top_k_router& r, index_t experts, const run_mode& mode) {
     require(r.k >= 1 && r.k <= experts, "k = ", r.k, " must lie in 1..E = ", experts);
-    require_rates(
-        {{"input_jitter", r.input_jitter}, {"input_dropout", r.input_dropout}, {"logit_jitter", r.logit_jitter}});
+    require_noise(r, mode);
     require_weights({{"balance_weight", r.balance_weight}, {"z_weight", r.z_weight}});
-    require_noise_has_input(r, mode);
-    require_stream(
-        mode, {{"input_jitter", r.input_jitter}, {"input_dropout", r.input_dropout}, {"logit_jitter", r.logit_jitter}});
     require(!(mode.is_training && r.k == 1 && normalizes(r)),
             "k = 1 with normalised gates makes every gate 1 and leaves the router no gradient: use softmax before, "
             "without renormalize");

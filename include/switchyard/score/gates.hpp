@@ -13,9 +13,9 @@
 //
 // The two programs are written over `choices`, a row's k numbers wherever they lie: side by side in memory
 // (choices_of_row), a pack for each choice of W rows (choices_of_tile), or one in each of a kernel's threads.
-// Choices::number is what they are read as; map(f) replaces each score by f(score, gradient), sum_of(f) sums f(score,
-// gradient) and sum() what stands in the scores' place, both in a fixed order; part_of_sum() is what this thread knows
-// of it. `are_values` says that a softmax's values are all it ever holds.
+// Choices::number is what they are read as; map(f) replaces each score by f(score, gradient) and returns the sum of
+// what this thread replaced, sum_of(f) sums f(score, gradient) and sum() what stands in the scores' place, all in a
+// fixed order. `are_values` says that a softmax's values are all it ever holds.
 #pragma once
 
 #include <switchyard/core/config.hpp>
@@ -68,10 +68,14 @@ struct choices_of_row {
     S beyond = -std::numeric_limits<S>::infinity();  ///< what stands beyond the last choice: its value is 0
 
     template <class F>
-    SWITCHYARD_HD void map(const F& f) const {
+    SWITCHYARD_HD number map(const F& f) const {
+        number part = number::all(S(0));
         for (index_t c = 0; c < k; c += W) {
-            f(scores(c), gradients(c)).store_first(score + c, lanes(c));
+            const number made = f(scores(c), gradients(c));
+            made.store_first(score + c, lanes(c));
+            part = part + made;
         }
+        return part;
     }
     template <class F>
     SWITCHYARD_HD number sum_of(const F& f) const {
@@ -88,7 +92,6 @@ struct choices_of_row {
         }
         return number::all(total(all));
     }
-    SWITCHYARD_HD number part_of_sum() const { return sum(); }
 
   private:
     SWITCHYARD_HD index_t lanes(index_t c) const { return k - c < W ? k - c : W; }
@@ -164,7 +167,7 @@ struct gate_rule {
 
     /// Values, with the gradients of their gates beside them, become what each choice adds to its score's gradient.
     /// A softmax's values are given as they are, those of other functions as their scores. Returns what a softmax's
-    /// other scores share of that, 0 for other functions.
+    /// other scores share of this thread's, 0 for other functions.
     template <class Choices>
     SWITCHYARD_HD typename Choices::number differentiate(const Choices& choices) const {
         using N = typename Choices::number;
@@ -196,9 +199,9 @@ struct gate_rule {
             }
         }
         const N factor = N::all(scale);
-        choices.map([&](N x, N gradient) { return slope(x) * over * (gradient - mean) * factor; });
+        const N part = choices.map([&](N x, N gradient) { return slope(x) * over * (gradient - mean) * factor; });
         // Gates that are divided by their sum alone do not feel what all values have in common.
-        return settings.needs_row_sum() ? choices.part_of_sum() : zero;
+        return settings.needs_row_sum() ? part : zero;
     }
 
   private:

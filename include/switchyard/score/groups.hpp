@@ -112,7 +112,7 @@ struct best_keys {
 
 /// Group scores of W rows of keys, a row in a lane.
 template <int K, int W, class S>
-SWITCHYARD_HD void score_groups(const expert_groups& groups, const S* const (&row)[W], index_t size, S* scores) {
+SWITCHYARD_HD void score_groups(const expert_groups& groups, S* const (&row)[W], index_t size, S* scores) {
     using P = pack<S, W>;
     using best = best_keys<P, K>;
     for (index_t g = 0; g < groups.count; ++g) {
@@ -154,7 +154,7 @@ SWITCHYARD_HD void mask_keys(const expert_groups& groups, S* key, index_t size) 
 
 /// The groups that each of W rows keeps, as bits. `scores` has room for W numbers a group.
 template <int W, class S>
-SWITCHYARD_HD void find_groups(const expert_groups& groups, index_t size, const S* const (&row)[W], S* scores,
+SWITCHYARD_HD void find_groups(const expert_groups& groups, index_t size, S* const (&row)[W], S* scores,
                                std::uint64_t (&kept)[W]) {
     using P = pack<S, W>;
     if (groups.summed == 1) {
@@ -192,12 +192,8 @@ SWITCHYARD_HD void find_groups(const expert_groups& groups, index_t size, const 
 template <int W, class S>
 SWITCHYARD_HD void keep_groups(const expert_groups& groups, index_t experts, S* const (&row)[W], S* scores) {
     const index_t size = experts / groups.count;
-    const S* keys[W];
-    for (int r = 0; r < W; ++r) {
-        keys[r] = row[r];
-    }
     std::uint64_t kept[W];
-    detail::find_groups<W>(groups, size, keys, scores, kept);
+    detail::find_groups<W>(groups, size, row, scores, kept);
     for (int r = 0; r < W; ++r) {
         for (index_t g = 0; g < groups.count; ++g) {
             if ((kept[r] >> g & 1u) == 0) {
@@ -215,12 +211,8 @@ void gather_groups(const expert_groups& groups, index_t experts, S* const (&row)
                    std::int32_t (&shift)[W][expert_groups::most]) {
     using P = pack<S, W>;
     const index_t size = experts / groups.count;
-    const S* keys[W];
-    for (int r = 0; r < W; ++r) {
-        keys[r] = row[r];
-    }
     std::uint64_t kept[W];
-    detail::find_groups<W>(groups, size, keys, scores, kept);
+    detail::find_groups<W>(groups, size, row, scores, kept);
     for (int r = 0; r < W; ++r) {
         S* to = row[r];
         for (index_t i = 0; i < groups.kept; ++i, kept[r] &= kept[r] - 1, to += size) {

@@ -283,7 +283,7 @@ struct group_of_rows {
 /// other: those of a cache line of a column, where the matrix begins with one.
 template <index_t Most, index_t L>
 class rows_of_block {
-    static_assert(Most <= 32768);
+    static_assert(Most <= 32768 && L < 256);
 
   public:
     template <class S>
@@ -307,7 +307,7 @@ class rows_of_block {
             choice[i] = static_cast<std::uint16_t>(key_[i] & 0xffff);
             token[i] = static_cast<std::uint16_t>(plan.token_of(first + choice[i]) - first_token);
             const bool goes_on = i + 1 < count && row(i + 1) == row(i) + 1 && row(i + 1) % L != 0;
-            group_[i] = static_cast<std::uint16_t>(goes_on ? group_[i + 1] + 1 : 1);
+            group_[i] = static_cast<std::uint8_t>(goes_on ? group_[i + 1] + 1 : 1);
         }
     }
 
@@ -351,13 +351,13 @@ class rows_of_block {
     }
 
     std::uint64_t key_[Most];  // row, and choice in the low 16 bits
-    std::uint16_t group_[Most];
+    std::uint8_t group_[Most];
 };
 
-/// Choices of a block: what a tile of 128 KiB has room for.
-template <class Box>
+/// Choices of a block: what a tile of so many KiB has room for.
+template <class Box, index_t KiB = 128>
 inline constexpr index_t choices_a_tile =
-    std::min<index_t>(32768, (index_t{1} << 17) / (Box::width * static_cast<index_t>(sizeof(typename Box::scalar))));
+    std::min<index_t>(8192, KiB * 1024 / (Box::width * static_cast<index_t>(sizeof(typename Box::scalar))));
 
 /// f(first position, rows of the block) for blocks of at most Most choices, which `each` divides.
 template <index_t Most, index_t L, class Policy, class S, class F>
@@ -386,7 +386,8 @@ void gather_tiles(const Policy& policy, const plan_view<S>& plan, bool weigh, bo
     using C = typename Box::scalar;
     using P = typename Box::piece;
     constexpr index_t G = Box::width;
-    constexpr index_t most = choices_a_tile<Box>;
+    // An expert's rows of a block begin and end within a line: larger blocks have fewer of these.
+    constexpr index_t most = choices_a_tile<Box, 256>;
     constexpr index_t room = (most + Box::height) * G;
     using rows_type = rows_of_block<most, Box::height>;
     for_each_block_of_choices<most, Box::height>(policy, plan, 1, [&](index_t first, const rows_type& rows) {
@@ -395,6 +396,10 @@ void gather_tiles(const Policy& policy, const plan_view<S>& plan, bool weigh, bo
             load_tokens<Box>(in, rows, j, tile);
             rows.template for_each_group<Box>(out, j, stream, [&](const group_of_rows& group) {
                 const std::uint16_t* const token = rows.token + group.first;
+                if (in.row_stride == 1 && j + G < in.columns) {
+                    const index_t t = group.first * rows.tokens / rows.count;
+                    call_box_in<Box>(in, rows.first_token + t, 1, j + G);
+                }
                 const auto row = [&](index_t i) { return P::load(tile + token[i] * G); };
                 const auto weighed = [&](index_t i) {
                     if constexpr (std::is_floating_point_v<C>) {

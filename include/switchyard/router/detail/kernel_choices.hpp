@@ -36,16 +36,19 @@ struct choices_of_lanes {
     S gradient;
 
     template <class F>
-    SWITCHYARD_DEVICE void map(const F& f) const {
+    SWITCHYARD_DEVICE number map(const F& f) const {
         score = f(number{score}, number{gradient}).v;
+        return {own()};
     }
     template <class F>
     SWITCHYARD_DEVICE number sum_of(const F& f) const {
         const S own = f(number{score}, number{gradient}).v;
         return {group.sum(here, is_choice ? own : S(0))};
     }
-    SWITCHYARD_DEVICE number sum() const { return {group.sum(here, part_of_sum().v)}; }
-    SWITCHYARD_DEVICE number part_of_sum() const { return {is_choice ? score : S(0)}; }
+    SWITCHYARD_DEVICE number sum() const { return {group.sum(here, own())}; }
+
+  private:
+    SWITCHYARD_DEVICE S own() const { return is_choice ? score : S(0); }
 };
 
 /// A softmax's choices where their columns lie, as bits; values stay, and what they become takes the gradients' place.
@@ -60,20 +63,19 @@ struct choices_of_columns {
     S (&gradient)[V];
 
     template <class F>
-    SWITCHYARD_DEVICE void map(const F& f) const {
-        unrolled<V>(
-            [&](int j) { gradient[j] = (chosen >> j & 1u) != 0 ? f(number{value[j]}, number{gradient[j]}).v : S(0); });
+    SWITCHYARD_DEVICE number map(const F& f) const {
+        S own = S(0);
+        unrolled<V>([&](int j) {
+            gradient[j] = (chosen >> j & 1u) != 0 ? f(number{value[j]}, number{gradient[j]}).v : S(0);
+            own += gradient[j];
+        });
+        return {own};
     }
     template <class F>
     SWITCHYARD_DEVICE number sum_of(const F& f) const {
         S own = S(0);
         unrolled<V>([&](int j) { own += (chosen >> j & 1u) != 0 ? f(number{value[j]}, number{gradient[j]}).v : S(0); });
         return {group.sum(here, own)};
-    }
-    SWITCHYARD_DEVICE number part_of_sum() const {
-        S own = S(0);
-        unrolled<V>([&](int j) { own += gradient[j]; });
-        return {own};
     }
 };
 
@@ -150,6 +152,13 @@ SWITCHYARD_DEVICE scored_column<S> pick(Here& here, Group& group, const select_l
     return take_best(here, group, static_cast<int>(select.k), open, mine, maximum);
 }
 
+/// f(j, whether the j-th number's column lies in first .. first + count).
+template <class S, int V, int Size, class F>
+SWITCHYARD_DEVICE void for_each_within(const row_pieces<S, V, Size>& mine, int first, int count, const F& f) {
+    const int from = mine.first_column() - first;
+    unrolled<V>([&](int j) { f(j, static_cast<unsigned>(from + mine.distance(j)) < static_cast<unsigned>(count)); });
+}
+
 /// The groups that a row keeps, as bits, from its keys (score/groups.hpp).
 template <class Here, class Group, class S, class Storage, int V, int Size>
 SWITCHYARD_DEVICE std::uint64_t best_groups(Here& here, Group& group, const expert_groups& groups, const S (&keys)[V],
@@ -161,7 +170,8 @@ SWITCHYARD_DEVICE std::uint64_t best_groups(Here& here, Group& group, const expe
     unrolled<each>([&](int i) { scores[i] = taken<S>(); });
     for (int g = 0; g < groups.count; ++g) {
         S open[V];
-        unrolled<V>([&](int j) { open[j] = mine.holds(j) && mine.column(j) / size == g ? keys[j] : taken<S>(); });
+        for_each_within(mine, g * size, size,
+                        [&](int j, bool is_inside) { open[j] = is_inside ? keys[j] : taken<S>(); });
         S sum = lowest<S>();
         for (int i = 0; i < groups.summed && i < size; ++i) {
             const auto best = best_of_row(here, group, open, mine);
@@ -208,10 +218,12 @@ SWITCHYARD_DEVICE scored_column<S> pick_by_keys(Here& here, Group& group, const 
         const std::uint64_t kept = best_groups(here, group, groups, keys, mine);
         const int size = mine.columns / static_cast<int>(groups.count);
         const S masked = groups.masked == group_mask::zero ? S(0) : taken<S>();
-        unrolled<V>([&](int j) {
-            const bool is_kept = !mine.holds(j) || (kept >> (mine.column(j) / size) & 1u) != 0;
-            keys[j] = is_kept || keys[j] == lowest<S>() ? keys[j] : masked;
-        });
+        for (int g = 0; g < groups.count; ++g) {
+            const bool is_masked = (kept >> g & 1u) == 0;
+            for_each_within(mine, g * size, size, [&](int j, bool is_inside) {
+                keys[j] = is_masked && is_inside && keys[j] != lowest<S>() ? masked : keys[j];
+            });
+        }
     }
     S highest_key = lowest<S>();
     return take_best(here, group, static_cast<int>(select.k), keys, mine, highest_key);
