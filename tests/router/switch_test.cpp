@@ -405,6 +405,8 @@ TEST_CASE("switch: every rule broken is named") {
     CHECK(sentence({.capacity = {.factor = 1.0, .number = 1}}) == "a capacity has a factor or a number, not both");
     const std::array<std::uint8_t, 3> three{1, 1, 1};
     CHECK(sentence({}, sy::training{.mask = {three.data(), 3}}) == "the mask has 3 entries for T = 4 tokens");
+    CHECK(sentence({}, sy::training{.mask = {three.data(), 4, true}}) ==
+          "the mask says that it lies in a device's memory, and this policy works in the host's");
     CHECK(sentence_of([] { routed<float>(sy::switch_router{}, ref::matrix(4, 0)); }) ==
           "scores have E = 0 experts: there must be at least one");
     sy::plan<float> plan;

@@ -56,7 +56,7 @@ struct posed_there {
         }
         problem = {.scores = {scores.data(), rows, columns, columns + padding, 1},
                    .bounds = from.bounds(),
-                   .mask = {from.mask.empty() ? nullptr : mask.data(), from.mask.length()}};
+                   .mask = {from.mask.empty() ? nullptr : mask.data(), from.mask.length(), true}};
     }
     assignment_tests::solution solution() const {
         return {*found.data(), simt::on_host(experts), simt::on_host(prices)};

@@ -53,7 +53,7 @@ struct device_mask {
             bytes = sy::copy_to_device(device, std::span(mask.data(), static_cast<std::size_t>(mask.length())));
         }
     }
-    sy::token_mask get() const { return {bytes.data(), bytes.size()}; }
+    sy::token_mask get() const { return sy::token_mask_of(bytes); }
 };
 
 /// The first array in which two plans of equal shape differ.

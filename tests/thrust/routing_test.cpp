@@ -156,6 +156,17 @@ sy::plan_totals noted(const Plan& plan) {
 
 }  // namespace
 
+TEST_CASE("a mask in the host's memory is refused") {
+    input in(ref::matrix{{0, 1}, {2, 1}});
+    in.mask = ref::filled<std::uint8_t>(2, 1);
+    device_plan<float> plan;
+    device_scratch scratch;
+    CHECK_THROWS_WITH_AS(sy::route_scores(device, sy::switch_router{}, in.device_scores, in.host_step(), plan, scratch),
+                         "the mask says that it lies in the host's memory, and this policy works in a device's: set "
+                         "on_device, and give the address there",
+                         sy::error);
+}
+
 TEST_CASE("Switch on Thrust: the CPU backend's decisions, gates, losses and gradients") {
     device_scratch scratch;
     CHECK(holds("Switch on Thrust", 300, [&] {

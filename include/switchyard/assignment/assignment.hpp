@@ -193,6 +193,7 @@ index_t require_problem(const assignment_problem<S>& problem, const assignment_a
             scores.columns);
     require((bounds.lower_bounds == nullptr) == (bounds.upper_bounds == nullptr),
             "quotas need both arrays of bounds or none");
+    require_mask_memory<seq_policy>(problem.mask);
     require(problem.mask.data == nullptr || problem.mask.size == scores.rows, "a mask of ", problem.mask.size,
             " bytes does not fit ", scores.rows, " tokens");
     require(scores.rows == 0 || out.expert_of_token != nullptr, "expert_of_token is null: there is nowhere to write ",

@@ -130,6 +130,7 @@ void require_device_problem(const device_assignment_problem<S, Space>& problem, 
         .scores = {nullptr, problem.scores.rows, problem.scores.columns},
         .bounds = {.experts = problem.bounds.experts, .upper_of_all = std::numeric_limits<index_t>::max()},
         .choices = problem.choices};
+    require_mask_memory<Policy>(problem.mask);
     require(problem.mask.data == nullptr || problem.mask.size == problem.scores.rows, "a mask of ", problem.mask.size,
             " bytes does not fit ", problem.scores.rows, " tokens");
     require((problem.bounds.lower_bounds == nullptr) == (problem.bounds.upper_bounds == nullptr),

@@ -56,6 +56,12 @@ using device_buffer = buffer<T, typename std::remove_cvref_t<Policy>::memory>;
 template <class Policy>
 using device_workspace = basic_workspace<typename std::remove_cvref_t<Policy>::memory>;
 
+/// A mask of an array in any memory.
+template <class Memory>
+token_mask token_mask_of(const buffer<std::uint8_t, Memory>& bytes) {
+    return {bytes.data(), bytes.size(), !host_readable<Memory>};
+}
+
 namespace detail {
 
 /// Rows a thread folds at each level of a sum.

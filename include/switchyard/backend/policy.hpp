@@ -19,6 +19,7 @@
 
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/error.hpp>
+#include <switchyard/core/matrix_view.hpp>
 #include <switchyard/core/memory.hpp>
 
 #include <atomic>
@@ -143,6 +144,15 @@ constexpr void require_space() {
     static_assert((std::is_same_v<typename Policy::memory::space, typename Views::space> && ...),
                   "switchyard: an argument does not lie in the memory this policy works in (host views for CPU "
                   "policies, device views for device policies)");
+}
+
+/// A mask lies in the memory its policy works in, as far as it says.
+template <class Policy>
+void require_mask_memory(const token_mask& mask) {
+    constexpr bool on_device = !std::same_as<typename Policy::memory::space, host_space>;
+    require(mask.data == nullptr || mask.on_device == on_device, "the mask says that it lies in ",
+            mask.on_device ? "a device's" : "the host's", " memory, and this policy works in ",
+            on_device ? "a device's: set on_device, and give the address there" : "the host's");
 }
 
 /// How many rows a block of work takes: a function of the size alone. At least 256 rows, so that what a block sets up

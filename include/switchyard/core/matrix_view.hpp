@@ -74,10 +74,12 @@ SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE constexpr matrix_view<T, Space> transpose
 }
 
 /// Which rows are real tokens: one byte a token, 0 for padding. Null means that every row is a token. The bytes lie in
-/// the memory of the policy that runs.
+/// the memory of the policy that runs. Settings name it, which have no type to say so: a mask that says otherwise is
+/// refused.
 struct token_mask {
     const std::uint8_t* data = nullptr;
     index_t size = 0;
+    bool on_device = false;  ///< in the memory of a device policy
 
     SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE constexpr bool operator()(index_t token) const {
         return data == nullptr || data[token] != 0;

@@ -148,7 +148,7 @@ void route(const Policy& policy, const Router& router, const X& x, const W& w, r
     require_space<Policy, Plan, decltype(tokens), decltype(weights)>();
     begin_plan(plan);
     detail::require_tokens_and_weights(tokens, weights);
-    require_mask(mode.mask, tokens.rows);
+    require_mask<Policy>(mode.mask, tokens.rows);
     const input_noise noise = input_noise_of(router, mode.noise, mode.is_training);
     mode.width = tokens.columns;
     if constexpr (detail::keeps_scores<Plan>) {

@@ -184,14 +184,16 @@ constexpr void require_memory() {
                   "bfloat16, double for double");
 }
 
-/// A mask has an entry for every row.
-inline void require_mask(const token_mask& mask, index_t rows) {
+/// A mask has an entry for every row, in the memory that the policy works in.
+template <class Policy>
+void require_mask(const token_mask& mask, index_t rows) {
+    require_mask_memory<Policy>(mask);
     require(mask.data == nullptr || mask.size == rows, "the mask has ", mask.size, " entries for T = ", rows,
             " tokens");
 }
 
 /// Checks that hold for every router.
-template <class View>
+template <class Policy, class View>
 void require_scores(const View& scores, const token_mask& mask) {
     require(scores.rows >= 0 && scores.columns >= 0, "scores have the shape ", scores.rows, " x ", scores.columns);
     require(scores.columns >= 1, "scores have E = 0 experts: there must be at least one");
@@ -200,7 +202,7 @@ void require_scores(const View& scores, const token_mask& mask) {
             " tokens: a plan numbers slots in 32 bits, split the batch");
     require(scores.columns < std::numeric_limits<std::int32_t>::max() / 2, "E = ", scores.columns,
             " experts are too many");
-    require_mask(mask, scores.rows);
+    require_mask<Policy>(mask, scores.rows);
 }
 
 /// A setting and its name, for sentences.

@@ -510,7 +510,7 @@ void route_by_rows(const Policy& policy, const Router& router, index_t k, const 
     require_memory<Policy, Scores, Plan>();
     begin_plan(plan);  // empty until finish_plan: what throws in between leaves it so
     const auto input = detail::token_view(scores);
-    require_scores(input, mode.mask);
+    require_scores<Policy>(input, mode.mask);
     require_settings(router, input.columns, mode);
     const index_t capacity = capacity_of_router(router, mode, input.rows, k, input.columns);
     plan.resize(input.rows, input.columns, k, capacity);

@@ -75,7 +75,7 @@ struct choices_of_row {
             made.store_first(score + c, lanes(c));
             part = part + made;
         }
-        return part;
+        return number::all(total(part));
     }
     template <class F>
     SWITCHYARD_HD number sum_of(const F& f) const {
@@ -169,7 +169,7 @@ struct gate_rule {
     /// A softmax's values are given as they are, those of other functions as their scores. Returns what a softmax's
     /// other scores share of this thread's, 0 for other functions.
     template <class Choices>
-    SWITCHYARD_HD typename Choices::number differentiate(const Choices& choices) const {
+    SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE typename Choices::number differentiate(const Choices& choices) const {
         using N = typename Choices::number;
         const N zero = N::all(S(0));
         const N one = N::all(S(1));
