@@ -48,6 +48,7 @@
 
 #include <switchyard/router/base.hpp>
 #include <switchyard/router/bias_update.hpp>
+#include <switchyard/router/models.hpp>
 #include <switchyard/router/recipe.hpp>
 #include <switchyard/router/route.hpp>
 #include <switchyard/router/route_choices.hpp>

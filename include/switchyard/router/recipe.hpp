@@ -1,5 +1,5 @@
 // The recipe router: a router as its settings say it. The routers of DeepSeek-V3 and its relatives, gpt-oss, Llama 4,
-// Mixtral, Qwen and most other open models are this one with other settings; docs/router/recipe.md has the table.
+// Mixtral, Qwen and most other open models are this one with other settings: router/models.hpp makes them.
 //
 //   s = scores[T, E] + logit_bias                                      learned, with a gradient like the scores'
 //   v = score(s)                    score/score_function.hpp           softmax, sigmoid or sqrt-softplus

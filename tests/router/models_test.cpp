@@ -1,0 +1,189 @@
+// Routers by a model's configuration: those of recorded models have the settings that gave the model's own answers
+// (router/recipe_test.cpp), and the others do what the model's own formula says, restated here in plain double.
+#include "support/backends.hpp"
+#include "support/recorded_models.hpp"
+#include "support/routed.hpp"
+
+#include <switchyard/backend/eigen.hpp>
+#include <switchyard/router/models.hpp>
+#include <switchyard/router/route.hpp>
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <numeric>
+#include <string>
+#include <string_view>
+#include <vector>
+
+using namespace switchyard_test;
+namespace models = sy::models;
+
+namespace {
+
+using doubles = std::vector<double>;
+
+/// The first setting in which a router differs from that of a recorded model. Biases: whether there is one.
+std::string difference(const sy::recipe_router<>& made, const ref::recipe_router& want) {
+    if (made.k != want.k) return "k";
+    if (static_cast<int>(made.score) != static_cast<int>(want.score)) return "score";
+    if (static_cast<int>(made.key) != static_cast<int>(want.key)) return "key";
+    if ((made.selection_bias.data != nullptr) == want.selection_bias.empty()) return "selection_bias";
+    if (made.groups.choose() != ref::has_groups(want)) return "groups";
+    if (made.groups.choose() && (made.groups.count != want.groups.count || made.groups.kept != want.groups.kept ||
+                                 made.groups.summed != want.groups.summed ||
+                                 static_cast<int>(made.groups.masked) != static_cast<int>(want.groups.masked))) {
+        return "groups";
+    }
+    if (static_cast<int>(made.normalize) != static_cast<int>(want.normalize)) return "normalize";
+    if (made.normalize != sy::gate_sum::none && made.epsilon != want.epsilon) return "epsilon";
+    return made.scale == want.scale ? "" : "scale";
+}
+
+double sigmoid(double s) { return 1 / (1 + std::exp(-s)); }
+
+doubles softmax(const doubles& s) {
+    doubles p;
+    for (const double score : s) p.push_back(std::exp(score));
+    const double sum = std::accumulate(p.begin(), p.end(), 0.0);
+    for (double& value : p) value /= sum;
+    return p;
+}
+
+doubles sigmoids(const doubles& s) {
+    doubles p;
+    for (const double score : s) p.push_back(sigmoid(score));
+    return p;
+}
+
+doubles plus(doubles a, const std::vector<float>& b) {
+    for (std::size_t e = 0; e < a.size(); ++e) a[e] += static_cast<double>(b[e]);
+    return a;
+}
+
+/// A row's choices are those of the largest keys, and its gates value / divisor(sum of the chosen values) * scale.
+void check(const sy::recipe_router<>& router, const doubles& scores, const doubles& keys, const doubles& values,
+           double scale, const std::function<double(double)>& divisor) {
+    std::vector<index_t> order(scores.size());
+    std::iota(order.begin(), order.end(), index_t{0});
+    std::stable_sort(order.begin(), order.end(), [&](index_t a, index_t b) {
+        return keys[static_cast<std::size_t>(a)] > keys[static_cast<std::size_t>(b)];
+    });
+    order.resize(static_cast<std::size_t>(router.k));
+    double sum = 0;
+    for (const index_t e : order) sum += values[static_cast<std::size_t>(e)];
+
+    ref::matrix row(1, static_cast<index_t>(scores.size()));
+    std::copy(scores.begin(), scores.end(), row.values.begin());
+    const auto plan = sy::route_scores(sy::seq, router, stored<double>(row), sy::inference{});
+    for (std::size_t c = 0; c < order.size(); ++c) {
+        const auto at = static_cast<index_t>(c);
+        CHECK(plan.expert()(0, at) == order[c]);
+        CHECK(plan.gate()(0, at) ==
+              doctest::Approx(scale * values[static_cast<std::size_t>(order[c])] / divisor(sum)).epsilon(1e-12));
+    }
+}
+
+const doubles scores{0.3, -1.2, 2.1, 0.9, -0.4, 1.7, 0.2, -2.0};
+const std::vector<float> bias{0.25f, 0.5f, -0.75f, 0.125f, 1.0f, -0.5f, 0.0f, 1.5f};
+const sy::expert_numbers<> given{bias.data(), 8};
+
+}  // namespace
+
+TEST_CASE("models: the settings that gave the recorded models' answers") {
+    const std::vector<float> any(48);
+    const sy::expert_numbers<> some{any.data(), 48};
+    const auto made = [&](std::string_view name) -> sy::recipe_router<> {
+        if (name.starts_with("DeepSeek-V2")) {
+            return sy::router_of(models::deepseek_v2{
+                .num_experts_per_tok = 6, .n_group = 8, .topk_group = 3, .routed_scaling_factor = 16});
+        }
+        if (name == "DeepSeek-V3, not normalised")
+            return sy::router_of(models::deepseek_v3{.norm_topk_prob = false}, some);
+        if (name == "DeepSeek-V3, one group") {
+            return sy::router_of(models::deepseek_v3{.n_group = 1, .topk_group = 1, .routed_scaling_factor = 1}, some);
+        }
+        if (name.starts_with("DeepSeek-V3")) return sy::router_of(models::deepseek_v3{}, some);
+        if (name.starts_with("DeepSeek-V4")) return sy::router_of(models::deepseek_v4{}, some);
+        if (name.starts_with("gpt-oss")) return sy::router_of(models::gpt_oss{});  // its bias is in the recorded logits
+        if (name == "Llama 4") return sy::router_of(models::llama4{});
+        if (name.starts_with("Llama 4")) return sy::router_of(models::llama4{.num_experts_per_tok = 2});
+        if (name.starts_with("LongCat")) return sy::router_of(models::longcat_flash{}, some);
+        if (name.starts_with("Mixtral")) return sy::router_of(models::mixtral{});
+        if (name == "Qwen3") return sy::router_of(models::qwen3_moe{.norm_topk_prob = true});
+        return sy::router_of(models::qwen3_moe{});
+    };
+    int compared = 0;
+    for (const recorded_case& model : recorded_models()) {
+        if (std::string_view(model.name).starts_with("torchtitan")) continue;  // no model's
+        CAPTURE(model.name);
+        CHECK(difference(made(model.name), model.router) == "");
+        ++compared;
+    }
+    CHECK(compared == 16);
+}
+
+TEST_CASE("models: the others do what their own formula says") {
+    const doubles p = softmax(scores);
+    const doubles v = sigmoids(scores);
+    const auto none = [](double) { return 1.0; };
+    const auto sum = [](double s) { return s; };
+
+    check(sy::router_of(models::jamba{}), scores, scores, p, 1, none);
+    check(sy::router_of(models::ernie4_5_moe{.moe_k = 3}, given), scores, plus(p, bias), p, 1, sum);
+    check(sy::router_of(models::ernie4_5_moe{.moe_k = 3, .moe_norm_min = 0.9}, given), scores, plus(p, bias), p, 1,
+          [](double s) { return std::max(s, 0.9); });
+    check(sy::router_of(models::minimax_m2{.num_experts_per_tok = 4, .routed_scaling_factor = 2}, given), scores,
+          plus(v, bias), v, 2, sum);
+    check(sy::router_of(models::hy_v3{.num_experts_per_tok = 4}, given), scores, plus(v, bias), v, 2.826, sum);
+    check(sy::router_of(models::lfm2_moe{.routed_scaling_factor = 1.7}, given), scores, plus(v, bias), v, 1.7,
+          [](double s) { return s + 1e-6; });
+    check(sy::router_of(models::lfm2_moe{.norm_topk_prob = false}), scores, scores, v, 1, none);
+    check(sy::router_of(models::kolibri1{.num_experts_per_tok = 3}, given), scores, plus(scores, bias), v, 1, none);
+    check(sy::router_of(models::kolibri1{.num_experts_per_tok = 3, .norm_topk_prob = true}, given), scores,
+          plus(scores, bias), v, 1, sum);
+    check(sy::router_of(models::mistral4{}), scores, scores, p, 1, sum);
+    // Groups {0, 1}, {2, 3}, {4, 5}, {6, 7} by the sum of both: the second and the third stay, the others' keys are 0.
+    doubles kept = p;
+    for (const std::size_t e : {0, 1, 6, 7}) kept[e] = 0;
+    check(sy::router_of(models::mistral4{.n_group = 4, .topk_group = 2, .routed_scaling_factor = 1.5}), scores, kept, p,
+          1.5, sum);
+}
+
+TEST_CASE("models: the page's example") {
+    const auto routed = [](const Eigen::MatrixXf& x, const Eigen::MatrixXf& w, const Eigen::VectorXf& bias) {
+        // [models]
+        // From config.json and the checkpoint: x[T, D], w[D, E], bias[E].
+        const sy::models::deepseek_v3 config{
+            .num_experts_per_tok = 8, .n_group = 8, .topk_group = 4, .routed_scaling_factor = 2.5};
+        auto router = sy::router_of(config, {bias.data(), bias.size()});
+        router.capacity = {.factor = 1.5};  // not the model's
+        auto plan = sy::route(sy::par, router, x, w);
+        // [/models]
+        return plan;
+    };
+    const auto plan =
+        routed(Eigen::MatrixXf::Random(5, 16), Eigen::MatrixXf::Random(16, 64), Eigen::VectorXf::Zero(64));
+    for (index_t t = 0; t < 5; ++t) {
+        double sum = 0;
+        for (index_t c = 0; c < 8; ++c) sum += static_cast<double>(plan.gate()(t, c));
+        CHECK(sum == doctest::Approx(2.5));
+    }
+}
+
+TEST_CASE("models: a bias in any memory, and settings beyond the model's") {
+    auto router = sy::router_of(models::gpt_oss{.num_experts_per_tok = 2}, given);
+    CHECK(router.logit_bias.data == bias.data());
+    CHECK(router.selection_bias.data == nullptr);
+    router.capacity = {.factor = 1.25};
+    router.balance_weight = 0.9;
+    const doubles biased = plus(scores, bias);
+    check(router, scores, biased, softmax(biased), 1, [](double s) { return s; });
+
+    struct elsewhere {};
+    constexpr auto there = sy::router_of(models::deepseek_v3{}, sy::expert_numbers<elsewhere>{});
+    static_assert(std::is_same_v<decltype(there), const sy::recipe_router<elsewhere>>);
+    static_assert(sy::router_of(models::deepseek_v3{}).groups.kept == 4);
+}
