@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What a run of routing_bench says of the library's own bars: the table of README.md, and whether each is met.
+"""What a run of routing_bench says of the library's own bars: the table of docs/benchmarks.md, and whether each is met.
 
 usage: bars.py RUN.json [--write PAGE]
 

@@ -11,6 +11,7 @@
 #pragma once
 
 #include <switchyard/core/config.hpp>
+#include <switchyard/core/rounding.hpp>
 
 #include <cstdint>
 
@@ -43,11 +44,11 @@ struct balance_terms {
         double part[8] = {};
         for (index_t e = 0; e + 8 <= experts; e += 8) {
             for (int i = 0; i < 8; ++i) {
-                part[i] += static_cast<double>(load[e + i]) * probability_sums[e + i];
+                part[i] += rounded_times(static_cast<double>(load[e + i]), probability_sums[e + i]);
             }
         }
         for (index_t e = experts / 8 * 8; e < experts; ++e) {
-            part[0] += static_cast<double>(load[e]) * probability_sums[e];
+            part[0] += rounded_times(static_cast<double>(load[e]), probability_sums[e]);
         }
         const double sum = ((part[0] + part[4]) + (part[1] + part[5])) + ((part[2] + part[6]) + (part[3] + part[7]));
         return scale() * sum;

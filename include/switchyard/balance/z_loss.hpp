@@ -6,6 +6,7 @@
 #pragma once
 
 #include <switchyard/core/config.hpp>
+#include <switchyard/core/rounding.hpp>
 
 #include <cmath>
 
@@ -22,7 +23,7 @@ SWITCHYARD_HD double row_logsumexp(S row_maximum, S row_sum) {
 template <class S>
 SWITCHYARD_HD double squared_logsumexp(S row_maximum, S row_sum) {
     const double logsumexp = row_logsumexp(row_maximum, row_sum);
-    return logsumexp * logsumexp;
+    return rounded_times(logsumexp, logsumexp);  // and not fused with the sum that it goes into
 }
 
 SWITCHYARD_HD inline double z_loss(double weight, double squares, index_t counted_tokens) {

@@ -16,6 +16,7 @@
 
 #include <switchyard/backend/policy.hpp>
 #include <switchyard/core/config.hpp>
+#include <switchyard/core/rounding.hpp>
 #include <switchyard/core/workspace.hpp>
 #include <switchyard/plan/slots.hpp>
 #include <switchyard/router/routing.hpp>
@@ -420,7 +421,9 @@ struct select_sampled {
     SWITCHYARD_HD void padding(index_t token) const { best.padding(token); }
     SWITCHYARD_HD void forbid_all(index_t token) const { best.forbid_all(token); }
 
-    SWITCHYARD_HD S perturbed(S score, float u) const { return score + static_cast<S>(temperature) * gumbel<S>(u); }
+    SWITCHYARD_HD S perturbed(S score, float u) const {
+        return score + rounded_times(static_cast<S>(temperature), gumbel<S>(u));
+    }
 };
 
 /// Chooses the experts with the k best keys; `rule` makes gates of their scores.

@@ -57,7 +57,8 @@ struct gate_settings {
 
 inline namespace SWITCHYARD_TARGET {
 
-/// One row's choices side by side in memory, in packs of W.
+/// One row's choices side by side in memory, in packs of W. What is summed is settled before: the bits do not depend on
+/// what a compiler inlines.
 template <class S, int W>
 struct choices_of_row {
     using number = pack<S, W>;
@@ -71,7 +72,7 @@ struct choices_of_row {
     SWITCHYARD_HD number map(const F& f) const {
         number part = number::all(S(0));
         for (index_t c = 0; c < k; c += W) {
-            const number made = f(scores(c), gradients(c));
+            const number made = settled(f(scores(c), gradients(c)));
             made.store_first(score + c, lanes(c));
             part = part + made;
         }
@@ -81,7 +82,7 @@ struct choices_of_row {
     SWITCHYARD_HD number sum_of(const F& f) const {
         number sum = number::all(S(0));
         for (index_t c = 0; c < k; c += W) {
-            sum = sum + f(scores(c), gradients(c));
+            sum = sum + settled(f(scores(c), gradients(c)));
         }
         return number::all(total(sum));
     }
@@ -212,7 +213,7 @@ struct gate_rule {
         const N zero = N::all(S(0));
         N divisor = unit;
         if (settings.sum == gate_sum::add) {
-            divisor = epsilon != S(0) ? sum + N::all(epsilon) * unit : sum;
+            divisor = epsilon != S(0) ? multiply_add(N::all(epsilon), unit, sum) : sum;
         } else if (settings.sum == gate_sum::clamp) {
             divisor = max(sum, N::all(epsilon) * unit);
         }
