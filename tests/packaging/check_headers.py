@@ -37,7 +37,7 @@ def main():
     headers = sorted(
         header
         for header in options.include.rglob("*.hpp")
-        if not PARTS.search(header.as_posix()) and not options.without.search(header.relative_to(options.include).as_posix())
+        if not PARTS.search("/" + header.relative_to(options.include).as_posix()) and not options.without.search(header.relative_to(options.include).as_posix())
     )
     if not headers:
         print(f"no headers in {options.include}")

@@ -11,7 +11,7 @@ import pathlib
 import subprocess
 import sys
 
-LEVELS = ["-O1", "-O3"]
+LEVELS = ["-O1", "-O2", "-O3"]
 SOURCE = pathlib.Path(__file__).resolve().parent / "levels" / "main.cpp"
 
 

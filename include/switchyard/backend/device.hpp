@@ -61,6 +61,8 @@ template <class Memory>
 token_mask token_mask_of(const buffer<std::uint8_t, Memory>& bytes) {
     return {bytes.data(), bytes.size(), !host_readable<Memory>};
 }
+template <class Memory>
+token_mask token_mask_of(buffer<std::uint8_t, Memory>&& bytes) = delete;  // a mask keeps the address alone
 
 namespace detail {
 

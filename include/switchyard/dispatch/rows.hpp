@@ -8,8 +8,8 @@
 //
 // Contiguous rows move one by one, as vectors (detail/contiguous_rows.hpp); large outputs are written past the cache
 // (they do not fit it, and the row that would be read first is skipped). Any other stride moves in tiles on the stack,
-// of up to 384 KiB (detail/tiled_rows.hpp). Storage is converted on the way (core/stored.hpp). Sums have a fixed order
-// whatever the strides, the thread count and the alignment.
+// which with its lists takes up to 448 KiB (detail/tiled_rows.hpp). Storage is converted on the way (core/stored.hpp).
+// Sums have a fixed order whatever the strides, the thread count and the alignment.
 #pragma once
 
 #include <switchyard/backend/policy.hpp>

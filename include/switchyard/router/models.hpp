@@ -1,5 +1,5 @@
 // Routers of models by their configuration: the fields are those of a model's config.json, and their defaults those of
-// its configuration class or its first release, so that what a file leaves out is as the model has it.
+// its configuration class, so that what a file leaves out is as the model has it.
 //
 //   const auto router = router_of(models::deepseek_v3{.n_group = 8, .topk_group = 4}, {bias.data(), 256});
 //   route(par, router, x, w, plan, workspace);
@@ -7,13 +7,19 @@
 // Each is a recipe_router (router/recipe.hpp) with that model's settings, nothing else: capacity, noise and losses are
 // the caller's to set on it. The second argument is the model's bias, where it has one: the checkpoint's
 // e_score_correction_bias or expert_bias, [E] floats, or for gpt-oss the bias of the router's linear layer. The router
-// keeps its address. docs/router/models.md says what is particular about each model, and where implementations differ.
+// keeps its address. For a device: an expert_numbers<cuda_space>, or router_of<cuda_space>(models::mixtral{}).
 //
-// Field names and defaults: the configuration classes of transformers 5.23.
+// A model without a struct of its own takes that of a relative, with every field set: defaults are those of the model
+// that the struct is named after. docs/router/models.md has the table, and says what is particular about each model.
+//
+// Field names and defaults: the configuration classes of transformers 5.23; where one has no default, the first
+// release.
 #pragma once
 
 #include <switchyard/core/config.hpp>
+#include <switchyard/core/matrix_view.hpp>
 #include <switchyard/router/recipe.hpp>
+#include <switchyard/router/softmax_routing.hpp>
 #include <switchyard/score/gates.hpp>
 #include <switchyard/score/groups.hpp>
 #include <switchyard/score/keys.hpp>
@@ -23,15 +29,26 @@ namespace switchyard {
 
 namespace models {
 
-/// Mixtral, MiniMax-M1, Granite, JetMoE, Aria: a softmax over the chosen.
+/// And MiniMax-M1, Granite, JetMoE: a softmax over the chosen.
 struct mixtral {
     index_t num_experts_per_tok = 2;
 };
+struct aria {
+    index_t moe_topk = 6;
+};
 
-/// Qwen2-MoE (4 experts), Qwen3-MoE, Qwen3-Next, OLMoE (8).
+struct qwen2_moe {
+    index_t num_experts_per_tok = 4;
+    bool norm_topk_prob = false;
+};
+/// And OLMoE. Qwen3.5 always normalises.
 struct qwen3_moe {
     index_t num_experts_per_tok = 8;
     bool norm_topk_prob = false;
+};
+struct qwen3_next {
+    index_t num_experts_per_tok = 10;
+    bool norm_topk_prob = true;
 };
 
 struct jamba {
@@ -57,8 +74,7 @@ struct deepseek_v2 {
     double routed_scaling_factor = 1;
 };
 
-/// DeepSeek-V3, V3.2, Bailing (Ling), and with one group GLM-4.5, GLM-5, Kimi-Linear, dots1, Nemotron-H, EXAONE-MoE,
-/// Solar-Open, MiMo-V2-Flash.
+/// And V3.2, Bailing (Ling).
 struct deepseek_v3 {
     index_t num_experts_per_tok = 8;
     index_t n_group = 8;
@@ -67,7 +83,18 @@ struct deepseek_v3 {
     bool norm_topk_prob = true;
 };
 
-/// The layers that choose by their scores; those that choose by token id take a table: plan_from_choices.
+/// GLM-4.5, and GLM-5, Kimi-Linear, dots1, Nemotron-H, EXAONE-MoE, Solar-Open, MiMo-V2-Flash: DeepSeek-V3's router,
+/// mostly with one group.
+struct glm4_moe {
+    index_t num_experts_per_tok = 8;
+    index_t n_group = 1;
+    index_t topk_group = 1;
+    double routed_scaling_factor = 1;
+    bool norm_topk_prob = true;
+};
+
+/// The layers that choose by their scores; those that choose by token id take a table: plan_from_choices. Its code does
+/// not read norm_topk_prob, and always normalises.
 struct deepseek_v4 {
     index_t num_experts_per_tok = 6;
     score_function scoring_func = score_function::sqrt_softplus;
@@ -93,21 +120,21 @@ struct longcat_flash {
     double routed_scaling_factor = 6;
 };
 
-/// M2, and M3 with its factor.
 struct minimax_m2 {
     index_t num_experts_per_tok = 8;
-    double routed_scaling_factor = 1;
+};
+struct minimax_m3 {
+    index_t num_experts_per_tok = 4;
+    double routed_scaling_factor = 2;
 };
 
 struct hy_v3 {
     index_t num_experts_per_tok = 8;
     double router_scaling_factor = 2.826;
 };
-
-/// The bias is added to the scores, before the sigmoid.
-struct kolibri1 {
+struct afmoe {
     index_t num_experts_per_tok = 6;
-    bool norm_topk_prob = false;
+    double route_scale = 1;
 };
 
 struct lfm2_moe {
@@ -116,48 +143,82 @@ struct lfm2_moe {
     double routed_scaling_factor = 1;
 };
 
+/// The bias is added to the scores, before the sigmoid.
+struct kolibri1 {
+    index_t num_experts_per_tok = 6;
+    bool norm_topk_prob = false;
+};
+
 }  // namespace models
 
 inline namespace SWITCHYARD_TARGET {
 
 namespace detail {
 
-/// `k` experts by softmax, divided by their sum or not.
-constexpr recipe_router<> softmax_recipe(index_t k, bool normalizes) {
+/// A softmax, its chosen values divided by their sum or not.
+template <class Space>
+constexpr recipe_router<Space> softmax_recipe(index_t k, bool normalizes) {
     return {.k = k, .normalize = normalizes ? gate_sum::add : gate_sum::none};
 }
 
-/// DeepSeek-V3's form with any score function: a bias of the choice, and a sum with 1e-20.
+/// A bias of the choice, and a sum with an epsilon.
 template <class Space>
 constexpr recipe_router<Space> biased_recipe(index_t k, score_function score, const expert_numbers<Space>& bias,
-                                             bool normalizes, double scale) {
+                                             bool normalizes, double epsilon, double scale) {
     return {.k = k,
             .score = score,
             .selection_bias = bias,
             .normalize = normalizes ? gate_sum::add : gate_sum::none,
-            .epsilon = normalizes ? 1e-20 : 0,
+            .epsilon = normalizes ? epsilon : 0,
             .scale = scale};
+}
+
+/// DeepSeek-V3's form, from the fields that its relatives share.
+template <class Space, class Model>
+constexpr recipe_router<Space> grouped_recipe(const Model& model, score_function score, group_mask masked,
+                                              const expert_numbers<Space>& bias) {
+    auto router =
+        biased_recipe(model.num_experts_per_tok, score, bias, model.norm_topk_prob, 1e-20, model.routed_scaling_factor);
+    router.groups = {.count = model.n_group, .kept = model.topk_group, .summed = 2, .masked = masked};
+    return router;
 }
 
 }  // namespace detail
 
-constexpr recipe_router<> router_of(const models::mixtral& model) {
-    return detail::softmax_recipe(model.num_experts_per_tok, true);
+template <class Space = host_space>
+constexpr recipe_router<Space> router_of(const models::mixtral& model) {
+    return detail::softmax_recipe<Space>(model.num_experts_per_tok, true);
 }
-constexpr recipe_router<> router_of(const models::qwen3_moe& model) {
-    return detail::softmax_recipe(model.num_experts_per_tok, model.norm_topk_prob);
+template <class Space = host_space>
+constexpr recipe_router<Space> router_of(const models::aria& model) {
+    return detail::softmax_recipe<Space>(model.moe_topk, true);
 }
-constexpr recipe_router<> router_of(const models::jamba& model) {
-    return detail::softmax_recipe(model.num_experts_per_tok, false);
+template <class Space = host_space>
+constexpr recipe_router<Space> router_of(const models::qwen2_moe& model) {
+    return detail::softmax_recipe<Space>(model.num_experts_per_tok, model.norm_topk_prob);
+}
+template <class Space = host_space>
+constexpr recipe_router<Space> router_of(const models::qwen3_moe& model) {
+    return detail::softmax_recipe<Space>(model.num_experts_per_tok, model.norm_topk_prob);
+}
+template <class Space = host_space>
+constexpr recipe_router<Space> router_of(const models::qwen3_next& model) {
+    return detail::softmax_recipe<Space>(model.num_experts_per_tok, model.norm_topk_prob);
+}
+template <class Space = host_space>
+constexpr recipe_router<Space> router_of(const models::jamba& model) {
+    return detail::softmax_recipe<Space>(model.num_experts_per_tok, false);
 }
 template <class Space = host_space>
 constexpr recipe_router<Space> router_of(const models::gpt_oss& model, const expert_numbers<Space>& bias = {}) {
     return {.k = model.num_experts_per_tok, .logit_bias = bias, .normalize = gate_sum::add};
 }
-constexpr recipe_router<> router_of(const models::llama4& model) {
+template <class Space = host_space>
+constexpr recipe_router<Space> router_of(const models::llama4& model) {
     return {.k = model.num_experts_per_tok, .score = score_function::sigmoid};
 }
-constexpr recipe_router<> router_of(const models::deepseek_v2& model) {
+template <class Space = host_space>
+constexpr recipe_router<Space> router_of(const models::deepseek_v2& model) {
     return {.k = model.num_experts_per_tok,
             .groups = {.count = model.n_group, .kept = model.topk_group, .summed = 1, .masked = group_mask::zero},
             .scale = model.routed_scaling_factor};
@@ -165,22 +226,22 @@ constexpr recipe_router<> router_of(const models::deepseek_v2& model) {
 template <class Space = host_space>
 constexpr recipe_router<Space> router_of(const models::deepseek_v3& model,
                                          const expert_numbers<Space>& e_score_correction_bias = {}) {
-    auto router = detail::biased_recipe(model.num_experts_per_tok, score_function::sigmoid, e_score_correction_bias,
-                                        model.norm_topk_prob, model.routed_scaling_factor);
-    router.groups = {.count = model.n_group, .kept = model.topk_group, .summed = 2};
-    return router;
+    return detail::grouped_recipe(model, score_function::sigmoid, group_mask::forbidden, e_score_correction_bias);
+}
+template <class Space = host_space>
+constexpr recipe_router<Space> router_of(const models::glm4_moe& model,
+                                         const expert_numbers<Space>& e_score_correction_bias = {}) {
+    return detail::grouped_recipe(model, score_function::sigmoid, group_mask::forbidden, e_score_correction_bias);
 }
 template <class Space = host_space>
 constexpr recipe_router<Space> router_of(const models::deepseek_v4& model,
                                          const expert_numbers<Space>& e_score_correction_bias = {}) {
-    return detail::biased_recipe(model.num_experts_per_tok, model.scoring_func, e_score_correction_bias, true,
+    return detail::biased_recipe(model.num_experts_per_tok, model.scoring_func, e_score_correction_bias, true, 1e-20,
                                  model.routed_scaling_factor);
 }
-constexpr recipe_router<> router_of(const models::mistral4& model) {
-    auto router = detail::biased_recipe(model.num_experts_per_tok, score_function::softmax, expert_numbers<>{},
-                                        model.norm_topk_prob, model.routed_scaling_factor);
-    router.groups = {.count = model.n_group, .kept = model.topk_group, .summed = 2, .masked = group_mask::zero};
-    return router;
+template <class Space = host_space>
+constexpr recipe_router<Space> router_of(const models::mistral4& model) {
+    return detail::grouped_recipe(model, score_function::softmax, group_mask::zero, expert_numbers<Space>{});
 }
 template <class Space = host_space>
 constexpr recipe_router<Space> router_of(const models::ernie4_5_moe& model,
@@ -193,21 +254,35 @@ constexpr recipe_router<Space> router_of(const models::ernie4_5_moe& model,
 template <class Space = host_space>
 constexpr recipe_router<Space> router_of(const models::longcat_flash& model,
                                          const expert_numbers<Space>& e_score_correction_bias = {}) {
-    return detail::biased_recipe(model.moe_topk, score_function::softmax, e_score_correction_bias, false,
+    return detail::biased_recipe(model.moe_topk, score_function::softmax, e_score_correction_bias, false, 0,
                                  model.routed_scaling_factor);
 }
 template <class Space = host_space>
 constexpr recipe_router<Space> router_of(const models::minimax_m2& model,
                                          const expert_numbers<Space>& e_score_correction_bias = {}) {
-    auto router = detail::biased_recipe(model.num_experts_per_tok, score_function::sigmoid, e_score_correction_bias,
-                                        true, model.routed_scaling_factor);
-    router.epsilon = 0;
-    return router;
+    return detail::biased_recipe(model.num_experts_per_tok, score_function::sigmoid, e_score_correction_bias, true, 0,
+                                 1);
+}
+template <class Space = host_space>
+constexpr recipe_router<Space> router_of(const models::minimax_m3& model,
+                                         const expert_numbers<Space>& e_score_correction_bias = {}) {
+    return detail::biased_recipe(model.num_experts_per_tok, score_function::sigmoid, e_score_correction_bias, true, 0,
+                                 model.routed_scaling_factor);
 }
 template <class Space = host_space>
 constexpr recipe_router<Space> router_of(const models::hy_v3& model, const expert_numbers<Space>& expert_bias = {}) {
-    return detail::biased_recipe(model.num_experts_per_tok, score_function::sigmoid, expert_bias, true,
+    return detail::biased_recipe(model.num_experts_per_tok, score_function::sigmoid, expert_bias, true, 1e-20,
                                  model.router_scaling_factor);
+}
+template <class Space = host_space>
+constexpr recipe_router<Space> router_of(const models::afmoe& model, const expert_numbers<Space>& expert_bias = {}) {
+    return detail::biased_recipe(model.num_experts_per_tok, score_function::sigmoid, expert_bias, true, 1e-20,
+                                 model.route_scale);
+}
+template <class Space = host_space>
+constexpr recipe_router<Space> router_of(const models::lfm2_moe& model, const expert_numbers<Space>& expert_bias = {}) {
+    return detail::biased_recipe(model.num_experts_per_tok, score_function::sigmoid, expert_bias, model.norm_topk_prob,
+                                 1e-6, model.routed_scaling_factor);
 }
 template <class Space = host_space>
 constexpr recipe_router<Space> router_of(const models::kolibri1& model,
@@ -217,13 +292,6 @@ constexpr recipe_router<Space> router_of(const models::kolibri1& model,
             .key = key_source::score,
             .selection_bias = e_score_correction_bias,
             .normalize = model.norm_topk_prob ? gate_sum::add : gate_sum::none};
-}
-template <class Space = host_space>
-constexpr recipe_router<Space> router_of(const models::lfm2_moe& model, const expert_numbers<Space>& expert_bias = {}) {
-    auto router = detail::biased_recipe(model.num_experts_per_tok, score_function::sigmoid, expert_bias,
-                                        model.norm_topk_prob, model.routed_scaling_factor);
-    router.epsilon = model.norm_topk_prob ? 1e-6 : 0;
-    return router;
 }
 
 }  // namespace SWITCHYARD_TARGET
