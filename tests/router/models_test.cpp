@@ -5,13 +5,13 @@
 #include "support/routed.hpp"
 
 #include <switchyard/backend/eigen.hpp>
+#include <switchyard/reference/softmax.hpp>
 #include <switchyard/router/models.hpp>
 #include <switchyard/router/route.hpp>
 
 #include <doctest/doctest.h>
 
 #include <algorithm>
-#include <cmath>
 #include <functional>
 #include <numeric>
 #include <string>
@@ -44,19 +44,11 @@ std::string difference(const sy::recipe_router<>& made, const ref::recipe_router
     return made.scale == want.scale ? "" : "scale";
 }
 
-double sigmoid(double s) { return 1 / (1 + std::exp(-s)); }
-
-doubles softmax(const doubles& s) {
-    doubles p;
-    for (const double score : s) p.push_back(std::exp(score));
-    const double sum = std::accumulate(p.begin(), p.end(), 0.0);
-    for (double& value : p) value /= sum;
-    return p;
-}
+doubles softmax(const doubles& s) { return ref::softmax(ref::list<double>(s.begin(), s.end())); }
 
 doubles sigmoids(const doubles& s) {
     doubles p;
-    for (const double score : s) p.push_back(sigmoid(score));
+    for (const double score : s) p.push_back(ref::sigmoid(score));
     return p;
 }
 

@@ -25,6 +25,8 @@
 #include <switchyard/score/keys.hpp>
 #include <switchyard/score/score_function.hpp>
 
+#include <concepts>
+
 namespace switchyard {
 
 namespace models {
@@ -155,6 +157,10 @@ inline namespace SWITCHYARD_TARGET {
 
 namespace detail {
 
+/// Models that differ in their defaults alone.
+template <class Model, class... Listed>
+concept one_of = (std::same_as<Model, Listed> || ...);
+
 /// A softmax, its chosen values divided by their sum or not.
 template <class Space>
 constexpr recipe_router<Space> softmax_recipe(index_t k, bool normalizes) {
@@ -193,16 +199,8 @@ template <class Space = host_space>
 constexpr recipe_router<Space> router_of(const models::aria& model) {
     return detail::softmax_recipe<Space>(model.moe_topk, true);
 }
-template <class Space = host_space>
-constexpr recipe_router<Space> router_of(const models::qwen2_moe& model) {
-    return detail::softmax_recipe<Space>(model.num_experts_per_tok, model.norm_topk_prob);
-}
-template <class Space = host_space>
-constexpr recipe_router<Space> router_of(const models::qwen3_moe& model) {
-    return detail::softmax_recipe<Space>(model.num_experts_per_tok, model.norm_topk_prob);
-}
-template <class Space = host_space>
-constexpr recipe_router<Space> router_of(const models::qwen3_next& model) {
+template <class Space = host_space, detail::one_of<models::qwen2_moe, models::qwen3_moe, models::qwen3_next> Model>
+constexpr recipe_router<Space> router_of(const Model& model) {
     return detail::softmax_recipe<Space>(model.num_experts_per_tok, model.norm_topk_prob);
 }
 template <class Space = host_space>
@@ -223,13 +221,8 @@ constexpr recipe_router<Space> router_of(const models::deepseek_v2& model) {
             .groups = {.count = model.n_group, .kept = model.topk_group, .summed = 1, .masked = group_mask::zero},
             .scale = model.routed_scaling_factor};
 }
-template <class Space = host_space>
-constexpr recipe_router<Space> router_of(const models::deepseek_v3& model,
-                                         const expert_numbers<Space>& e_score_correction_bias = {}) {
-    return detail::grouped_recipe(model, score_function::sigmoid, group_mask::forbidden, e_score_correction_bias);
-}
-template <class Space = host_space>
-constexpr recipe_router<Space> router_of(const models::glm4_moe& model,
+template <class Space = host_space, detail::one_of<models::deepseek_v3, models::glm4_moe> Model>
+constexpr recipe_router<Space> router_of(const Model& model,
                                          const expert_numbers<Space>& e_score_correction_bias = {}) {
     return detail::grouped_recipe(model, score_function::sigmoid, group_mask::forbidden, e_score_correction_bias);
 }
