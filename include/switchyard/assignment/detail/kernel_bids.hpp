@@ -209,17 +209,21 @@ struct keep_best_bids {
         const index_t first = here.load(market.line.offsets + e);
         const index_t last = here.load(market.line.offsets + e + 1);
         const index_t quota = here.load(market.quota + e);
-        if (round > 1 && last - first == here.load(market.load + e)) return;  // nobody new: the block is done
-        const index_t kept = last - first < quota ? last - first : quota;
-        std::uint64_t lowest = 0;  // of the keys kept
-        if (kept > 0 && kept == quota) lowest = find_lowest(here, first, last, kept, counts, chosen);
-        if (kept < last - first) drop_others(here, first, last, kept, lowest, chosen[1], warp_counts);
+        const index_t bids = last - first;
+        // Nothing below would change anything. And no thread may read the load, which the first one stores here with no
+        // barrier between.
+        if (bids == 0 || bids < quota) {
+            if (here.thread() == 0) here.store(market.load + e, bids);
+            return;
+        }
+        if (round > 1 && bids == here.load(market.load + e)) return;  // nobody new: the block is done
+        std::uint64_t lowest = 0;                                     // of the keys kept
+        if (quota > 0) lowest = find_lowest(here, first, last, quota, counts, chosen);
+        if (quota < bids) drop_others(here, first, last, quota, lowest, chosen[1], warp_counts);
         if (here.thread() == 0) {
-            here.store(market.load + e, kept);
-            if (!fills && kept > 0 && kept == quota) here.store(market.price + e, level_of_key(lowest));
-            if (kept < last - first) {
-                here.atomic_add(market.dropped + round, static_cast<std::int32_t>(last - first - kept));
-            }
+            here.store(market.load + e, quota);
+            if (!fills && quota > 0) here.store(market.price + e, level_of_key(lowest));
+            if (quota < bids) here.atomic_add(market.dropped + round, static_cast<std::int32_t>(bids - quota));
         }
     }
 
