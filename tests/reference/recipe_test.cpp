@@ -24,7 +24,7 @@ namespace {
 const double never = -ref::infinity;
 const sy::noise_key key{.seed = 7, .stream = 1, .step = 2};
 const score_function all_scores[] = {score_function::softmax, score_function::sigmoid, score_function::sqrt_softplus};
-const gate_sum all_sums[] = {gate_sum::none, gate_sum::add, gate_sum::clamp};
+const gate_sum all_sums[] = {gate_sum::none, gate_sum::add, gate_sum::clamp, gate_sum::norm};
 
 /// The logits whose sigmoids these are.
 ref::matrix logits_of_sigmoids(ref::matrix sigmoids) {
@@ -62,7 +62,7 @@ void check_gradients(const recipe_router& router, const ref::matrix& scores, con
         },
         bias);
     ref::matrix d_bias(1, scores.columns);
-    d_bias.values = ref::logit_bias_gradient(d_scores, mask);
+    d_bias.values = ref::logit_bias_gradient(d_scores, mask, router.logit_multiplier);
     CHECK(difference(d_bias, by_bias) < 1e-8);
 }
 
@@ -249,7 +249,7 @@ TEST_CASE("reference recipe: -infinity forbids before any bias, with gradient 0"
                                                .selection_bias = {-9, 1000, -9, 1000, -9, -9},
                                                .groups = {.count = 3, .kept = kept, .masked = mask},
                                                .normalize = sum,
-                                               .epsilon = 1e-20,
+                                               .epsilon = sum == gate_sum::norm ? 0 : 1e-20,
                                                .balance_weight = 1,
                                                .z_weight = 1};
                     const auto made = ref::route_scores(router, scores);
@@ -336,7 +336,8 @@ TEST_CASE("reference recipe: the scale is applied once, normalised or not") {
     for (const auto score : all_scores) {
         for (const auto sum : all_sums) {
             for (const sy::index_t k : {1, 3}) {
-                recipe_router router{.k = k, .score = score, .normalize = sum, .epsilon = 1e-20};
+                recipe_router router{
+                    .k = k, .score = score, .normalize = sum, .epsilon = sum == gate_sum::norm ? 0 : 1e-20};
                 const auto plain = ref::route_scores(router, scores);
                 const auto d_plain = ref::route_scores_backward(router, plain, scores, ref::matrix(20, k, 1.0));
                 router.scale = 4;
@@ -545,14 +546,21 @@ TEST_CASE("reference recipe: gradients by central differences") {
                 CAPTURE(static_cast<int>(score));
                 CAPTURE(static_cast<int>(sum));
                 // Sums above and below the clamp.
-                const double epsilon = sum == gate_sum::clamp ? 0.22 * static_cast<double>(k) : 0.3;
-                recipe_router router{.k = k, .score = score, .normalize = sum, .epsilon = epsilon, .scale = 2.5};
+                const double epsilon = sum == gate_sum::norm    ? 0
+                                       : sum == gate_sum::clamp ? 0.22 * static_cast<double>(k)
+                                                                : 0.3;
+                recipe_router router{
+                    .k = k, .score = score, .normalize = sum, .norm_power = 2.5, .epsilon = epsilon, .scale = 2.5};
                 check_gradients(router, scores, mask, {});
                 router.selection_bias = gaussian(1, 6, 5).values;
                 router.logit_bias = gaussian(1, 6, 6).values;
                 router.groups = {.count = 3, .kept = 2};
                 router.balance_weight = .7;
                 router.z_weight = .3;
+                check_gradients(router, scores, mask, {});
+                router.logit_multiplier = 1.5;
+                router.softcap = 2;
+                router.expert_scale = gaussian(1, 6, 7).values;
                 check_gradients(router, scores, mask, {});
                 router.key = key_source::logit;
                 router.groups.masked = group_mask::zero;

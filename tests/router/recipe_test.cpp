@@ -50,8 +50,9 @@ bool is_near(double a, double b, double scale) {
 /// Whether keys in float may order a token's experts, or its groups, otherwise than keys in double.
 bool is_near_tie(const ref::recipe_router& router, const ref::matrix& row) {
     const bool raw = router.selection_bias.empty() && !ref::has_groups(router);
-    if (raw && router.logit_bias.empty()) return false;
-    const double scale = router.selection_bias.empty() && router.logit_bias.empty() ? 0 : 0.1;
+    const bool changed = !router.logit_bias.empty() || router.logit_multiplier != 1 || router.softcap != 0;
+    if (raw && !changed) return false;
+    const double scale = router.selection_bias.empty() && !changed ? 0 : 0.1;
     auto ungrouped = router;
     ungrouped.groups = {};
     ungrouped.noise = {};
@@ -100,7 +101,7 @@ ref::matrix clear_scores(const recipe& router, score_kind kind, index_t tokens, 
 
 /// Rules of gates by number.
 void set_rule(recipe& router, int rule) {
-    switch (rule % 6) {
+    switch (rule % 9) {
         case 1:
             router.scale = 2.5;
             break;
@@ -121,6 +122,14 @@ void set_rule(recipe& router, int rule) {
             router.normalize = gate_sum::add;
             router.epsilon = 0.25;
             router.scale = 3;
+            break;
+        case 6:
+        case 7:
+        case 8:
+            if (router.k == 1) break;
+            router.normalize = gate_sum::norm;
+            router.norm_power = rule % 9 == 6 ? 1 : rule % 9 == 7 ? 2 : 3.5;
+            router.scale = rule % 9 == 8 ? 2.5 : 1;
             break;
         default:
             break;
@@ -166,6 +175,9 @@ void check_shapes(index_t experts, index_t k) {
                     if (turn % 5 < 2) router.balance_weight = 0.02;
                     if (turn % 2 == 0) router.balance = sy::balance_count::all;
                     if (turn % 7 == 0) router.logit_bias = numbers_of(bias);
+                    if (turn % 11 < 2) router.logit_multiplier = 0.7;
+                    if (turn % 11 == 1 || turn % 11 == 2) router.softcap = 2.5;
+                    if (turn % 13 < 3) router.expert_scale = numbers_of(negative);
                     constexpr index_t counts[] = {1, 3, 50, 37};
                     const index_t tokens = counts[turn % 4];
                     const int forbidden = turn % 3 == 1 && experts > 4 ? 60 : 0;
@@ -179,7 +191,7 @@ void check_shapes(index_t experts, index_t k) {
                     CAPTURE(static_cast<int>(source));
                     CAPTURE(biased);
                     CAPTURE(grouped);
-                    CAPTURE(turn % 6);
+                    CAPTURE(turn);
                     check<S>(router, scores, turn % 2 == 0 ? draw_mask(tokens, 5) : ref::mask_list{});
                 }
             }
@@ -372,12 +384,13 @@ TEST_CASE("recipe: with top-k's settings it is top-k, bit by bit") {
 TEST_CASE("recipe: gradients by central differences, every function and rule of gates") {
     const auto bias = draw_bias(8, 11);
     const auto linear = draw_bias(8, 12);
+    const auto own_scale = draw_bias(8, 15, 1);
     auto scores = gaussian(12, 8, 13);
     scores(3, 1) = scores(3, 2) = never;
     const auto weights = gaussian(12, 3, 14);
     const ref::mask_list mask{1, 1, 0, 1, 1, 1, 1, 0, 1, 1, 1, 1};
     for (const auto function : every_function) {
-        for (int rule = 0; rule < 12; ++rule) {
+        for (int rule = 0; rule < 18; ++rule) {
             recipe router{.k = 3,
                           .logit_bias = numbers_of(linear),
                           .score = function,
@@ -385,7 +398,12 @@ TEST_CASE("recipe: gradients by central differences, every function and rule of 
                           .groups = {.count = 4, .kept = 3},
                           .capacity = {.number = 4}};
             set_rule(router, rule);
-            if (rule >= 6) {
+            if (rule % 2 == 1) {
+                router.logit_multiplier = 1.25;
+                router.softcap = 3;
+                router.expert_scale = numbers_of(own_scale);
+            }
+            if (rule >= 9) {
                 router.balance_weight = 0.7;
                 router.z_weight = 0.3;
                 router.logit_jitter = 0.2f;
@@ -405,11 +423,11 @@ TEST_CASE("recipe: gradients by central differences, every function and rule of 
             CAPTURE(static_cast<int>(function));
             CAPTURE(rule);
             CHECK(difference(found, numeric) < 1e-8);
-            // The gradient of the logits' bias is the sum over the tokens.
+            // The gradient of the logits' bias is the sum over the tokens, less the multiplier.
             if (rule != 3) continue;
             for (index_t e = 0; e < 8; ++e) {
                 double sum = 0;
-                for (index_t t = 0; t < 12; ++t) sum += found(t, e);
+                for (index_t t = 0; t < 12; ++t) sum += found(t, e) / router.logit_multiplier;
                 auto moved = linear;
                 recipe there = router;
                 there.logit_bias = numbers_of(moved);
@@ -432,7 +450,10 @@ TEST_CASE("recipe: the experts, weights and gradients of the models' own code") 
         CAPTURE(model.name);
         const auto& from = model.router;
         const numbers bias(from.selection_bias.begin(), from.selection_bias.end());
+        const numbers own_scale(from.expert_scale.begin(), from.expert_scale.end());
         const recipe router{.k = from.k,
+                            .logit_multiplier = from.logit_multiplier,
+                            .softcap = from.softcap,
                             .score = static_cast<score_function>(from.score),
                             .key = static_cast<key_source>(from.key),
                             .selection_bias = bias.empty() ? sy::expert_numbers<>{} : numbers_of(bias),
@@ -441,8 +462,10 @@ TEST_CASE("recipe: the experts, weights and gradients of the models' own code") 
                                        .summed = from.groups.summed,
                                        .masked = static_cast<group_mask>(from.groups.masked)},
                             .normalize = static_cast<gate_sum>(from.normalize),
+                            .norm_power = from.norm_power,
                             .epsilon = from.epsilon,
-                            .scale = from.scale};
+                            .scale = from.scale,
+                            .expert_scale = own_scale.empty() ? sy::expert_numbers<>{} : numbers_of(own_scale)};
         const auto logits = recorded_table<double>(model.answers.logits, model.experts);
         const auto weights = recorded_by_expert(model, model.answers.weights);
         const auto d_weights = recorded_by_expert(model, model.answers.d_weights);
@@ -632,6 +655,68 @@ TEST_CASE("recipe: saturated values tie, scores do not") {
     CHECK(experts_of(routed<float>(router, scores).view()) == ref::integers{{2, 1}});
 }
 
+TEST_CASE("recipe: the order of multiplier, bias and softcap, and what none of them may change") {
+    const numbers linear{1, -1, 0, 0};
+    const recipe router{.k = 2,
+                        .logit_multiplier = 0.5,
+                        .logit_bias = numbers_of(linear),
+                        .softcap = 2,
+                        .score = score_function::sigmoid,
+                        .capacity = {.number = 9}};
+    const ref::matrix scores{{2, 6, 3, never}};  // 2, 2, 1.5 before the cap
+    const auto plan = routed<double>(router, scores);
+    CHECK(experts_of(plan.view()) == ref::integers{{0, 1}});
+    CHECK(gate(plan, 0, 0) == doctest::Approx(sigmoid_of(2 * std::tanh(1))).epsilon(1e-14));
+    // -infinity forbids under a cap, too; what is refused without one is refused with it.
+    CHECK(experts_of(routed<double>(router, {{never, never, -1e30, never}}).view())(0, 0) == 2);
+    CHECK(sentence_of([&] { routed<double>(router, {{1, 2, INFINITY, 0}}); }).find("scores[0, 2] is +infinity") == 0);
+    CHECK(sentence_of([&] { routed<double>(router, {{1, 2, NAN, 0}}); }).find("scores[0, 2] is NaN") == 0);
+    // A token whose experts all saturate has no gradient, and no NaN.
+    const ref::matrix wide{{1e30, -1e30, 1e30, 1e30}};
+    CHECK(difference(routed_backward(router, routed<double>(router, wide), wide, {{1, 2}}), ref::matrix(1, 4)) == 0);
+}
+
+TEST_CASE("softcap: tanh to a few units in the last place, in both types, on both sides of its seam") {
+    const auto worst = []<class S>(S) {
+        double found = 0;
+        for (int i = -4000; i <= 4000; ++i) {
+            const S x = static_cast<S>(i) * S(1.0 / 256) * (i % 3 == 0 ? S(1e-4) : S(1));
+            const double want = 3 * std::tanh(static_cast<double>(x / S(3)));
+            const double got = static_cast<double>(sy::softcap(sy::pack<S, 1>{x}, S(3)).v);
+            const double unit = std::abs(want) * static_cast<double>(std::numeric_limits<S>::epsilon());
+            found = std::max(found, want == got ? 0 : std::abs(got - want) / unit);
+        }
+        return found;
+    };
+    CHECK(worst(1.0f) < 5);
+    CHECK(worst(1.0) < 5);
+}
+
+TEST_CASE("recipe: the scale of an expert is in its gates alone, a p-norm of 0 gives 0") {
+    const numbers own{1, -2, 0.5f};
+    recipe router{.k = 2, .score = score_function::sigmoid, .normalize = gate_sum::add, .expert_scale = numbers_of(own)};
+    const auto plan = routed<double>(router, {{0, 0, -3}});
+    CHECK(experts_of(plan.view()) == ref::integers{{0, 1}});
+    CHECK(difference(gates_of(plan.view()), {{0.5, -1}}) < 1e-15);
+    router = {.k = 2, .score = score_function::sigmoid, .normalize = gate_sum::norm, .norm_power = 2, .scale = 10};
+    CHECK(difference(gates_of(routed<double>(router, {{0, 0, -3}}).view()), {{std::sqrt(50), std::sqrt(50)}}) < 1e-14);
+    const ref::matrix low{{-900, -900, -901}};
+    const auto none = routed<double>(router, low);
+    CHECK(difference(gates_of(none.view()), ref::matrix(1, 2)) == 0);
+    CHECK(difference(routed_backward(router, none, low, {{1, 2}}), ref::matrix(1, 3)) == 0);
+    // Small values are not lost in their powers.
+    CHECK(difference(gates_of(routed<float>(router, {{-50, -50, -60}}).view()), {{std::sqrt(50), std::sqrt(50)}}) < 1e-5);
+    // Drops by gate compare finished gates: the second token's first choice is worth more.
+    const numbers steps{4, 1, 1};
+    router = {.k = 1,
+              .score = score_function::sigmoid,
+              .expert_scale = numbers_of(steps),
+              .capacity = {.number = 1},
+              .order = sy::drop_order::gate};
+    const auto dropped = routed<double>(router, {{0, -1, -1}, {0.5, -1, -1}, {-1, 0.7, -1}});
+    CHECK(slots_of(dropped.view()) == ref::integers{{-1}, {0}, {0}});
+}
+
 TEST_CASE("recipe: a sum of 0, a small sum, dropped choices and k = 1") {
     recipe router{.k = 2, .score = score_function::sigmoid, .normalize = gate_sum::add, .scale = 2};
     const ref::matrix low{{-900, -900, -901}};
@@ -673,6 +758,15 @@ TEST_CASE("recipe: every rule broken is named") {
           "k = 5 is more than the 4 experts of the groups that a token keeps");
     CHECK(sentence({.logit_bias = numbers_of(five)}) == "logit_bias has 5 numbers for E = 6 experts");
     CHECK(sentence({.selection_bias = numbers_of(five)}) == "selection_bias has 5 numbers for E = 6 experts");
+    CHECK(sentence({.expert_scale = numbers_of(five)}) == "expert_scale has 5 numbers for E = 6 experts");
+    CHECK(sentence({.logit_multiplier = 0}) == "logit_multiplier = 0 must be finite and more than 0");
+    CHECK(sentence({.logit_multiplier = NAN}).find("logit_multiplier = ") == 0);
+    CHECK(sentence({.softcap = -1}) == "softcap = -1 must be finite and more than 0");
+    CHECK(sentence({.softcap = INFINITY}) == "softcap = inf must be finite and more than 0");
+    CHECK(sentence({.softcap = NAN}).find("softcap = ") == 0);
+    CHECK(sentence({.norm_power = 0}) == "norm_power = 0 must be finite and more than 0");
+    CHECK(sentence({.k = 2, .normalize = gate_sum::norm, .epsilon = 1e-9}) ==
+          "epsilon = 1e-09 must be 0 with gate_sum::norm, which divides by the norm alone");
     CHECK(sentence({.epsilon = -1}) == "epsilon = -1 must be finite and not negative");
     CHECK(sentence({.epsilon = NAN}).find("epsilon = ") == 0);
     CHECK(sentence({.epsilon = INFINITY}) == "epsilon = inf must be finite and not negative");
@@ -684,6 +778,7 @@ TEST_CASE("recipe: every rule broken is named") {
     CHECK(sentence({.input_jitter = 0.1f}).find("only scores were given") != std::string::npos);
     CHECK(sentence({.logit_jitter = 0.1f}, sy::training{}).find("stream") != std::string::npos);
     CHECK(sentence({.capacity = {.factor = INFINITY}}).find("capacity factor = inf") == 0);
+    CHECK(sentence({.normalize = gate_sum::norm}).find("k = 1 with normalised gates") == 0);
     for (const auto sum : {gate_sum::add, gate_sum::clamp}) {
         CHECK(sentence({.normalize = sum}).find("k = 1 with normalised gates makes every gate the scale") == 0);
         CHECK(sentence({.normalize = sum}, sy::inference{}) == "");

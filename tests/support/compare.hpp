@@ -33,6 +33,7 @@ struct tolerance {
 template <class S>
 bool is_gate(double got, double want) {
     if (got == want) return true;
+    if (want < 0) return is_gate<S>(-got, -want);  // a scale may be negative
     if (want < (sizeof(S) == 4 ? 1e-33 : 1e-300)) return got >= 0 && got < 1e-32;
     return std::abs(got - want) <= want * (tolerance<S>::gate + tolerance<S>::epsilon * std::abs(std::log(want)));
 }
@@ -210,7 +211,9 @@ inline ref::list<double> list_of(const sy::expert_numbers<>& numbers) {
 inline ref::recipe_router reference_of(const sy::recipe_router<>& r, bool is_training) {
     ref::recipe_router same{.k = r.k,
                             .score = static_cast<ref::score_function>(r.score),
+                            .logit_multiplier = r.logit_multiplier,
                             .logit_bias = list_of(r.logit_bias),
+                            .softcap = r.softcap,
                             .key = static_cast<ref::key_source>(r.key),
                             .selection_bias = list_of(r.selection_bias),
                             .groups = {.count = r.groups.count,
@@ -218,8 +221,10 @@ inline ref::recipe_router reference_of(const sy::recipe_router<>& r, bool is_tra
                                        .summed = r.groups.summed,
                                        .masked = static_cast<ref::group_mask>(r.groups.masked)},
                             .normalize = static_cast<ref::gate_sum>(r.normalize),
+                            .norm_power = r.norm_power,
                             .epsilon = r.epsilon,
                             .scale = r.scale,
+                            .expert_scale = list_of(r.expert_scale),
                             .capacity = reference_of(is_training ? r.capacity : r.inference_capacity),
                             .order = static_cast<ref::drop_order>(r.order),
                             .count = static_cast<ref::balance_count>(r.balance)};

@@ -26,13 +26,14 @@
 //                                     reader has its fence between its atomic and its loads (__threadfence)
 //
 // Rules, which keep results the same on every machine and order of threads:
-// - All 32 lanes of a warp take part in every warp operation, and all threads in every sync. No thread returns early.
+// - All 32 lanes of a warp take part in every warp operation, and all threads in every sync. No thread returns
+//   early unless its whole block does.
 // - Shuffles and votes order nothing in memory: what one lane writes to shared memory and another reads has a sync_warp
 //   or a sync in between.
 // - Device memory is read and written through `here` alone, so that traffic can be counted. One kernel does not, the
 //   call per index of generic device code (run_for_each, backend/kernel_primitives.hpp): what it calls knows no `here`
-//   and dereferences pointers, so its launches are counted and its bytes are not. BASE's gates in training and its
-//   backward are such calls.
+//   and dereferences pointers, so its launches are counted and its bytes are not. BASE's gates in training are such
+//   calls.
 // - No number may depend on which thread came first: atomics count and take minima, they hand out no places.
 #pragma once
 

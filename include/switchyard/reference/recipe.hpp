@@ -1,13 +1,14 @@
 // A router made of named parts: score, key, groups, gate. With the right parts it is the router of most open models:
 // DeepSeek-V3 (arXiv 2412.19437) and its relatives, DeepSeek-V4, gpt-oss, Llama 4, Mixtral, Qwen3, ...
 //
-//   logits    l = (s + logit_bias), times the logit jitter
+//   logits    l = (logit_multiplier s + logit_bias), c tanh(l / c) with a softcap c, times the logit jitter
 //   scores    v = softmax(l) over all experts, or per expert sigmoid(l) or sqrt(log(1 + exp(l)))
 //   keys      the logit itself; with a selection bias or groups: (v or l) + selection_bias
 //   groups    E experts in `count` equal runs; the score of a group is the sum of its `summed` best keys. The `kept`
 //             best groups stay, equal ones by rising index; keys outside become -inf, or 0
 //   choices   the k experts of largest key, by falling key, equal keys by rising index
-//   gates     g_c = scale v_c / D, D = 1 | sum_c v_c + epsilon | max(sum_c v_c, epsilon)
+//   gates     g_c = scale v_c / D, D = 1 | sum_c v_c + epsilon | max(sum_c v_c, epsilon) | (sum_c v_c^p)^(1/p);
+//             times expert_scale of the expert
 //   slots     choice-major: all first choices before any second; kept while slot < C
 //   losses    of softmax(l), whatever the score is; f from first choices / N or all choices / (k N), before capacity
 //
@@ -22,9 +23,11 @@
 //
 // Sampling adds its Gumbel noise to the keys, before groups are compared.
 //
-// Backward: with dg = 0 at dropped choices and D' = dD / dsum (0 or 1; 1 where sum = epsilon in max(sum, epsilon)),
-//   dv_{e_c} = scale (dg_c - D' sum_j dg_j v_j / D) / D
-// then through the score; plus the losses through softmax's Jacobian and logsumexp; times the logit jitter.
+// Backward: with dg = 0 at dropped choices, elsewhere times expert_scale, and D'_c = dD / dv_c (0, 1, or
+// (v_c / D)^(p - 1); 1 where sum = epsilon in max(sum, epsilon)),
+//   dv_{e_c} = scale (dg_c - D'_c sum_j dg_j v_j / D) / D
+// then through the score; plus the losses through softmax's Jacobian and logsumexp; times the logit jitter; through
+// the softcap, 1 - (l / c)^2; times the multiplier.
 #pragma once
 
 #include <switchyard/reference/choices.hpp>
@@ -45,8 +48,8 @@ enum class key_source { score, logit };
 /// What becomes of the keys outside the kept groups: -infinity, or 0.
 enum class group_mask { forbidden, zero };
 
-/// What gates are divided by: 1, sum + epsilon, or max(sum, epsilon).
-enum class gate_sum { none, add, clamp };
+/// What gates are divided by: 1, sum + epsilon, max(sum, epsilon), or the p-norm.
+enum class gate_sum { none, add, clamp, norm };
 
 struct expert_groups {
     index_t count = 1;   ///< groups of E / count experts each, by index
@@ -58,14 +61,18 @@ struct expert_groups {
 struct recipe_router {
     index_t k = 1;
     score_function score = score_function::softmax;
+    double logit_multiplier = 1;
     list<double> logit_bias = {};  ///< [E], or empty: none. Part of the logits: choices, gates and losses see it
+    double softcap = 0;            ///< 0: none
     key_source key = key_source::score;
     list<double> selection_bias = {};  ///< [E], or empty: none. Choices see it, nothing else
     expert_groups groups = {};
     gate_sum normalize = gate_sum::none;
+    double norm_power = 1;  ///< p of gate_sum::norm
     double epsilon = 0;
-    double scale = 1;             ///< of all gates; applied once, normalised or not
-    capacity_rule capacity = {};  ///< unlimited: nothing is dropped
+    double scale = 1;                ///< of all gates; applied once, normalised or not
+    list<double> expert_scale = {};  ///< [E], or empty: none
+    capacity_rule capacity = {};     ///< unlimited: nothing is dropped
     exploration noise = {};
     drop_order order = drop_order::position;
     double balance_weight = 0;
@@ -88,6 +95,15 @@ inline void require_valid(const recipe_router& router, index_t experts) {
     require(router.k >= 1 && router.k <= experts, "k = ", router.k, " must lie in 1..E = ", experts);
     require_bias("logit_bias", router.logit_bias, experts);
     require_bias("selection_bias", router.selection_bias, experts);
+    require_bias("expert_scale", router.expert_scale, experts);
+    require(std::isfinite(router.logit_multiplier) && router.logit_multiplier > 0,
+            "logit_multiplier = ", router.logit_multiplier, " must be finite and more than 0");
+    require(std::isfinite(router.softcap) && router.softcap >= 0, "softcap = ", router.softcap,
+            " must be finite, and more than 0, or 0 for none");
+    require(std::isfinite(router.norm_power) && router.norm_power > 0, "norm_power = ", router.norm_power,
+            " must be finite and more than 0");
+    require(router.normalize != gate_sum::norm || router.epsilon == 0, "epsilon = ", router.epsilon,
+            " must be 0 with a norm");
     const expert_groups& groups = router.groups;
     require(groups.count >= 1 && experts % groups.count == 0, "groups.count = ", groups.count,
             " must divide E = ", experts);
@@ -130,15 +146,34 @@ inline list<double> scores_of_token_backward(score_function score, const list<do
     return d_logits;
 }
 
-/// The logits: biased, then jittered.
-inline matrix biased_logits(const recipe_router& router, const matrix& scores, const maybe_noise& noise) {
-    matrix biased = scores;
-    if (!router.logit_bias.empty()) {
-        for (index_t t = 0; t < scores.rows; ++t) {
-            for (index_t e = 0; e < scores.columns; ++e) biased(t, e) += router.logit_bias[e];
+/// The logits before their jitter: multiplied, biased, capped. -infinity stays what it is.
+inline matrix quiet_logits(const recipe_router& router, const matrix& scores) {
+    matrix logits = scores;
+    for (index_t t = 0; t < scores.rows; ++t) {
+        for (index_t e = 0; e < scores.columns; ++e) {
+            double& logit = logits(t, e);
+            logit *= router.logit_multiplier;
+            if (!router.logit_bias.empty()) logit += router.logit_bias[e];
+            if (router.softcap != 0 && logit != -infinity) logit = router.softcap * std::tanh(logit / router.softcap);
         }
     }
-    return noisy_scores(router.noise, biased, noise);
+    return logits;
+}
+
+/// The logits.
+inline matrix biased_logits(const recipe_router& router, const matrix& scores, const maybe_noise& noise) {
+    return noisy_scores(router.noise, quiet_logits(router, scores), noise);
+}
+
+/// The gradient of the scores from that of the logits before their jitter.
+inline matrix quiet_logits_backward(const recipe_router& router, const matrix& scores, const matrix& d_logits) {
+    const matrix logits = quiet_logits(router, scores);
+    matrix d_scores = d_logits;
+    for (index_t i = 0; i < d_scores.values.length(); ++i) {
+        const double part = router.softcap != 0 ? logits.values[i] / router.softcap : 0;
+        d_scores.values[i] *= scores.values[i] == -infinity ? 0 : (1 - part * part) * router.logit_multiplier;
+    }
+    return d_scores;
 }
 
 /// The score of a group: the sum of its best keys in falling order, forbidden ones left out. -inf: all are forbidden.
@@ -213,44 +248,61 @@ inline integers experts_of_largest_key(const matrix& keys, const matrix& logits,
 
 /// The gates of a token's k choices as if none were dropped, and what backward needs of them.
 struct recipe_gates {
-    list<double> values;      ///< v_c, unbiased; 0 at forbidden choices
-    double denominator = 1;   ///< D
-    bool moves_with = false;  ///< whether D moves with the sum of the values: D' is 1
+    list<double> values;     ///< v_c, unbiased; 0 at forbidden choices
+    double denominator = 1;  ///< D
+    list<double> slopes;     ///< D'_c
+    list<double> factors;    ///< the scale, times that of the expert
     list<double> gates;
 };
 
 /// `scores` are those of all experts, `wanted` has -1 at forbidden choices.
 inline recipe_gates gates_of_token(const recipe_router& router, const list<double>& scores, const integers& wanted,
                                    index_t t) {
-    recipe_gates token{.values = filled(router.k, 0.0), .gates = filled(router.k, 0.0)};
+    recipe_gates token{.values = filled(router.k, 0.0),
+                       .slopes = filled(router.k, 0.0),
+                       .factors = filled(router.k, router.scale),
+                       .gates = filled(router.k, 0.0)};
     double sum = 0;
+    double largest = 0;
     for (index_t c = 0; c < router.k; ++c) {
-        if (wanted(t, c) >= 0) token.values[c] = scores[wanted(t, c)];
+        if (wanted(t, c) >= 0) {
+            token.values[c] = scores[wanted(t, c)];
+            if (!router.expert_scale.empty()) token.factors[c] *= router.expert_scale[wanted(t, c)];
+        }
         sum += token.values[c];
+        largest = std::max(largest, token.values[c]);
     }
     if (router.normalize == gate_sum::add) {
         token.denominator = sum + router.epsilon;
-        token.moves_with = true;
+        token.slopes = filled(router.k, 1.0);
     } else if (router.normalize == gate_sum::clamp) {
         token.denominator = sum >= router.epsilon ? sum : router.epsilon;
-        token.moves_with = sum >= router.epsilon;
+        token.slopes = filled(router.k, sum >= router.epsilon ? 1.0 : 0.0);
+    } else if (router.normalize == gate_sum::norm) {
+        double powers = 0;
+        for (const double value : token.values)
+            powers += largest > 0 ? std::pow(value / largest, router.norm_power) : 0;
+        token.denominator = largest * std::pow(powers, 1 / router.norm_power);
+        for (index_t c = 0; c < router.k && token.denominator > 0; ++c) {
+            const double part = token.values[c] / token.denominator;
+            token.slopes[c] = part > 0 ? std::pow(part, router.norm_power - 1) : 0;
+        }
     }
     if (token.denominator == 0) return token;
-    for (index_t c = 0; c < router.k; ++c) token.gates[c] = router.scale * (token.values[c] / token.denominator);
+    for (index_t c = 0; c < router.k; ++c) token.gates[c] = token.factors[c] * (token.values[c] / token.denominator);
     return token;
 }
 
 /// The gradient of the values of a token's choices from that of its gates.
-inline list<double> gates_of_token_backward(const recipe_router& router, const recipe_gates& token,
-                                            const list<double>& d_gates) {
-    auto d_values = filled(router.k, 0.0);
+inline list<double> gates_of_token_backward(const recipe_gates& token, const list<double>& d_gates) {
+    auto d_values = filled(d_gates.length(), 0.0);
     if (token.denominator == 0) return d_values;
     double weighted_sum = 0;
-    if (token.moves_with) {
-        for (index_t c = 0; c < router.k; ++c) weighted_sum += d_gates[c] * (token.values[c] / token.denominator);
+    for (index_t c = 0; c < d_gates.length(); ++c) {
+        weighted_sum += token.factors[c] * d_gates[c] * (token.values[c] / token.denominator);
     }
-    for (index_t c = 0; c < router.k; ++c) {
-        d_values[c] = router.scale * (d_gates[c] - weighted_sum) / token.denominator;
+    for (index_t c = 0; c < d_gates.length(); ++c) {
+        d_values[c] = (token.factors[c] * d_gates[c] - token.slopes[c] * weighted_sum) / token.denominator;
     }
     return d_values;
 }
@@ -320,8 +372,7 @@ inline matrix route_scores_backward(const recipe_router& router, const plan& mad
     for (index_t t = 0; t < scores.rows; ++t) {
         if (!is_token(mask, t)) continue;
         const auto values = scores_of_token(router.score, row_of(logits, t));
-        const auto d_chosen =
-            gates_of_token_backward(router, gates_of_token(router, values, wanted, t), row_of(d_kept, t));
+        const auto d_chosen = gates_of_token_backward(gates_of_token(router, values, wanted, t), row_of(d_kept, t));
         auto d_values = filled(scores.columns, 0.0);
         for (index_t c = 0; c < router.k; ++c) {
             if (wanted(t, c) >= 0) d_values[wanted(t, c)] = d_chosen[c];
@@ -329,16 +380,18 @@ inline matrix route_scores_backward(const recipe_router& router, const plan& mad
         const auto d_token = scores_of_token_backward(router.score, row_of(logits, t), values, d_values);
         for (index_t e = 0; e < scores.columns; ++e) d_logits(t, e) += d_token[e];
     }
-    return noisy_scores_backward(router.noise, d_logits, noise);
+    return quiet_logits_backward(router, scores, noisy_scores_backward(router.noise, d_logits, noise));
 }
 
-/// The gradient of logit_bias, [E], from that of the scores: every token's logits had the bias added.
-inline list<double> logit_bias_gradient(const matrix& d_scores, const mask_list& mask = {}) {
+/// The gradient of logit_bias, [E], from that of the scores: every token's logits had the bias added, and the scores
+/// the multiplier.
+inline list<double> logit_bias_gradient(const matrix& d_scores, const mask_list& mask = {},
+                                        double logit_multiplier = 1) {
     require_mask(mask, d_scores.rows);
     auto d_bias = filled(d_scores.columns, 0.0);
     for (index_t t = 0; t < d_scores.rows; ++t) {
         if (!is_token(mask, t)) continue;
-        for (index_t e = 0; e < d_scores.columns; ++e) d_bias[e] += d_scores(t, e);
+        for (index_t e = 0; e < d_scores.columns; ++e) d_bias[e] += d_scores(t, e) / logit_multiplier;
     }
     return d_bias;
 }

@@ -146,6 +146,7 @@ template <device_policy Policy, class Pass, class S>
 void route_rows(const Policy& policy, const Pass& pass, const plan_view<S, policy_space<Policy>>& plan,
                 const softmax_settings& settings, double* column_sums, device_workspace<Policy>& scratch) {
     detail::run_pass(policy, pass, plan, settings.may_drop, column_sums, scratch);
+    finish_gates(policy, plan, settings.finish);
     place_choices(policy, plan, settings.slots, scratch);
 }
 

@@ -269,6 +269,7 @@ void route_softmax(const Policy& policy, const Source& source, const run_mode& m
                 }
             };
             detail::with_row_group<S>(plan.experts, plan.choices, is_rich || source.changes_scores(), launch);
+            finish_gates(policy, plan, settings.finish);
             return;
         }
     }

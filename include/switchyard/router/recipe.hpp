@@ -1,11 +1,12 @@
 // The recipe router: a router as its settings say it. The routers of DeepSeek-V3 and its relatives, gpt-oss, Llama 4,
 // Mixtral, Qwen and most other open models are this one with other settings: router/models.hpp makes them.
 //
-//   s = scores[T, E] + logit_bias                                      learned, with a gradient like the scores'
+//   s = cap(m scores[T, E] + logit_bias)    score/softcap.hpp          m = logit_multiplier, cap = softcap
 //   v = score(s)                    score/score_function.hpp           softmax, sigmoid or sqrt-softplus
 //   key = v or s, + selection_bias  score/keys.hpp, score/groups.hpp   within the best groups of experts
 //   experts = the k largest keys, best first; equal keys: the lower expert
 //   gate_c = scale v_c / D          score/gates.hpp                    D = 1, sum + epsilon or max(sum, epsilon)
+//            times expert_scale[e]  router/finished_gates.hpp          or D = a p-norm
 //
 // Without selection_bias and with all groups kept the key is the score s. The selection bias never enters a gate. A
 // score of -infinity forbids its expert before any bias, and has gradient 0. The scale is applied once, here; nothing
@@ -16,7 +17,7 @@
 //
 // Slots, capacity, noise, ties, errors and costs are those of top_k_router (router/top_k.hpp). Backward, d_gates[T, k]
 // and the losses -> d_scores[T, E], is `route_scores_backward` of router/softmax_routing.hpp; the gradient of
-// logit_bias is the sum of d_scores over the tokens.
+// logit_bias is the sum of d_scores over the tokens, divided by the multiplier. The expert scale gets none here.
 #pragma once
 
 #include <switchyard/core/config.hpp>
@@ -26,6 +27,7 @@
 #include <switchyard/plan/capacity.hpp>
 #include <switchyard/plan/plan.hpp>
 #include <switchyard/plan/slots.hpp>
+#include <switchyard/router/finished_gates.hpp>
 #include <switchyard/router/routing.hpp>
 #include <switchyard/router/softmax_routing.hpp>
 #include <switchyard/score/gates.hpp>
@@ -40,8 +42,10 @@ namespace switchyard {
 
 template <class Space = host_space>
 struct recipe_router {
-    index_t k = 1;  ///< 1..E, and no more than the experts of the kept groups
+    index_t k = 1;                ///< 1..E, and no more than the experts of the kept groups
+    double logit_multiplier = 1;  ///< > 0
     expert_numbers<Space> logit_bias{};
+    double softcap = 0;  ///< > 0; 0: none
 
     score_function score = score_function::softmax;
     key_source key = key_source::value;
@@ -49,8 +53,10 @@ struct recipe_router {
     expert_groups groups{};
 
     gate_sum normalize = gate_sum::none;
-    double epsilon = 0;  ///< >= 0, added to the sum or its least value
-    double scale = 1;    ///< finite
+    double norm_power = 1;  ///< > 0; with gate_sum::norm
+    double epsilon = 0;     ///< >= 0, added to the sum or its least value; 0 with gate_sum::norm
+    double scale = 1;       ///< finite
+    expert_numbers<Space> expert_scale{};
 
     capacity_rule capacity{};            ///< in training; none by default
     capacity_rule inference_capacity{};  ///< otherwise
@@ -71,17 +77,29 @@ inline constexpr bool is_library_router<recipe_router<Space>> = true;
 
 inline namespace SWITCHYARD_TARGET {
 
+/// A p-norm is taken when the gates are finished.
 template <class Space>
 constexpr gate_settings gate_settings_of(const recipe_router<Space>& r) {
+    if (r.normalize == gate_sum::norm) {
+        return {.function = r.score};
+    }
     return {.function = r.score, .sum = r.normalize, .epsilon = r.epsilon, .scale = r.scale};
 }
 
-/// The biases are state between steps, and not part of the fingerprint.
+template <class Space>
+constexpr gate_finish gate_finish_of(const recipe_router<Space>& r) {
+    return {.power = r.normalize == gate_sum::norm ? r.norm_power : 0,
+            .scale = r.scale,
+            .expert_scale = r.expert_scale.data};
+}
+
+/// Numbers of experts are state between steps, and not part of the fingerprint.
 template <class Space>
 constexpr std::uint64_t fingerprint_of(const recipe_router<Space>& r) {
     return fingerprint('r', r.k, static_cast<int>(r.score), static_cast<int>(r.normalize), r.epsilon, r.scale,
                        r.logit_bias.data != nullptr, r.logit_jitter, r.input_jitter, r.input_dropout, r.balance_weight,
-                       static_cast<int>(r.balance), r.z_weight);
+                       static_cast<int>(r.balance), r.z_weight, r.logit_multiplier, r.softcap, r.norm_power,
+                       r.expert_scale.data != nullptr);
 }
 
 /// Whether scores themselves are the keys.
@@ -95,11 +113,22 @@ template <class Space>
 void require_settings(const recipe_router<Space>& r, index_t experts, const run_mode& mode) {
     require(r.k >= 1 && r.k <= experts, "k = ", r.k, " must lie in 1..E = ", experts);
     require_groups(r.groups, experts, r.k);
-    require(r.logit_bias.data == nullptr || r.logit_bias.size == experts, "logit_bias has ", r.logit_bias.size,
-            " numbers for E = ", experts, " experts");
-    require(r.selection_bias.data == nullptr || r.selection_bias.size == experts, "selection_bias has ",
-            r.selection_bias.size, " numbers for E = ", experts, " experts");
+    const auto require_numbers = [&](const char* name, const expert_numbers<Space>& numbers) {
+        require(numbers.data == nullptr || numbers.size == experts, name, " has ", numbers.size,
+                " numbers for E = ", experts, " experts");
+    };
+    require_numbers("logit_bias", r.logit_bias);
+    require_numbers("selection_bias", r.selection_bias);
+    require_numbers("expert_scale", r.expert_scale);
+    const auto require_positive = [](const char* name, double x) {
+        require(x > 0 && std::isfinite(x), name, " = ", x, " must be finite and more than 0");
+    };
+    require_positive("logit_multiplier", r.logit_multiplier);
+    if (r.softcap != 0) require_positive("softcap", r.softcap);
+    require_positive("norm_power", r.norm_power);
     require(r.epsilon >= 0 && std::isfinite(r.epsilon), "epsilon = ", r.epsilon, " must be finite and not negative");
+    require(r.normalize != gate_sum::norm || r.epsilon == 0, "epsilon = ", r.epsilon,
+            " must be 0 with gate_sum::norm, which divides by the norm alone");
     require_weights({{"scale", r.scale}, {"balance_weight", r.balance_weight}, {"z_weight", r.z_weight}});
     require_noise(r, mode);
     require(!(mode.is_training && r.k == 1 && r.normalize != gate_sum::none && r.epsilon == 0),
@@ -114,7 +143,8 @@ softmax_settings softmax_settings_of(const recipe_router<Space>& r, index_t capa
             .z_weight = r.z_weight,
             .bad = r.bad,
             .may_drop = capacity != unlimited,
-            .gates = gate_settings_of(r)};
+            .gates = gate_settings_of(r),
+            .finish = gate_finish_of(r)};
 }
 
 /// scores[T, E] -> plan with k choices. The plan's arrays lie apart from the scores.

@@ -11,10 +11,13 @@
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/error.hpp>
 #include <switchyard/core/matrix_view.hpp>
+#include <switchyard/core/rounding.hpp>
 #include <switchyard/core/row_blocks.hpp>
 #include <switchyard/core/scalar_traits.hpp>
+#include <switchyard/core/simd.hpp>
 #include <switchyard/plan/plan.hpp>
 #include <switchyard/score/noise.hpp>
+#include <switchyard/score/softcap.hpp>
 
 #include <bit>
 #include <cmath>
@@ -98,17 +101,22 @@ constexpr std::uint64_t fingerprint(const Values&... values) {
     return hash;
 }
 
-/// Scores as rows of compute scalars: converted, made contiguous, biased and jittered on the way where needed.
+/// Scores as rows of compute scalars: converted, made contiguous, and changed on the way where asked for:
+///   (multiplier s + bias_e), under the cap, times the jitter.
 template <class Storage, class Space>
 struct score_rows {
     using compute = compute_t<Storage>;
     matrix_view<const Storage, Space> scores;
     float logit_jitter = 0;
     noise_key noise{};
-    const compute* bias = nullptr;  ///< [E], added before jitter; or null
+    const compute* bias = nullptr;  ///< [E padded to 16 numbers], or null
+    compute multiplier = compute(1);
+    compute cap = compute(0);  ///< 0: none
 
     /// Whether scores are other numbers than those of the matrix.
-    SWITCHYARD_HD bool changes_scores() const { return logit_jitter != 0 || bias != nullptr; }
+    SWITCHYARD_HD bool changes_scores() const {
+        return logit_jitter != 0 || bias != nullptr || multiplier != compute(1) || cap != compute(0);
+    }
     /// Rows can be read where they lie.
     SWITCHYARD_HD bool direct() const {
         return std::is_same_v<Storage, compute> && !changes_scores() && scores.rows_contiguous();
@@ -123,7 +131,7 @@ struct score_rows {
         for (index_t e = 0; e < scores.columns; ++e) {
             scratch[e] = load_scalar(scores(token, e));
         }
-        change(token, scratch);
+        change<1>(token, scratch);
         return scratch;
     }
     /// Rows first .. first + count as `row` gives them, `stride` numbers apart: a multiple of W, and at least E.
@@ -131,14 +139,19 @@ struct score_rows {
     void rows(index_t first, index_t count, compute* out, index_t stride) const {
         load_rows<W>(scores, first, count, out, stride);
         for (index_t i = 0; i < count && changes_scores(); ++i) {
-            change(first + i, out + i * stride);
+            change<W>(first + i, out + i * stride);
         }
     }
-    /// values[e] *= the jitter of score (token, e); backward does so to gradients.
-    SWITCHYARD_HD void apply_jitter(index_t token, compute* values) const {
+    /// gradient[e] of score e of `row` becomes that of the matrix's number.
+    SWITCHYARD_HD void pull_back(index_t token, const compute* row, compute* gradient) const {
         if (logit_jitter != 0) {
-            for_each_uniform(for_purpose(noise, noise_purpose::logit_jitter), token, scores.columns,
-                             [&](index_t e, float u) { values[e] *= jitter_factor<compute>(u, logit_jitter); });
+            for_each_jitter(token, [&](index_t e, compute factor) {
+                gradient[e] = pulled_back(gradient[e] * factor, row[e] / factor);
+            });
+        } else if (multiplier != compute(1) || cap != compute(0)) {
+            for (index_t e = 0; e < scores.columns; ++e) {
+                gradient[e] = pulled_back(gradient[e], row[e]);
+            }
         }
     }
     /// One score of that row.
@@ -147,20 +160,51 @@ struct score_rows {
     }
     /// A number of the matrix as the score that it becomes.
     SWITCHYARD_HD compute changed(index_t token, index_t expert, compute score) const {
-        const compute biased = bias != nullptr ? score + bias[expert] : score;
+        using P = pack<compute, 1>;
+        const compute quiet = before_jitter(P{score}, P{bias != nullptr ? bias[expert] : compute(0)}).v;
         return logit_jitter == 0
-                   ? biased
-                   : biased *
+                   ? quiet
+                   : quiet *
                          jitter_factor<compute>(
                              uniform_at(for_purpose(noise, noise_purpose::logit_jitter), token, expert), logit_jitter);
     }
+    /// Numbers of the matrix as scores without jitter; `added` are their experts' biases.
+    template <int W>
+    SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE pack<compute, W> before_jitter(pack<compute, W> score,
+                                                                          pack<compute, W> added) const {
+        using P = pack<compute, W>;
+        if (multiplier != compute(1)) {
+            score = rounded_times(score, P::all(multiplier));
+        }
+        if (bias != nullptr) {
+            score = score + added;
+        }
+        return cap != compute(0) ? softcap(score, cap) : score;
+    }
+    /// The gradient of a number of the matrix, from that of its score without jitter.
+    SWITCHYARD_HD compute pulled_back(compute gradient, compute score) const {
+        if (cap != compute(0)) {
+            gradient *= softcap_derivative(pack<compute, 1>{score}, cap).v;
+        }
+        return gradient * multiplier;
+    }
 
   private:
+    template <class F>
+    SWITCHYARD_HD void for_each_jitter(index_t token, const F& f) const {
+        for_each_uniform(for_purpose(noise, noise_purpose::logit_jitter), token, scores.columns,
+                         [&](index_t e, float u) { f(e, jitter_factor<compute>(u, logit_jitter)); });
+    }
+    /// A row of whole packs.
+    template <int W>
     SWITCHYARD_HD void change(index_t token, compute* row) const {
-        for (index_t e = 0; e < scores.columns && bias != nullptr; ++e) {
-            row[e] += bias[e];
+        using P = pack<compute, W>;
+        for (index_t e = 0; e < scores.columns; e += W) {
+            before_jitter(P::load(row + e), bias != nullptr ? P::load(bias + e) : P::all(compute(0))).store(row + e);
         }
-        apply_jitter(token, row);
+        if (logit_jitter != 0) {
+            for_each_jitter(token, [&](index_t e, compute factor) { row[e] *= factor; });
+        }
     }
 };
 
@@ -263,7 +307,7 @@ template <class Source>
                  ": a score must be finite, or -infinity to forbid an expert");
         }
     }
-    fail("scores of token ", token, " leave the range of their type after noise");
+    fail("scores of token ", token, " leave the range of their type after the router's noise, bias or multiplier");
 }
 
 }  // namespace SWITCHYARD_TARGET

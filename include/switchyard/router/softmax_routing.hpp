@@ -18,6 +18,7 @@
 #include <switchyard/core/workspace.hpp>
 #include <switchyard/plan/capacity.hpp>
 #include <switchyard/plan/slots.hpp>
+#include <switchyard/router/finished_gates.hpp>
 #include <switchyard/router/routing.hpp>
 #include <switchyard/router/softmax_pass.hpp>
 #include <switchyard/score/gates.hpp>
@@ -35,6 +36,7 @@ struct softmax_settings {
     bad_scores bad = bad_scores::error;
     bool may_drop = true;  ///< a token with every expert forbidden is dropped, not an error
     gate_settings gates{};
+    gate_finish finish{};
     index_t rounds = 0;  ///< of no-token-left-behind; 0 is off
 
     /// Whether probabilities over all experts are asked for in training.
@@ -68,6 +70,7 @@ void route_rows(const Policy& policy, const Pass& pass, const plan_view<S>& plan
         }
     });
     raise_row_events(pass.source, events, settings.may_drop, settings.bad);
+    finish_gates(policy, plan, settings.finish);
     place_choices(policy, plan, settings.slots, scratch, count ? &counts : nullptr);
 }
 
@@ -215,7 +218,7 @@ struct softmax_backward_pass {
                     for (index_t i = 0; i < count; ++i) {
                         const S* const row = source.direct() ? source.row(start + i, scratch) : block + i * length;
                         differentiate<W>(start + i, row, gradients + i * length, chosen);
-                        source.apply_jitter(start + i, gradients + i * length);
+                        source.pull_back(start + i, row, gradients + i * length);
                     }
                     store_rows<W>(gradients, length, d_scores, start, count);
                 }
@@ -225,8 +228,9 @@ struct softmax_backward_pass {
             }
         }
         for (index_t token = first; token < last; ++token) {
-            differentiate<W>(token, source.row(token, scratch + length), scratch, chosen);
-            write<W>(token, scratch);
+            const S* const row = source.row(token, scratch + length);
+            differentiate<W>(token, row, scratch, chosen);
+            write<W>(token, row, scratch);
         }
     }
 
@@ -321,8 +325,8 @@ struct softmax_backward_pass {
     }
 
     template <int W>
-    SWITCHYARD_HD void write(index_t token, S* gradient) const {
-        source.apply_jitter(token, gradient);
+    SWITCHYARD_HD void write(index_t token, const S* row, S* gradient) const {
+        source.pull_back(token, row, gradient);
         if constexpr (std::is_same_v<ScoreStorage, S>) {
             if (d_scores.rows_contiguous()) {
                 using P = pack<S, W>;
@@ -481,9 +485,31 @@ score_rows<Storage, Space> rows_of_router(const Policy& policy, const Router& ro
                                           const noise_key& noise, Workspace& scratch) {
     auto rows = score_rows_of(scores, is_training ? logit_jitter_of(router) : 0.0f, noise);
     if constexpr (requires { router.logit_bias; }) {
-        rows.bias = padded_numbers<compute_t<Storage>>(policy, router.logit_bias, scratch);
+        using S = compute_t<Storage>;
+        rows.bias = padded_numbers<S>(policy, router.logit_bias, scratch);
+        rows.multiplier = static_cast<S>(router.logit_multiplier);
+        rows.cap = static_cast<S>(router.softcap);
     }
     return rows;
+}
+
+}  // namespace detail
+
+namespace detail {
+
+/// The gradients of the gates that were finished, [T, k] from the workspace.
+template <class Policy, class Source, class S, class Space, class GateStorage, class Workspace>
+matrix_view<const S, Space> gradients_before_finish(const Policy& policy, const Source& source,
+                                                    const plan_view<S, Space>& plan,
+                                                    const matrix_view<const GateStorage, Space>& d_gates,
+                                                    const softmax_settings& settings, Workspace& scratch) {
+    const index_t k = plan.choices;
+    S* const out = scratch.template take<S>(plan.tokens * k);
+    S* const values = settings.finish.power != 0 ? scratch.template take<S>(plan.tokens * k) : nullptr;
+    for_each_index(policy, plan.tokens,
+                   unfinish_token<Source, S, Space, GateStorage>{source, plan, d_gates, settings.finish,
+                                                                 settings.gates.function, out, values});
+    return {out, plan.tokens, k, k, 1};
 }
 
 }  // namespace detail
@@ -544,8 +570,16 @@ void route_scores_backward(const Policy& policy, const Router& router, const Pla
     if constexpr (host_policy<Policy>) {
         require_scores_of_plan(router, source, made, scratch);
     }
-    route_softmax_backward(policy, source, made, gates, out, softmax_settings_of(router, made.capacity), backward,
-                           scratch);
+    const softmax_settings settings = softmax_settings_of(router, made.capacity);
+    if (settings.finish.is_needed()) {
+        const auto before = detail::gradients_before_finish(policy, source, made, gates, settings, scratch);
+        // Dropped choices have gradients there: they count in the norm. A forbidden one's value does not move.
+        auto with_dropped = made;
+        with_dropped.slot = with_dropped.expert;
+        route_softmax_backward(policy, source, with_dropped, before, out, settings, backward, scratch);
+        return;
+    }
+    route_softmax_backward(policy, source, made, gates, out, settings, backward, scratch);
 }
 
 }  // namespace SWITCHYARD_TARGET

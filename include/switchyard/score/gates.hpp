@@ -36,6 +36,7 @@ enum class gate_sum {
     none,   ///< 1
     add,    ///< the sum of the chosen values + epsilon
     clamp,  ///< max(the sum of the chosen values, epsilon)
+    norm,   ///< a p-norm of the chosen values: not here, but when the gates are finished (router/finished_gates.hpp)
 };
 
 /// The settings of gates, as routers' settings come down to them.

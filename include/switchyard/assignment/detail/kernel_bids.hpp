@@ -219,7 +219,7 @@ struct keep_best_bids {
         if (round > 1 && bids == here.load(market.load + e)) return;  // nobody new: the block is done
         std::uint64_t lowest = 0;                                     // of the keys kept
         if (quota > 0) lowest = find_lowest(here, first, last, quota, counts, chosen);
-        if (quota < bids) drop_others(here, first, last, quota, lowest, chosen[1], warp_counts);
+        if (quota < bids) drop_others(here, first, last, quota, lowest, quota > 0 ? chosen[1] : 0, warp_counts);
         if (here.thread() == 0) {
             here.store(market.load + e, quota);
             if (!fills && quota > 0) here.store(market.price + e, level_of_key(lowest));
@@ -253,7 +253,6 @@ struct keep_best_bids {
             prefix |= static_cast<std::uint64_t>(chosen[0]) << shift;
             wanted = chosen[1];
         }
-        here.sync();
         return prefix;
     }
 

@@ -183,7 +183,7 @@ struct backward_kernel {
         unrolled<V>([&](int j) { coming.numbers[j] = Storage{}; });
         if (coming.is_live) {
             const index_t token = in.first + row;
-            if (needs_probabilities) {
+            if (needs_probabilities || (IsNoisy && source.cap != S(0))) {
                 load_pieces(here, source.scores, in_vectors, token, mine, coming.numbers);
             }
             if (mine.rank < choices()) {
@@ -230,6 +230,8 @@ struct backward_kernel {
                     .v;
         } else {
             shared = differentiate_choices(here, in, token, mine, now, gradient);
+            // d_scores may be the scores: other lanes have loaded their choices' before this one stores there.
+            if constexpr (!Group::is_block) here.sync_warp();
         }
         if (needs_probabilities) {
             weighted = in.group.sum(here, weighted + shared);
@@ -237,7 +239,7 @@ struct backward_kernel {
         const S shift = (now.is_live ? in.shift[row] : S(0)) - weighted;
         unrolled<V>([&](int j) { gradient[j] += probability[j] * (weight(j) + shift); });
         if constexpr (IsNoisy) {
-            jitter_pieces(source, token, mine, gradient);
+            pull_back_pieces(here, source, token, mine, now.numbers, gradient);
         }
         if (row < in.rows) {
             store_pieces(here, d_scores, out_vectors, token, mine, gradient);

@@ -128,32 +128,68 @@ SWITCHYARD_DEVICE void for_each_held_uniform(const noise_key& key, index_t token
     });
 }
 
-/// values *= the jitter of the scores: what score_rows::apply_jitter does to a whole row.
-template <class Storage, int V, int Size, class Source>
-SWITCHYARD_DEVICE void jitter_pieces(const Source& source, index_t token, const row_pieces<Storage, V, Size>& mine,
-                                     typename Source::compute (&values)[V]) {
-    if (source.logit_jitter != 0) {
-        for_each_held_uniform(for_purpose(source.noise, noise_purpose::logit_jitter), token, mine, [&](int j, float u) {
-            values[j] *= jitter_factor<typename Source::compute>(u, source.logit_jitter);
-        });
-    }
+/// Calls f(j, factor) with the jitter of each of a thread's scores.
+template <class Storage, int V, int Size, class Source, class F>
+SWITCHYARD_DEVICE void for_each_held_jitter(const Source& source, index_t token,
+                                            const row_pieces<Storage, V, Size>& mine, const F& f) {
+    for_each_held_uniform(for_purpose(source.noise, noise_purpose::logit_jitter), token, mine, [&](int j, float u) {
+        f(j, jitter_factor<typename Source::compute>(u, source.logit_jitter));
+    });
 }
 
-/// Stored numbers as scores: computed, biased and jittered where that may be, -infinity beyond the row.
+/// Stored numbers as scores before their jitter, -infinity beyond the row.
 template <bool IsNoisy, class Here, class Storage, int V, int Size, class Source>
-SWITCHYARD_DEVICE void scores_of_pieces(Here& here, const Source& source, index_t token,
-                                        const row_pieces<Storage, V, Size>& mine, const Storage (&numbers)[V],
-                                        compute_t<Storage> (&scores)[V]) {
+SWITCHYARD_DEVICE void quiet_scores_of_pieces(Here& here, const Source& source,
+                                              const row_pieces<Storage, V, Size>& mine, const Storage (&numbers)[V],
+                                              compute_t<Storage> (&scores)[V]) {
     using S = compute_t<Storage>;
     unrolled<V>([&](int j) { scores[j] = load_scalar(numbers[j]); });
     if (!mine.is_whole()) {
         unrolled<V>([&](int j) { scores[j] = mine.holds(j) ? scores[j] : lowest<S>(); });
     }
     if constexpr (IsNoisy) {
-        if (source.bias != nullptr) {
-            unrolled<V>([&](int j) { scores[j] += mine.holds(j) ? here.load(source.bias + mine.column(j)) : S(0); });
+        unrolled<V>([&](int j) {
+            const bool is_biased = source.bias != nullptr && mine.holds(j);
+            const S added = is_biased ? here.load(source.bias + mine.column(j)) : S(0);
+            scores[j] = source.before_jitter(pack<S, 1>{scores[j]}, pack<S, 1>{added}).v;
+        });
+    }
+}
+
+/// Stored numbers as scores: computed, changed where that may be, -infinity beyond the row.
+template <bool IsNoisy, class Here, class Storage, int V, int Size, class Source>
+SWITCHYARD_DEVICE void scores_of_pieces(Here& here, const Source& source, index_t token,
+                                        const row_pieces<Storage, V, Size>& mine, const Storage (&numbers)[V],
+                                        compute_t<Storage> (&scores)[V]) {
+    quiet_scores_of_pieces<IsNoisy>(here, source, mine, numbers, scores);
+    if constexpr (IsNoisy) {
+        if (source.logit_jitter != 0) {
+            for_each_held_jitter(source, token, mine, [&](int j, compute_t<Storage> factor) { scores[j] *= factor; });
         }
-        jitter_pieces(source, token, mine, scores);
+    }
+}
+
+/// Gradients of scores become those of the stored numbers: what score_rows::pull_back does to a whole row.
+template <class Here, class Storage, int V, int Size, class Source>
+SWITCHYARD_DEVICE void pull_back_pieces(Here& here, const Source& source, index_t token,
+                                        const row_pieces<Storage, V, Size>& mine, const Storage (&numbers)[V],
+                                        compute_t<Storage> (&gradient)[V]) {
+    using S = compute_t<Storage>;
+    const bool is_capped = source.cap != S(0);
+    S score[V];
+    if (is_capped) {
+        quiet_scores_of_pieces<true>(here, source, mine, numbers, score);
+    } else {
+        unrolled<V>([&](int j) { score[j] = S(0); });
+    }
+    if (source.logit_jitter != 0) {
+        for_each_held_jitter(source, token, mine, [&](int j, S factor) {
+            gradient[j] *= factor;
+            score[j] = score[j] * factor / factor;  // as where the score alone is known
+        });
+    }
+    if (is_capped || source.multiplier != S(1)) {
+        unrolled<V>([&](int j) { gradient[j] = source.pulled_back(gradient[j], score[j]); });
     }
 }
 
