@@ -40,6 +40,10 @@ std::string difference(const sy::recipe_router<>& made, const ref::recipe_router
         return "groups";
     }
     if (static_cast<int>(made.normalize) != static_cast<int>(want.normalize)) return "normalize";
+    if (made.norm_power != want.norm_power) return "norm_power";
+    if (made.logit_multiplier != want.logit_multiplier) return "logit_multiplier";
+    if (made.softcap != want.softcap) return "softcap";
+    if ((made.expert_scale.data != nullptr) == want.expert_scale.empty()) return "expert_scale";
     if (made.normalize != sy::gate_sum::none && made.epsilon != want.epsilon) return "epsilon";
     return made.scale == want.scale ? "" : "scale";
 }
@@ -90,6 +94,17 @@ TEST_CASE("models: the settings that gave the recorded models' answers") {
     const std::vector<float> any(48);
     const sy::expert_numbers<> some{any.data(), 48};
     const auto made = [&](std::string_view name) -> sy::recipe_router<> {
+        if (name == "DBRX") return sy::router_of(models::dbrx{.moe_top_k = 4});
+        if (name == "DBRX, p = 2")
+            return sy::router_of(models::dbrx{.moe_top_k = 4, .moe_normalize_expert_weights = 2});
+        if (name.starts_with("DBRX"))
+            return sy::router_of(models::dbrx{.moe_top_k = 4, .moe_normalize_expert_weights = 0});
+        if (name == "Gemma 4") return sy::router_of(models::gemma4{}, some);
+        if (name == "Laguna") return sy::router_of(models::laguna{}, some);
+        if (name.starts_with("Laguna")) {
+            return sy::router_of(models::laguna{.moe_router_logit_softcapping = 1.5, .moe_routed_scaling_factor = 2.5},
+                                 some);
+        }
         if (name.starts_with("DeepSeek-V2")) {
             return sy::router_of(models::deepseek_v2{
                 .num_experts_per_tok = 6, .n_group = 8, .topk_group = 3, .routed_scaling_factor = 16});
@@ -116,7 +131,7 @@ TEST_CASE("models: the settings that gave the recorded models' answers") {
         CHECK(difference(made(model.name), model.router) == "");
         ++compared;
     }
-    CHECK(compared == 16);
+    CHECK(compared == 22);
 }
 
 TEST_CASE("models: the others do what their own formula says") {
@@ -135,6 +150,25 @@ TEST_CASE("models: the others do what their own formula says") {
     check(sy::router_of(models::afmoe{.route_scale = 2.5}, given), scores, plus(v, some_bias), v, 2.5, sum);
     check(sy::router_of(models::glm4_moe{.num_experts_per_tok = 4, .routed_scaling_factor = 1.5}, given), scores,
           plus(v, some_bias), v, 1.5, sum);
+    check(sy::router_of(models::step3p7{.num_experts_per_tok = 3, .moe_router_scaling_factor = 3}, given), scores,
+          plus(v, some_bias), v, 3, sum);
+    check(sy::router_of(models::inkling2{.num_experts_per_tok = 3}, given), scores, plus(v, some_bias), v, 8, sum);
+    check(sy::router_of(models::flint{.num_experts_per_tok = 3}), scores, scores, v, 1, sum);
+    check(sy::router_of(models::flint{.num_experts_per_tok = 3, .norm_topk_prob = false}), scores, scores, v, 1, none);
+    check(sy::router_of(models::cohere2_moe{}), scores, scores, p, 1, sum);
+    check(sy::router_of(models::cohere2_moe{.expert_selection_fn = sy::score_function::sigmoid}), scores, scores, v, 1,
+          sum);
+    check(
+        sy::router_of(models::cohere2_moe{.expert_selection_fn = sy::score_function::sigmoid, .norm_topk_prob = false}),
+        scores, scores, v, 1, none);
+    check(sy::router_of(models::hunyuan_v1_moe{.moe_topk = 3}), scores, scores, p, 1, sum);
+    doubles multiplied = scores;
+    for (double& s : multiplied) s *= 0.25;
+    const doubles mv = sigmoids(multiplied);
+    check(sy::router_of(
+              models::muse_spark{.num_experts_per_tok = 3, .output_multiplier = 0.25, .routed_scaling_factor = 1.5},
+              given),
+          scores, plus(mv, some_bias), mv, 1.5, sum);
     check(sy::router_of(models::aria{}), scores, scores, p, 1, sum);
     check(sy::router_of(models::qwen2_moe{}), scores, scores, p, 1, none);
     check(sy::router_of(models::qwen3_next{.num_experts_per_tok = 3}), scores, scores, p, 1, sum);
@@ -149,9 +183,12 @@ TEST_CASE("models: the others do what their own formula says") {
     // What is too small to be seen in these gates.
     CHECK(sy::router_of(models::minimax_m2{}).epsilon == 0);
     CHECK(sy::router_of(models::minimax_m3{}).epsilon == 0);
-    for (const double epsilon :
-         {sy::router_of(models::hy_v3{}).epsilon, sy::router_of(models::afmoe{}).epsilon,
-          sy::router_of(models::glm4_moe{}).epsilon, sy::router_of(models::mistral4{}).epsilon}) {
+    CHECK(sy::router_of(models::step3p7{}).epsilon == 0);
+    CHECK(sy::router_of(models::muse_spark{}).epsilon == 1e-15);
+    CHECK(sy::router_of(models::axk2{.n_group = 8, .topk_group = 4}, given).groups.masked == sy::group_mask::zero);
+    for (const double epsilon : {sy::router_of(models::hy_v3{}).epsilon, sy::router_of(models::afmoe{}).epsilon,
+                                 sy::router_of(models::glm4_moe{}).epsilon, sy::router_of(models::mistral4{}).epsilon,
+                                 sy::router_of(models::axk2{}).epsilon, sy::router_of(models::inkling2{}).epsilon}) {
         CHECK(epsilon == 1e-20);
     }
     // Groups {0, 1}, {2, 3}, {4, 5}, {6, 7} by the sum of both: the second and the third stay, the others' keys are 0.
@@ -204,9 +241,11 @@ constexpr bool go_elsewhere =
 // In any memory, with a bias or without.
 static_assert(
     go_elsewhere<models::mixtral, models::aria, models::qwen2_moe, models::qwen3_moe, models::qwen3_next, models::jamba,
-                 models::gpt_oss, models::llama4, models::deepseek_v2, models::deepseek_v3, models::glm4_moe,
-                 models::deepseek_v4, models::mistral4, models::ernie4_5_moe, models::longcat_flash, models::minimax_m2,
-                 models::minimax_m3, models::hy_v3, models::afmoe, models::lfm2_moe, models::kolibri1>);
+                 models::hunyuan_v1_moe, models::dbrx, models::gemma4, models::cohere2_moe, models::axk2,
+                 models::step3p7, models::inkling2, models::muse_spark, models::laguna, models::flint, models::gpt_oss,
+                 models::llama4, models::deepseek_v2, models::deepseek_v3, models::glm4_moe, models::deepseek_v4,
+                 models::mistral4, models::ernie4_5_moe, models::longcat_flash, models::minimax_m2, models::minimax_m3,
+                 models::hy_v3, models::afmoe, models::lfm2_moe, models::kolibri1>);
 static_assert(std::is_same_v<decltype(sy::router_of(models::deepseek_v4{}, sy::expert_numbers<elsewhere>{})),
                              sy::recipe_router<elsewhere>>);
 

@@ -694,7 +694,8 @@ TEST_CASE("softcap: tanh to a few units in the last place, in both types, on bot
 
 TEST_CASE("recipe: the scale of an expert is in its gates alone, a p-norm of 0 gives 0") {
     const numbers own{1, -2, 0.5f};
-    recipe router{.k = 2, .score = score_function::sigmoid, .normalize = gate_sum::add, .expert_scale = numbers_of(own)};
+    recipe router{
+        .k = 2, .score = score_function::sigmoid, .normalize = gate_sum::add, .expert_scale = numbers_of(own)};
     const auto plan = routed<double>(router, {{0, 0, -3}});
     CHECK(experts_of(plan.view()) == ref::integers{{0, 1}});
     CHECK(difference(gates_of(plan.view()), {{0.5, -1}}) < 1e-15);
@@ -705,7 +706,8 @@ TEST_CASE("recipe: the scale of an expert is in its gates alone, a p-norm of 0 g
     CHECK(difference(gates_of(none.view()), ref::matrix(1, 2)) == 0);
     CHECK(difference(routed_backward(router, none, low, {{1, 2}}), ref::matrix(1, 3)) == 0);
     // Small values are not lost in their powers.
-    CHECK(difference(gates_of(routed<float>(router, {{-50, -50, -60}}).view()), {{std::sqrt(50), std::sqrt(50)}}) < 1e-5);
+    CHECK(difference(gates_of(routed<float>(router, {{-50, -50, -60}}).view()), {{std::sqrt(50), std::sqrt(50)}}) <
+          1e-5);
     // Drops by gate compare finished gates: the second token's first choice is worth more.
     const numbers steps{4, 1, 1};
     router = {.k = 1,

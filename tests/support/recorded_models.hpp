@@ -36,10 +36,13 @@ namespace recorded {
 
 inline constexpr float never = -std::numeric_limits<float>::infinity();
 
+#include "../recorded/dbrx.inc"
 #include "../recorded/deepseek_v2.inc"
 #include "../recorded/deepseek_v3.inc"
 #include "../recorded/deepseek_v4.inc"
+#include "../recorded/gemma4.inc"
 #include "../recorded/gpt_oss.inc"
+#include "../recorded/laguna.inc"
 #include "../recorded/llama4.inc"
 #include "../recorded/longcat_flash.inc"
 #include "../recorded/mixtral.inc"
@@ -91,6 +94,9 @@ inline std::vector<recorded_case> recorded_models() {
     using ref::score_function;
     const ref::expert_groups four_of_eight{.count = 8, .kept = 4, .summed = 2};
 
+    const ref::recipe_router dbrx{.k = 4, .normalize = gate_sum::norm};
+    ref::recipe_router dbrx_p2 = dbrx;
+    dbrx_p2.norm_power = 2;
     const ref::recipe_router deepseek_v2{
         .k = 6, .groups = {.count = 8, .kept = 3, .summed = 1, .masked = ref::group_mask::zero}, .scale = 16};
     const ref::recipe_router deepseek_v3{.k = 8,
@@ -115,7 +121,17 @@ inline std::vector<recorded_case> recorded_models() {
                                          .normalize = gate_sum::add,
                                          .epsilon = 1e-20,
                                          .scale = 1.5};
+    const ref::recipe_router gemma4{
+        .k = 8, .normalize = gate_sum::add, .expert_scale = recorded_list(recorded::gemma4_default_per_expert_scale)};
     const ref::recipe_router gpt_oss{.k = 4, .normalize = gate_sum::add};
+    const ref::recipe_router laguna{.k = 8,
+                                    .score = score_function::sigmoid,
+                                    .selection_bias = recorded_list(recorded::laguna_default_bias),
+                                    .normalize = gate_sum::add};
+    ref::recipe_router laguna_capped = laguna;
+    laguna_capped.softcap = 1.5;
+    laguna_capped.selection_bias = recorded_list(recorded::laguna_softcap_bias);
+    laguna_capped.scale = 2.5;
     const ref::recipe_router llama4{.k = 1, .score = score_function::sigmoid};
     const ref::recipe_router llama4_k2{.k = 2, .score = score_function::sigmoid};
     const ref::recipe_router longcat{
@@ -131,14 +147,20 @@ inline std::vector<recorded_case> recorded_models() {
                                         .scale = 2.5};
 
     return {
+        {"DBRX", 16, dbrx, recorded::dbrx_p1},
+        {"DBRX, p = 2", 16, dbrx_p2, recorded::dbrx_p2},
+        {"DBRX, not normalised", 16, {.k = 4}, recorded::dbrx_raw},
         {"DeepSeek-V2, groups by their maximum", 32, deepseek_v2, recorded::deepseek_v2_groups},
         {"DeepSeek-V3", 32, deepseek_v3, recorded::deepseek_v3_default},
         {"DeepSeek-V3, not normalised", 32, deepseek_v3_raw, recorded::deepseek_v3_raw},
         {"DeepSeek-V3, one group", 32, deepseek_v3_one_group, recorded::deepseek_v3_one_group},
         {"DeepSeek-V3, negative keys", 32, deepseek_v3_negative, recorded::deepseek_v3_negative_bias},
         {"DeepSeek-V4", 32, deepseek_v4, recorded::deepseek_v4_default},
+        {"Gemma 4", 32, gemma4, recorded::gemma4_default},
         {"gpt-oss", 32, gpt_oss, recorded::gpt_oss_default},
         {"gpt-oss, forbidden", 32, gpt_oss, recorded::gpt_oss_default_forbidden},
+        {"Laguna", 32, laguna, recorded::laguna_default},
+        {"Laguna, softcap", 32, laguna_capped, recorded::laguna_softcap},
         {"Llama 4", 16, llama4, recorded::llama4_default},
         {"Llama 4, k = 2", 16, llama4_k2, recorded::llama4_k2},
         {"Llama 4, k = 2, forbidden", 16, llama4_k2, recorded::llama4_k2_forbidden},

@@ -56,6 +56,28 @@ struct qwen3_next {
 struct jamba {
     index_t num_experts_per_tok = 2;
 };
+struct hunyuan_v1_moe {
+    index_t moe_topk = 1;
+};
+
+/// The gates are divided by their p-norm, p = moe_normalize_expert_weights; 0 for a file's null: not at all.
+struct dbrx {
+    index_t moe_top_k = 1;
+    double moe_normalize_expert_weights = 1;
+};
+
+/// And Diffusion Gemma. The second argument is the router's per_expert_scale. Scores are the product of its own norm
+/// and scale of the tokens, which are the caller's.
+struct gemma4 {
+    index_t top_k_experts = 8;
+};
+
+/// expert_selection_fn: "softmax" over the chosen, or "sigmoid".
+struct cohere2_moe {
+    index_t num_experts_per_tok = 2;
+    score_function expert_selection_fn = score_function::softmax;
+    bool norm_topk_prob = true;  ///< with sigmoid; a softmax over the chosen has the sum 1
+};
 
 /// The bias is that of the router's linear layer.
 struct gpt_oss {
@@ -103,6 +125,15 @@ struct deepseek_v4 {
     double routed_scaling_factor = 1.5;
 };
 
+/// A.X-K2: with groups, keys outside them are 0.
+struct axk2 {
+    index_t num_experts_per_tok = 8;
+    index_t n_group = 1;
+    index_t topk_group = 1;
+    double routed_scaling_factor = 2.5;
+    bool norm_topk_prob = true;
+};
+
 struct mistral4 {
     index_t num_experts_per_tok = 4;
     index_t n_group = 1;
@@ -128,6 +159,33 @@ struct minimax_m2 {
 struct minimax_m3 {
     index_t num_experts_per_tok = 4;
     double routed_scaling_factor = 2;
+};
+
+struct step3p7 {
+    index_t num_experts_per_tok = 8;
+    double moe_router_scaling_factor = 1;
+};
+struct inkling2 {
+    index_t num_experts_per_tok = 8;
+    score_function scoring_func = score_function::sigmoid;
+    double route_scale = 8;
+};
+/// Its logits are multiplied first.
+struct muse_spark {
+    index_t num_experts_per_tok = 8;
+    double output_multiplier = 0.1767766952966369;
+    double routed_scaling_factor = 1;
+};
+/// Its logits are capped first, where the softcap is not 0. A score of -infinity forbids here; its own code makes it
+/// the cap's negative.
+struct laguna {
+    index_t num_experts_per_tok = 8;
+    double moe_router_logit_softcapping = 0;
+    double moe_routed_scaling_factor = 1;
+};
+struct flint {
+    index_t num_experts_per_tok = 6;
+    bool norm_topk_prob = true;
 };
 
 struct hy_v3 {
@@ -208,6 +266,29 @@ constexpr recipe_router<Space> router_of(const models::jamba& model) {
     return detail::softmax_recipe<Space>(model.num_experts_per_tok, false);
 }
 template <class Space = host_space>
+constexpr recipe_router<Space> router_of(const models::hunyuan_v1_moe& model) {
+    return detail::softmax_recipe<Space>(model.moe_topk, true);
+}
+template <class Space = host_space>
+constexpr recipe_router<Space> router_of(const models::dbrx& model) {
+    const double power = model.moe_normalize_expert_weights;
+    return {.k = model.moe_top_k,
+            .normalize = power == 0 ? gate_sum::none : gate_sum::norm,
+            .norm_power = power == 0 ? 1 : power};
+}
+template <class Space = host_space>
+constexpr recipe_router<Space> router_of(const models::gemma4& model,
+                                         const expert_numbers<Space>& per_expert_scale = {}) {
+    return {.k = model.top_k_experts, .normalize = gate_sum::add, .expert_scale = per_expert_scale};
+}
+template <class Space = host_space>
+constexpr recipe_router<Space> router_of(const models::cohere2_moe& model) {
+    const bool normalizes = model.norm_topk_prob || model.expert_selection_fn == score_function::softmax;
+    return {.k = model.num_experts_per_tok,
+            .score = model.expert_selection_fn,
+            .normalize = normalizes ? gate_sum::add : gate_sum::none};
+}
+template <class Space = host_space>
 constexpr recipe_router<Space> router_of(const models::gpt_oss& model, const expert_numbers<Space>& bias = {}) {
     return {.k = model.num_experts_per_tok, .logit_bias = bias, .normalize = gate_sum::add};
 }
@@ -237,6 +318,11 @@ constexpr recipe_router<Space> router_of(const models::mistral4& model) {
     return detail::grouped_recipe(model, score_function::softmax, group_mask::zero, expert_numbers<Space>{});
 }
 template <class Space = host_space>
+constexpr recipe_router<Space> router_of(const models::axk2& model,
+                                         const expert_numbers<Space>& e_score_correction_bias = {}) {
+    return detail::grouped_recipe(model, score_function::sigmoid, group_mask::zero, e_score_correction_bias);
+}
+template <class Space = host_space>
 constexpr recipe_router<Space> router_of(const models::ernie4_5_moe& model,
                                          const expert_numbers<Space>& e_score_correction_bias = {}) {
     return {.k = model.moe_k,
@@ -261,6 +347,40 @@ constexpr recipe_router<Space> router_of(const models::minimax_m3& model,
                                          const expert_numbers<Space>& e_score_correction_bias = {}) {
     return detail::biased_recipe(model.num_experts_per_tok, score_function::sigmoid, e_score_correction_bias, true, 0,
                                  model.routed_scaling_factor);
+}
+template <class Space = host_space>
+constexpr recipe_router<Space> router_of(const models::step3p7& model,
+                                         const expert_numbers<Space>& e_score_correction_bias = {}) {
+    return detail::biased_recipe(model.num_experts_per_tok, score_function::sigmoid, e_score_correction_bias, true, 0,
+                                 model.moe_router_scaling_factor);
+}
+template <class Space = host_space>
+constexpr recipe_router<Space> router_of(const models::inkling2& model,
+                                         const expert_numbers<Space>& e_score_correction_bias = {}) {
+    return detail::biased_recipe(model.num_experts_per_tok, model.scoring_func, e_score_correction_bias, true, 1e-20,
+                                 model.route_scale);
+}
+template <class Space = host_space>
+constexpr recipe_router<Space> router_of(const models::muse_spark& model,
+                                         const expert_numbers<Space>& e_score_correction_bias = {}) {
+    auto router = detail::biased_recipe(model.num_experts_per_tok, score_function::sigmoid, e_score_correction_bias,
+                                        true, 1e-15, model.routed_scaling_factor);
+    router.logit_multiplier = model.output_multiplier;
+    return router;
+}
+template <class Space = host_space>
+constexpr recipe_router<Space> router_of(const models::laguna& model,
+                                         const expert_numbers<Space>& e_score_correction_bias = {}) {
+    auto router = detail::biased_recipe(model.num_experts_per_tok, score_function::sigmoid, e_score_correction_bias,
+                                        true, 0, model.moe_routed_scaling_factor);
+    router.softcap = model.moe_router_logit_softcapping;
+    return router;
+}
+template <class Space = host_space>
+constexpr recipe_router<Space> router_of(const models::flint& model) {
+    return {.k = model.num_experts_per_tok,
+            .score = score_function::sigmoid,
+            .normalize = model.norm_topk_prob ? gate_sum::add : gate_sum::none};
 }
 template <class Space = host_space>
 constexpr recipe_router<Space> router_of(const models::hy_v3& model, const expert_numbers<Space>& expert_bias = {}) {
