@@ -110,6 +110,38 @@ TEST_CASE("recipe kernels: keys are scores, with every function and rule of gate
     }
 }
 
+TEST_CASE("recipe kernels: multiplier, softcap, jitter, p-norms and scales of experts, forward and backward") {
+    for (const auto function : every_function) {
+        for (const index_t k : {2, 8, 33}) {
+            for (const int turn : {0, 1, 2, 3}) {
+                CAPTURE(static_cast<int>(function));
+                CAPTURE(k);
+                CAPTURE(turn);
+                const both_recipes routers(
+                    [&](auto& router) {
+                        router.k = k;
+                        router.score = function;
+                        router.logit_multiplier = turn == 0 ? 1 : 0.75;
+                        router.softcap = turn == 1 ? 0 : 2.5;
+                        if (turn == 2) router.logit_jitter = 0.02f;
+                        if (turn >= 2) router.balance_weight = 0.01;
+                        router.normalize = turn == 1 ? sy::gate_sum::norm : sy::gate_sum::none;
+                        router.norm_power = 2;
+                        router.scale = 1.5;
+                        router.capacity = {.factor = 1.1};
+                        if (turn == 3) router.order = sy::drop_order::gate;
+                    },
+                    {.logit = turn == 0 ? std::vector<float>{} : spread_bias(60, 7),
+                     .scale = turn == 1 ? std::vector<float>{} : spread_bias(60, 13)});
+                const index_t tokens = k == 33 ? 3 : 70;
+                const auto scores = draw_scores(score_kind::gaussian, tokens, 60, 5, 20);
+                CHECK(difference_in_next_order(routers, scores, draw_mask(tokens, 6)) == "");
+                CHECK(difference_in_next_order(routers, scores, {}, false) == "");
+            }
+        }
+    }
+}
+
 TEST_CASE("recipe kernels: hostile scores") {
     for (const auto kind : {score_kind::small_integers, score_kind::equal, score_kind::one_expert, score_kind::wide,
                             score_kind::equal_rows}) {

@@ -12,10 +12,11 @@
 
 namespace switchyard_test {
 
-/// Which biases a recipe has.
+/// Which numbers of experts a recipe has.
 struct recipe_biases {
     std::vector<float> logit{};
     std::vector<float> selection{};
+    std::vector<float> scale{};
 };
 
 /// Numbers for E experts, different from each other and exact in float.
@@ -28,7 +29,7 @@ inline std::vector<float> spread_bias(index_t experts, index_t step) {
 /// The same settings for both: set(router) makes all but the biases.
 struct both_recipes {
     recipe_biases biases;
-    sy::buffer<float, device_memory> logit, selection;
+    sy::buffer<float, device_memory> logit, selection, scale;
     sy::recipe_router<> host{};
     sy::recipe_router<device_space> there{};
 
@@ -36,7 +37,8 @@ struct both_recipes {
     both_recipes(const Set& set, const recipe_biases& given = {})
         : biases(given),
           logit(sy::copy_to_device(device, std::span<const float>(biases.logit))),
-          selection(sy::copy_to_device(device, std::span<const float>(biases.selection))) {
+          selection(sy::copy_to_device(device, std::span<const float>(biases.selection))),
+          scale(sy::copy_to_device(device, std::span<const float>(biases.scale))) {
         set(host);
         set(there);
         const auto hang = [](const auto& from, auto& host_bias, const auto& buffer, auto& device_bias) {
@@ -46,6 +48,7 @@ struct both_recipes {
         };
         hang(biases.logit, host.logit_bias, logit, there.logit_bias);
         hang(biases.selection, host.selection_bias, selection, there.selection_bias);
+        hang(biases.scale, host.expert_scale, scale, there.expert_scale);
     }
     both_recipes(const both_recipes&) = delete;
     both_recipes& operator=(const both_recipes&) = delete;
@@ -95,6 +98,12 @@ std::string recipe_difference(const Policy& on, const both_recipes& routers, con
     const auto backward = matrix_difference(sy::copy_to_host(on, d_scores), d_want, tolerance<float>::gradient,
                                             1 + std::abs(routers.host.scale));
     if (!backward.empty()) return "d_scores: " + backward;
+    // In place of the scores: the same numbers.
+    auto in_place = sy::copy_to_device(on, scores);
+    sy::route_scores_backward(on, routers.there, made, in_place, sy::copy_to_device(on, d_gates), in_place, scratch,
+                              {.loss_scale = 3});
+    const auto same = matrix_difference(sy::copy_to_host(on, in_place), sy::copy_to_host(on, d_scores), 0, 1);
+    if (!same.empty()) return "d_scores in place of the scores: " + same;
 
     std::vector<float> bias(static_cast<std::size_t>(want.experts()), 0.5f);
     auto device_bias = sy::copy_to_device(on, std::span<const float>(bias));

@@ -166,7 +166,8 @@ void launch_forward(const Policy& policy, const score_rows<Storage, Space>& sour
         plan.load_after = scratch.template take<std::int64_t>(plan.experts);
     }
     const bool is_few = !IsNoisy && made.has_rows() && plan.row_block == 1 && plan.tokens <= most_few_tokens &&
-                        plan.experts <= most_few_experts && plan.choices <= most_group_choices;
+                        plan.experts <= most_few_experts && plan.choices <= most_group_choices &&
+                        !settings.finish.is_needed();
     const index_t levels = histogram_levels(plan.experts, plan.choices);
     const index_t rows = is_few ? most_few_tokens
                                 : forward_block_rows<kernel>(group, plan.tokens, plan.experts, plan.choices,
@@ -214,6 +215,7 @@ void launch_forward(const Policy& policy, const score_rows<Storage, Space>& sour
     }
     policy.launch(rows_by(std::type_identity<kernel>{}, group), counts.blocks,
                   kernel::room(plan.experts, levels, rows));
+    finish_gates(policy, plan, settings.finish);  // before those of dropped choices are 0
     finish_counts_by_block(policy, plan, counts, settings.slots.balance, totals);
     if (made.has_rows()) {
         hand_out_slots_by_block(policy, plan, counts, scratch);
@@ -269,7 +271,6 @@ void route_softmax(const Policy& policy, const Source& source, const run_mode& m
                 }
             };
             detail::with_row_group<S>(plan.experts, plan.choices, is_rich || source.changes_scores(), launch);
-            finish_gates(policy, plan, settings.finish);
             return;
         }
     }
