@@ -37,13 +37,15 @@ void run(const options& asked) {
     {
         const output_folder writable(asked.out);  // before the work, not after it
     }
-    const score_table scores = read_scores(asked.scores);
-    const index_t experts = std::visit([](const auto& table) { return table.columns(); }, scores);
-    sy::require(!asked.chooses(router_kind::top_k) || asked.k <= experts, "--k ", asked.k,
-                " must lie in 1..E = ", experts);
+    const inputs given = read_inputs(asked);
+    const index_t experts = std::visit([](const auto& table) { return table.columns(); }, given.scores);
+    if (asked.chooses(router_kind::top_k)) {
+        const index_t k = recipe_of(asked).k;
+        sy::require(k <= experts, "--k ", k, " must lie in 1..E = ", experts);
+    }
     std::vector<routing> all;
     for (const router_kind router : asked.routers) {
-        all.push_back(run_router(asked, router, scores));
+        all.push_back(run_router(asked, router, given));
     }
     write_all(asked, all);
 }

@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <chrono>
 #include <type_traits>
+#include <utility>
+#include <variant>
 #include <vector>
 
 namespace study {
@@ -42,45 +44,77 @@ inline sy::switch_router switch_router_of(const options& asked) {
             .z_weight = asked.z_weight};
 }
 
-/// One choice with normalised gates: every gate is 1. The library refuses to train that router, which would learn
-/// nothing; what it does with scores is clear all the same.
-inline bool gates_are_one(const options& asked) {
-    return asked.k == 1 && (asked.renormalize || asked.softmax == sy::softmax_order::after);
-}
+/// The files' numbers in the memory of a policy.
+template <class Space>
+struct placed_inputs {
+    sy::expert_numbers<Space> logit_bias, bias, expert_scale;
+    sy::token_mask mask;
+};
 
-inline sy::top_k_router top_k_router_of(const options& asked) {
-    sy::top_k_router router{.k = asked.k,
-                            .softmax = asked.softmax,
-                            .renormalize = asked.renormalize,
-                            .capacity = capacity_rule_of(asked, router_kind::top_k),
-                            .order = asked.drop_order,
-                            .logit_jitter = noise_of(asked, router_kind::top_k).scale,
-                            .balance_weight = asked.balance_weight,
-                            .balance = asked.balance_count,
-                            .z_weight = asked.z_weight};
-    if (gates_are_one(asked)) {  // routed without normalisation; equal gates leave the order of tokens
-        router.softmax = sy::softmax_order::before;
-        router.renormalize = false;
-        router.order = sy::drop_order::position;
-    }
-    return router;
+/// The router of top_k as it runs. Constant gates are routed without normalisation, and written as they are then; equal
+/// gates leave the order of tokens.
+template <class Space>
+sy::recipe_router<Space> recipe_in(const options& asked, const placed_inputs<Space>& placed) {
+    const sy::recipe_router<> r = recipe_of(asked);
+    const bool is_constant = has_constant_gates(r);
+    sy::require(
+        !is_constant || placed.expert_scale.data == nullptr || r.order == sy::drop_order::position,
+        "--drop-order gate with --expert-scale needs gates that differ otherwise: one choice is normalised here");
+    return {.k = r.k,
+            .logit_multiplier = r.logit_multiplier,
+            .logit_bias = placed.logit_bias,
+            .softcap = r.softcap,
+            .score = r.score,
+            .key = r.key,
+            .selection_bias = placed.bias,
+            .groups = r.groups,
+            .normalize = is_constant ? sy::gate_sum::none : r.normalize,
+            .norm_power = r.norm_power,
+            .epsilon = r.epsilon,
+            .scale = is_constant ? 1 : r.scale,
+            .expert_scale = is_constant ? sy::expert_numbers<Space>{} : placed.expert_scale,
+            .capacity = r.capacity,
+            .inference_capacity = r.inference_capacity,
+            .order = is_constant ? sy::drop_order::position : r.order,
+            .logit_jitter = r.logit_jitter,
+            .balance_weight = r.balance_weight,
+            .balance = r.balance,
+            .z_weight = r.z_weight};
 }
 
 /// Calls f(router, mode) with the library's router. Switch and top-k run as in training, where they have losses.
-template <class F>
-auto with_router(const options& asked, router_kind router, const F& f) {
-    const sy::training training{.seed = asked.seed, .stream = 0};
+template <class Space, class F>
+void with_router(const options& asked, router_kind router, const placed_inputs<Space>& placed, const F& f) {
+    const sy::training training{.seed = asked.seed, .stream = 0, .mask = placed.mask};
     switch (router) {
         case router_kind::switch_router:
             return f(switch_router_of(asked), sy::run_mode(training));
         case router_kind::top_k:
-            return f(top_k_router_of(asked), sy::run_mode(training));
+            return f(recipe_in(asked, placed), sy::run_mode(training));
         case router_kind::base:
             if (asked.solver == solver_kind::auction) return f(sy::base_router<sy::auction>{}, sy::run_mode(training));
             return f(sy::base_router<sy::hungarian>{}, sy::run_mode(training));
         default:
-            return f(sy::base_router<sy::hungarian>{}, sy::run_mode(sy::inference{}));
+            return f(sy::base_router<sy::hungarian>{}, sy::run_mode(sy::inference{placed.mask}));
     }
+}
+
+/// C at the experts of a plan's choices, which stands for the gradient of their gates; constant ones have none.
+template <class S>
+sy::matrix<S> gate_gradients_of(const options& asked, router_kind router, const sy::plan_view<S>& plan,
+                                const score_table& table) {
+    sy::matrix<S> d_gates(plan.tokens, plan.choices);
+    const bool is_constant = router == router_kind::top_k && has_constant_gates(recipe_of(asked));
+    std::visit(
+        [&](const auto& numbers) {
+            for (index_t i = 0; i < plan.tokens * plan.choices; ++i) {
+                const std::int32_t expert = plan.expert[i];
+                const bool counts = expert >= 0 && !is_constant;
+                d_gates.data()[i] = counts ? static_cast<S>(numbers(i / plan.choices, expert)) : S(0);
+            }
+        },
+        table);
+    return d_gates;
 }
 
 /// The sum of the file's scores over kept choices.
@@ -97,8 +131,8 @@ double total_score_of(const sy::plan_view<S>& plan, const sy::matrix<S>& scores)
 
 /// Takes down what a plan says. `scores` are the file's.
 template <class S>
-routing routing_of(const options& asked, router_kind router, const sy::plan_view<S>& plan,
-                   const sy::matrix<S>& scores) {
+routing routing_of(const options& asked, router_kind router, const sy::plan_view<S>& plan, const sy::matrix<S>& scores,
+                   const inputs& given) {
     const index_t positions = plan.tokens * plan.choices;
     const bool has_losses = router == router_kind::switch_router || router == router_kind::top_k;
     routing made{.router = router, .tokens = plan.tokens, .experts = plan.experts, .choices = plan.choices};
@@ -110,10 +144,16 @@ routing routing_of(const options& asked, router_kind router, const sy::plan_view
     made.gates.resize(static_cast<std::size_t>(positions));
     std::transform(plan.gate, plan.gate + positions, made.gates.begin(),
                    [](S gate) { return static_cast<float>(gate); });
-    if (router == router_kind::top_k && gates_are_one(asked)) {
-        std::transform(made.slots.begin(), made.slots.end(), made.gates.begin(),
-                       [](std::int32_t slot) { return slot >= 0 ? 1.0f : 0.0f; });
+    const sy::recipe_router<> top_k = recipe_of(asked);
+    if (router == router_kind::top_k && has_constant_gates(top_k)) {
+        for (std::size_t t = 0; t < made.gates.size(); ++t) {
+            const auto e = static_cast<std::size_t>(made.chosen[t]);
+            const double own = made.gates[t] > 0 && !given.expert_scale.empty() ? given.expert_scale[e] : 1;
+            made.gates[t] = made.gates[t] > 0 ? static_cast<float>(top_k.scale * own) : 0;
+        }
     }
+    made.is_double = sizeof(S) == sizeof(double);
+    made.counted_tokens = plan.totals->counted_tokens;
     made.offsets.assign(plan.offsets, plan.offsets + plan.experts + 1);
     made.order.assign(plan.order, plan.order + plan.totals->kept);
     made.load_before.assign(plan.load_before, plan.load_before + plan.experts);

@@ -3,6 +3,7 @@
 #include <Eigen/Core>
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cerrno>
 #include <charconv>
@@ -211,11 +212,11 @@ struct stored_type {
     bool swapped;
 };
 
-stored_type type_of(const input_file& file, const std::string& type) {
+stored_type type_of(const input_file& file, const std::string& type, const char* what) {
     const bool is_float = type.size() == 3 && std::strchr("<>=", type[0]) != nullptr && type[1] == 'f' &&
                           std::strchr("248", type[2]) != nullptr;
-    file.require(is_float, "holds numbers of type '", type,
-                 "'; scores are float16, float32 or float64 ('<f2', '<f4', '<f8')");
+    file.require(is_float, "holds numbers of type '", type, "'; ", what,
+                 " are float16, float32 or float64 ('<f2', '<f4', '<f8')");
     const bool big = type[0] == '>' || (type[0] == '=' && std::endian::native == std::endian::big);
     return {type[2] - '0', big != (std::endian::native == std::endian::big)};
 }
@@ -284,6 +285,19 @@ std::string shape_text(std::span<const index_t> shape) {
     return text + (shape.size() == 1 ? ",)" : ")");
 }
 
+void require_body(const input_file& file, index_t bytes) {
+    file.require_left(bytes, "its array");
+    file.require(file.left() == bytes, "has ", file.left() - bytes, " bytes after its array of ", bytes);
+}
+
+/// [count], with nothing behind it.
+void require_list_shape(const input_file& file, const std::vector<index_t>& shape, index_t count, index_t number_bytes,
+                        const char* needs) {
+    file.require(shape.size() == 1 && shape[0] == count, "has the shape ", shape_text(shape), "; ", needs, " = (",
+                 count, ",)");
+    require_body(file, count * number_bytes);
+}
+
 void require_table_shape(const input_file& file, const std::vector<index_t>& shape, index_t number_bytes) {
     file.require(shape.size() == 2, "has the shape ", shape_text(shape), "; scores are [tokens, experts]");
     const index_t tokens = shape[0];
@@ -293,9 +307,15 @@ void require_table_shape(const input_file& file, const std::vector<index_t>& sha
                  " experts");
     const bool fits = tokens <= std::numeric_limits<index_t>::max() / number_bytes / experts;
     file.require(fits, "has the shape ", shape_text(shape), ", which no file can hold");
-    const index_t bytes = tokens * experts * number_bytes;
-    file.require_left(bytes, "its array");
-    file.require(file.left() == bytes, "has ", file.left() - bytes, " bytes after its array of ", bytes);
+    require_body(file, tokens * experts * number_bytes);
+}
+
+/// Calls f(bits) with a number of the type that `bytes` bytes of a float are read as.
+template <class F>
+auto with_bits(int bytes, const F& f) {
+    if (bytes == 2) return f(std::uint16_t{});
+    if (bytes == 4) return f(std::uint32_t{});
+    return f(std::uint64_t{});
 }
 
 }  // namespace
@@ -303,20 +323,67 @@ void require_table_shape(const input_file& file, const std::vector<index_t>& sha
 score_table read_scores(const std::string& path) {
     input_file file(path);
     const array_header header = read_header(file);
-    const stored_type type = type_of(file, *header.type);
+    const stored_type type = type_of(file, *header.type, "scores");
     require_table_shape(file, *header.shape, type.bytes);
-    const auto checked = [&](auto table) {
+    return with_bits(type.bytes, [&]<class Bits>(Bits) {
+        auto table = read_table<Bits>(file, header, type.swapped);
         require_scores(file, table);
         return score_table(std::move(table));
-    };
-    switch (type.bytes) {
-        case 2:
-            return checked(read_table<std::uint16_t>(file, header, type.swapped));
-        case 4:
-            return checked(read_table<std::uint32_t>(file, header, type.swapped));
-        default:
-            return checked(read_table<std::uint64_t>(file, header, type.swapped));
+    });
+}
+
+score_table read_table_beside(const std::string& path, index_t tokens, index_t experts) {
+    input_file file(path);
+    const array_header header = read_header(file);
+    const stored_type type = type_of(file, *header.type, "gradients");
+    file.require(*header.shape == std::vector{tokens, experts}, "has the shape ", shape_text(*header.shape),
+                 "; it must be that of the scores, ", shape_text(std::array{tokens, experts}));
+    require_body(file, tokens * experts * type.bytes);
+    return with_bits(type.bytes, [&]<class Bits>(Bits) {
+        auto table = read_table<Bits>(file, header, type.swapped);
+        for (index_t i = 0; i < tokens * experts; ++i) {
+            file.require(std::isfinite(table.data()[i]), "the number of (token ", i / experts, ", expert ", i % experts,
+                         ") is ", table.data()[i], "; it must be finite");
+        }
+        return score_table(std::move(table));
+    });
+}
+
+std::vector<float> read_expert_numbers(const std::string& path, index_t experts) {
+    input_file file(path);
+    const array_header header = read_header(file);
+    const stored_type type = type_of(file, *header.type, "numbers of experts");
+    require_list_shape(file, *header.shape, experts, type.bytes, "it needs a number for each expert, (E,)");
+    std::vector<float> numbers(static_cast<std::size_t>(experts));
+    with_bits(type.bytes, [&]<class Bits>(Bits) {
+        std::vector<decltype(value_of(Bits{}))> read(numbers.size());
+        read_numbers<Bits>(file, type.swapped, experts, read.data(), 1);
+        for (std::size_t e = 0; e < read.size(); ++e) {
+            numbers[e] = static_cast<float>(read[e]);
+            file.require(std::isfinite(numbers[e]), "the number of expert ", e, " is ", read[e],
+                         "; it must be finite in float32");
+        }
+    });
+    return numbers;
+}
+
+std::vector<std::uint8_t> read_mask(const std::string& path, index_t tokens) {
+    input_file file(path);
+    const array_header header = read_header(file);
+    const std::string& type = *header.type;
+    const bool is_known = type.size() == 3 && std::strchr("|<>=", type[0]) != nullptr &&
+                          ((type[1] == 'b' && type[2] == '1') ||
+                           (std::strchr("iu", type[1]) != nullptr && std::strchr("1248", type[2]) != nullptr));
+    file.require(is_known, "holds numbers of type '", type, "'; a mask holds booleans or integers");
+    const index_t bytes = type[2] - '0';
+    require_list_shape(file, *header.shape, tokens, bytes, "a mask needs an entry for each token, (T,)");
+    std::vector<std::uint8_t> read(static_cast<std::size_t>(tokens * bytes));
+    file.read(read.data(), tokens * bytes, "its array");
+    std::vector<std::uint8_t> mask(static_cast<std::size_t>(tokens));
+    for (index_t i = 0; i < tokens * bytes; ++i) {
+        if (read[static_cast<std::size_t>(i)] != 0) mask[static_cast<std::size_t>(i / bytes)] = 1;
     }
+    return mask;
 }
 
 std::string npy_header(const std::string& type, std::span<const index_t> shape) {

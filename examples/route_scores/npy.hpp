@@ -16,6 +16,7 @@
 #include <string>
 #include <type_traits>
 #include <variant>
+#include <vector>
 
 namespace study {
 
@@ -29,6 +30,15 @@ using score_table = std::variant<sy::matrix<float>, sy::matrix<double>>;
 /// file that cannot be read, is not .npy, is truncated or too long, has another rank or type, or holds NaN or
 /// +infinity.
 score_table read_scores(const std::string& path);
+
+/// A table of finite numbers [tokens, experts] beside those scores, read as scores are.
+score_table read_table_beside(const std::string& path, index_t tokens, index_t experts);
+
+/// A finite number for each expert, [E], of float16, float32 or float64, which float32 must hold.
+std::vector<float> read_expert_numbers(const std::string& path, index_t experts);
+
+/// A mask of tokens, [T], of booleans or integers: 0 is padding, everything else is 1.
+std::vector<std::uint8_t> read_mask(const std::string& path, index_t tokens);
 
 /// The header, from the magic bytes on, of a C-ordered array: `type` is "<i4" and the like.
 std::string npy_header(const std::string& type, std::span<const index_t> shape);

@@ -1,6 +1,7 @@
 #include "options.hpp"
 
 #include "command_line.hpp"
+#include "presets.hpp"
 
 #include <charconv>
 #include <cmath>
@@ -110,8 +111,8 @@ class grammar : public command_line {
     }
 
   private:
-    template <class Value, std::size_t N>
-    void add_named(const char* name, const named<Value> (&table)[N], Value& value, const char* what) {
+    template <class Value, std::size_t N, class Out>
+    void add_named(const char* name, const named<Value> (&table)[N], Out& value, const char* what) {
         std::string names = "{";
         for (const auto& entry : table) {
             names += (names.size() > 1 ? "," : "") + std::string(entry.name);
@@ -128,6 +129,9 @@ class grammar : public command_line {
         add("--router", "R[,R...]", "One or several of switch, top_k, base, greedy",
             [this](const char* name, const std::string& text) { asked_.routers = routers_in(name, text); })
             ->required();
+        add_text("--mask", "M.npy", "[T] of 0 or 1: tokens with 0 are padding", asked_.mask);
+        add_text("--gradients", "C.npy", "[T,E]: also write the gradient of the scores, with C that of the gates",
+                 asked_.gradients);
         add("--out", "DIR", "Folder for the results, made if need be; results of an earlier run are replaced",
             [this](const char* name, const std::string& text) {
                 sy::require(!text.empty(), name, " '' is no folder");
@@ -138,14 +142,61 @@ class grammar : public command_line {
 
     void add_top_k() {
         group_ = "Router top_k";
+        add_text("--preset", "NAME", "Options of a model by its model_type, such as deepseek_v3; those given win",
+                 top_k_.preset);
+        add_text("--config", "config.json", "Options of a model by its configuration; those given win", top_k_.config);
         add("--k", "N", "Experts a token goes to, 1..E (2)",
-            [this](const char* name, const std::string& text) { asked_.k = count_in(name, text, 1, no_limit); });
-        add_named("--softmax", softmax_by_name, asked_.softmax, "Over all experts, or over the k chosen (before)");
-        app_.add_flag("--renormalize", asked_.renormalize, "Divide gates by their sum over the k choices")
-            ->disable_flag_override()
-            ->group(group_);
+            [this](const char* name, const std::string& text) { top_k_.k = count_in(name, text, 1, no_limit); });
+        add_number("--logit-multiplier", "X", "Scores are multiplied by X > 0 first (1)", top_k_.logit_multiplier);
+        add_text("--logit-bias", "L.npy", "[E], added next", top_k_.logit_bias);
+        add_number("--softcap", "X", "Then s becomes X tanh(s / X) (none)", top_k_.softcap);
+        add_named("--score", scores_by_name, top_k_.score, "What weighs experts, a function of their scores (softmax)");
+        add_named("--softmax", softmax_by_name, top_k_.softmax, "Over all experts, or over the k chosen (before)");
+        add_text("--bias", "B.npy", "[E], added to what is compared, and to nothing else", top_k_.bias);
+        add_named("--bias-on", bias_on_by_name, top_k_.bias_on,
+                  "What is compared with a bias or groups (score; logit with --softmax after)");
+        add_groups();
+        add_weights();
         add_named("--balance-count", balance_count_by_name, asked_.balance_count,
                   "Choices that the balance loss counts (first)");
+    }
+
+    void add_groups() {
+        add("--groups", "G", "Groups of E / G experts, of which a token keeps the best",
+            [this](const char* name, const std::string& text) { top_k_.groups = count_in(name, text, 1, no_limit); });
+        add("--groups-kept", "N", "How many, 1..G", [this](const char* name, const std::string& text) {
+            top_k_.groups_kept = count_in(name, text, 1, no_limit);
+        });
+        add_named("--group-score", group_scores_by_name, top_k_.group_score, "Of what is compared in a group (max)");
+        add("--group-score-count", "N", "Of top_n_sum: how many are summed, 1..8",
+            [this](const char* name, const std::string& text) {
+                top_k_.group_score_count = count_in(name, text, 1, no_limit);
+            });
+        add_named("--group-mask", group_masks_by_name, top_k_.group_mask,
+                  "What is compared outside the kept groups (minus_infinity)");
+    }
+
+    void add_weights() {
+        app_.add_flag("--renormalize", top_k_.renormalize, "As --normalize sum")
+            ->disable_flag_override()
+            ->group(group_);
+        add_named("--normalize", normalize_by_name, top_k_.normalize, "What a token's k gates are divided by (none)");
+        add_number("--norm-power", "P", "Of p_norm, > 0 (1)", top_k_.norm_power);
+        add_number("--normalize-epsilon", "X", "Of sum, >= 0 (0)", top_k_.normalize_epsilon);
+        add_named("--epsilon-kind", epsilons_by_name, top_k_.epsilon, "sum + X, or max(sum, X) (add)");
+        add_number("--scale", "X", "Then gates are multiplied by X (1)", top_k_.scale);
+        add_text("--expert-scale", "S.npy", "[E], and by the number of their expert", top_k_.expert_scale);
+    }
+
+    void add_text(const char* name, const char* type, const char* what, std::string& out) {
+        add(name, type, what, [&out](const char* option, const std::string& text) {
+            sy::require(!text.empty(), option, " '' names nothing");
+            out = text;
+        });
+    }
+    void add_number(const char* name, const char* type, const char* what, std::optional<double>& out) {
+        add(name, type, what,
+            [&out](const char* option, const std::string& text) { out = finite_number_in(option, text); });
     }
 
     void add_capacity() {
@@ -198,6 +249,7 @@ class grammar : public command_line {
     }
 
     options& asked_;
+    top_k_options& top_k_ = asked_.top_k;
 };
 
 /// Whether something uses an option, and what would.
@@ -214,10 +266,7 @@ void require_used(const options& asked, const grammar& line) {
     const bool factor = softmax && (asked.capacity_factor || (switched && !asked.capacity));
     const bool noise = softmax && asked.noise != noise_kind::none;
     const use uses[] = {
-        {"--k", top_k, "router top_k"},
-        {"--softmax", top_k, "router top_k"},
-        {"--renormalize", top_k, "router top_k"},
-        {"--balance-count", top_k, "router top_k"},
+        {"--gradients", top_k || switched || asked.chooses(router_kind::base), "a router that trains"},
         {"--capacity-factor", softmax, "router switch or top_k"},
         {"--capacity", softmax, "router switch or top_k"},
         {"--capacity-rounding", factor, "router switch or top_k with a capacity from a factor"},
@@ -233,12 +282,75 @@ void require_used(const options& asked, const grammar& line) {
         {"--solver", asked.chooses(router_kind::base), "router base"},
         {"--threads", asked.policy == policy_kind::par, "--policy par"},
     };
-    for (const use& u : uses) {
+    const auto require_use = [&](const use& u) {
         const std::string* const text = line.given(u.option);
         const bool is_flag = std::string_view(u.option) == "--renormalize";
         sy::require(text == nullptr || u.used, u.option, is_flag ? "" : " ",
                     is_flag || text == nullptr ? "" : text->c_str(), " is used by nothing chosen: it needs ", u.needs);
+    };
+    for (const char* const option : {"--preset",
+                                     "--config",
+                                     "--k",
+                                     "--logit-multiplier",
+                                     "--logit-bias",
+                                     "--softcap",
+                                     "--score",
+                                     "--softmax",
+                                     "--bias",
+                                     "--bias-on",
+                                     "--groups",
+                                     "--groups-kept",
+                                     "--group-score",
+                                     "--group-score-count",
+                                     "--group-mask",
+                                     "--renormalize",
+                                     "--normalize",
+                                     "--norm-power",
+                                     "--normalize-epsilon",
+                                     "--epsilon-kind",
+                                     "--scale",
+                                     "--expert-scale",
+                                     "--balance-count"}) {
+        require_use({option, top_k, "router top_k"});
     }
+    for (const use& u : uses) require_use(u);
+    if (!top_k) return;
+    const sy::recipe_router<> router = recipe_of(asked);
+    const bool takes_sum = asked.top_k.softmax != sy::softmax_order::after || asked.top_k.renormalize ||
+                           asked.top_k.normalize == normalize_kind::sum;
+    const bool sums = takes_sum && (router.normalize == sy::gate_sum::add || router.normalize == sy::gate_sum::clamp);
+    const use top_k_uses[] = {
+        {"--bias-on", !asked.top_k.bias.empty() || router.groups.choose(), "--bias or groups"},
+        {"--groups-kept", router.groups.count > 1 || asked.top_k.groups.has_value(), "--groups"},
+        {"--group-score", router.groups.count > 1 || asked.top_k.groups.has_value(), "--groups"},
+        {"--group-mask", router.groups.count > 1 || asked.top_k.groups.has_value(), "--groups"},
+        {"--group-score-count", asked.top_k.group_score == group_score_kind::top_n_sum, "--group-score top_n_sum"},
+        {"--norm-power", router.normalize == sy::gate_sum::norm, "--normalize p_norm"},
+        {"--normalize-epsilon", sums, "--normalize sum"},
+        {"--epsilon-kind", sums, "--normalize sum"},
+    };
+    for (const use& u : top_k_uses) require_use(u);
+}
+
+/// Options of top_k that contradict each other.
+void require_possible(const top_k_options& given) {
+    const auto require_apart = [](bool both, const char* one, const char* other) {
+        sy::require(!both, one, " and ", other, " exclude each other");
+    };
+    require_apart(!given.preset.empty() && !given.config.empty(), "--preset", "--config");
+    const bool after = given.softmax == sy::softmax_order::after;
+    require_apart(after && given.score.value_or(sy::score_function::softmax) != sy::score_function::softmax,
+                  "--softmax after", "a --score other than softmax");
+    require_apart(after && given.normalize == normalize_kind::p_norm, "--softmax after", "--normalize p_norm");
+    require_apart(after && given.bias_on == sy::key_source::value, "--softmax after", "--bias-on score");
+    require_apart(given.renormalize && given.normalize.value_or(normalize_kind::sum) != normalize_kind::sum,
+                  "--renormalize", "a --normalize other than sum");
+    require_apart(given.group_score_count && given.group_score != group_score_kind::top_n_sum, "--group-score-count",
+                  "a --group-score other than top_n_sum");
+    sy::require(given.group_score != group_score_kind::top_n_sum || given.group_score_count,
+                "--group-score top_n_sum needs --group-score-count");
+    sy::require(!given.groups || *given.groups == 1 || given.groups_kept, "--groups ", given.groups.value_or(0),
+                " needs --groups-kept");
 }
 
 void require_possible(const options& asked) {
@@ -252,7 +364,72 @@ void require_possible(const options& asked) {
                 asked.noise_scale.value_or(0), " is beyond float32");
 }
 
+/// The weight of a token's choices is a softmax over them, whose sum is 1 before what it is divided by.
+void weigh_after(sy::recipe_router<>& router, bool normalizes, double epsilon, epsilon_kind kind) {
+    router.key = sy::key_source::score;
+    router.normalize = sy::gate_sum::add;
+    router.epsilon = 0;
+    if (normalizes) router.scale /= kind == epsilon_kind::add ? 1 + epsilon : std::max(1.0, epsilon);
+}
+
 }  // namespace
+
+sy::recipe_router<> recipe_of(const options& asked) {
+    const top_k_options& given = asked.top_k;
+    sy::recipe_router<> router = !given.preset.empty()   ? preset_router("--preset", given.preset)
+                                 : !given.config.empty() ? configured_router("--config", given.config)
+                                                         : sy::recipe_router<>{.k = 2};
+    const auto take = [](const auto& from, auto& to) {
+        if (from) to = *from;
+    };
+    take(given.k, router.k);
+    take(given.logit_multiplier, router.logit_multiplier);
+    take(given.softcap, router.softcap);
+    take(given.score, router.score);
+    take(given.bias_on, router.key);
+    if (given.groups) router.groups = {.count = *given.groups, .kept = *given.groups, .summed = 1};
+    take(given.groups_kept, router.groups.kept);
+    if (given.group_score) {
+        router.groups.summed = *given.group_score == group_score_kind::max        ? 1
+                               : *given.group_score == group_score_kind::top2_sum ? 2
+                                                                                  : given.group_score_count.value_or(0);
+    }
+    take(given.group_mask, router.groups.masked);
+    take(given.scale, router.scale);
+
+    const bool is_given = given.normalize || given.renormalize;
+    const normalize_kind kind = given.normalize.value_or(normalize_kind::sum);
+    const bool clamps =
+        given.epsilon.value_or(router.normalize == sy::gate_sum::clamp ? epsilon_kind::clamp : epsilon_kind::add) ==
+        epsilon_kind::clamp;
+    if (is_given) {
+        router.normalize = kind == normalize_kind::none     ? sy::gate_sum::none
+                           : kind == normalize_kind::p_norm ? sy::gate_sum::norm
+                                                            : sy::gate_sum::add;
+        if (kind != normalize_kind::sum) router.epsilon = 0;
+    }
+    if (clamps && router.normalize == sy::gate_sum::add) router.normalize = sy::gate_sum::clamp;
+    if (!clamps && router.normalize == sy::gate_sum::clamp) router.normalize = sy::gate_sum::add;
+    take(given.normalize_epsilon, router.epsilon);
+    take(given.norm_power, router.norm_power);
+    if (given.softmax == sy::softmax_order::after) {
+        const bool sums = router.normalize == sy::gate_sum::add || router.normalize == sy::gate_sum::clamp;
+        weigh_after(router, sums, router.epsilon, clamps ? epsilon_kind::clamp : epsilon_kind::add);
+    }
+
+    router.capacity = router.inference_capacity = capacity_rule_of(asked, router_kind::top_k);
+    router.order = asked.drop_order;
+    router.logit_jitter = noise_of(asked, router_kind::top_k).scale;
+    router.balance = asked.balance_count == count_kind::first ? sy::balance_count::first : sy::balance_count::all;
+    router.balance_weight = asked.balance_weight;
+    if (asked.balance_count == count_kind::all_undivided) router.balance_weight *= static_cast<double>(router.k);
+    router.z_weight = asked.z_weight;
+    return router;
+}
+
+bool has_constant_gates(const sy::recipe_router<>& router) {
+    return router.k == 1 && router.normalize != sy::gate_sum::none && router.epsilon == 0;
+}
 
 sy::capacity_rule capacity_rule_of(const options& asked, router_kind router) {
     sy::capacity_rule rule{.factor = asked.capacity_factor,
@@ -285,6 +462,7 @@ std::optional<options> parse_options(int argc, const char* const* argv) {
     if (!line.parse(argc, argv)) {
         return std::nullopt;
     }
+    require_possible(asked.top_k);
     require_used(asked, line);
     require_possible(asked);
     return asked;

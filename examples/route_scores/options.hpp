@@ -20,6 +20,11 @@ using sy::index_t;
 
 enum class router_kind { switch_router, top_k, base, greedy };
 enum class noise_kind { none, logit_jitter, sample };
+enum class group_score_kind { max, top2_sum, top_n_sum };
+enum class normalize_kind { none, sum, p_norm };
+enum class epsilon_kind { add, clamp };
+/// What the balance loss counts; all_undivided: all k choices, not divided by k.
+enum class count_kind { first, all, all_undivided };
 enum class solver_kind { hungarian, auction };
 enum class backend_kind { eigen, thrust };
 enum class policy_kind { seq, par };
@@ -37,8 +42,21 @@ inline constexpr named<router_kind> routers_by_name[] = {{"switch", router_kind:
                                                          {"greedy", router_kind::greedy}};
 inline constexpr named<sy::softmax_order> softmax_by_name[] = {{"before", sy::softmax_order::before},
                                                                {"after", sy::softmax_order::after}};
-inline constexpr named<sy::balance_count> balance_count_by_name[] = {{"first", sy::balance_count::first},
-                                                                     {"all", sy::balance_count::all}};
+inline constexpr named<sy::score_function> scores_by_name[] = {{"softmax", sy::score_function::softmax},
+                                                               {"sigmoid", sy::score_function::sigmoid},
+                                                               {"sqrt_softplus", sy::score_function::sqrt_softplus}};
+inline constexpr named<sy::key_source> bias_on_by_name[] = {{"score", sy::key_source::value},
+                                                            {"logit", sy::key_source::score}};
+inline constexpr named<group_score_kind> group_scores_by_name[] = {{"max", group_score_kind::max},
+                                                                   {"top2_sum", group_score_kind::top2_sum},
+                                                                   {"top_n_sum", group_score_kind::top_n_sum}};
+inline constexpr named<sy::group_mask> group_masks_by_name[] = {{"minus_infinity", sy::group_mask::forbidden},
+                                                                {"zero", sy::group_mask::zero}};
+inline constexpr named<normalize_kind> normalize_by_name[] = {
+    {"none", normalize_kind::none}, {"sum", normalize_kind::sum}, {"p_norm", normalize_kind::p_norm}};
+inline constexpr named<epsilon_kind> epsilons_by_name[] = {{"add", epsilon_kind::add}, {"clamp", epsilon_kind::clamp}};
+inline constexpr named<count_kind> balance_count_by_name[] = {
+    {"first", count_kind::first}, {"all", count_kind::all}, {"all_undivided", count_kind::all_undivided}};
 inline constexpr named<sy::capacity_rounding> rounding_by_name[] = {{"floor", sy::capacity_rounding::floor},
                                                                     {"round", sy::capacity_rounding::round},
                                                                     {"ceil", sy::capacity_rounding::ceil}};
@@ -59,15 +77,36 @@ const char* name_of(const named<Value> (&table)[N], Value value) {
         ->name;
 }
 
+/// Of router top_k, as given; files by their paths. `recipe_of` says what they come to.
+struct top_k_options {
+    std::string preset, config;
+    std::optional<index_t> k;
+    std::optional<double> logit_multiplier, softcap;
+    std::string logit_bias;
+    std::optional<sy::score_function> score;
+    std::optional<sy::softmax_order> softmax;
+    std::string bias;
+    std::optional<sy::key_source> bias_on;
+    std::optional<index_t> groups, groups_kept, group_score_count;
+    std::optional<group_score_kind> group_score;
+    std::optional<sy::group_mask> group_mask;
+    bool renormalize = false;
+    std::optional<normalize_kind> normalize;
+    std::optional<double> norm_power, normalize_epsilon;
+    std::optional<epsilon_kind> epsilon;
+    std::optional<double> scale;
+    std::string expert_scale;
+};
+
 struct options {
     std::string scores;
+    std::string gradients;  ///< path, empty: none are asked for
+    std::string mask;       ///< path, empty: every token counts
     std::string out;
     std::vector<router_kind> routers;  ///< in the order given, each once
 
-    index_t k = 2;
-    sy::softmax_order softmax = sy::softmax_order::before;
-    bool renormalize = false;
-    sy::balance_count balance_count = sy::balance_count::first;
+    top_k_options top_k;
+    count_kind balance_count = count_kind::first;
 
     std::optional<double> capacity_factor;  ///< as given; see capacity_rule_of
     std::optional<index_t> capacity;
@@ -98,6 +137,13 @@ struct noise_setting {
     noise_kind kind = noise_kind::none;
     float scale = 0;
 };
+
+/// The library's router that top_k's options come to, without what lies in files.
+sy::recipe_router<> recipe_of(const options& asked);
+
+/// One choice divided by its own sum: gates are constant. The library refuses to train that router, which would learn
+/// nothing; what it does with scores is clear all the same.
+bool has_constant_gates(const sy::recipe_router<>& router);
 
 /// What the options say about capacity for switch or top_k: switch has a factor of 1.25 unless told otherwise.
 sy::capacity_rule capacity_rule_of(const options& asked, router_kind router);

@@ -25,16 +25,46 @@ json finite(const char* name, const std::optional<double>& value) {
     return value ? finite(name, *value) : json(nullptr);
 }
 
+json path_or_null(const std::string& path) { return path.empty() ? json(nullptr) : json(path); }
+
+/// What top_k's options, a preset's among them, come to.
+void add_top_k(json& run, const options& asked) {
+    const sy::recipe_router<> router = recipe_of(asked);
+    const bool is_after = asked.top_k.softmax == sy::softmax_order::after;
+    const bool clamps = router.normalize == sy::gate_sum::clamp;
+    run["preset"] = path_or_null(asked.top_k.preset);
+    run["config"] = path_or_null(asked.top_k.config);
+    run["k"] = router.k;
+    run["logit_multiplier"] = router.logit_multiplier;
+    run["logit_bias"] = path_or_null(asked.top_k.logit_bias);
+    run["softcap"] = router.softcap == 0 ? json(nullptr) : json(router.softcap);
+    run["score"] = name_of(scores_by_name, router.score);
+    run["softmax"] = is_after ? "after" : "before";
+    run["bias"] = path_or_null(asked.top_k.bias);
+    run["bias_on"] = name_of(bias_on_by_name, router.key);
+    run["groups"] = router.groups.count;
+    run["groups_kept"] = router.groups.kept;
+    run["group_score_count"] = router.groups.summed;
+    run["group_mask"] = name_of(group_masks_by_name, router.groups.masked);
+    run["normalize"] = is_after || router.normalize == sy::gate_sum::none ? "none"
+                       : router.normalize == sy::gate_sum::norm           ? "p_norm"
+                                                                          : "sum";
+    run["norm_power"] = router.norm_power;
+    run["normalize_epsilon"] = router.epsilon;
+    run["epsilon_kind"] = clamps ? "clamp" : "add";
+    run["renormalize"] = asked.top_k.renormalize;
+    run["scale"] = router.scale;
+    run["expert_scale"] = path_or_null(asked.top_k.expert_scale);
+    run["balance_count"] = name_of(balance_count_by_name, asked.balance_count);
+}
+
 /// The settings that the router ran with, defaults included; only those it has.
 json options_as_run(const options& asked, router_kind router) {
     json run = {{"scores", asked.scores}};
+    run["mask"] = path_or_null(asked.mask);
+    run["gradients"] = router == router_kind::greedy ? json(nullptr) : path_or_null(asked.gradients);
     const bool top_k = router == router_kind::top_k;
-    if (top_k) {
-        run["k"] = asked.k;
-        run["softmax"] = name_of(softmax_by_name, asked.softmax);
-        run["renormalize"] = asked.renormalize;
-        run["balance_count"] = name_of(balance_count_by_name, asked.balance_count);
-    }
+    if (top_k) add_top_k(run, asked);
     if (top_k || router == router_kind::switch_router) {
         const sy::capacity_rule capacity = capacity_rule_of(asked, router);
         const noise_setting noise = noise_of(asked, router);
@@ -106,6 +136,15 @@ void write_results(output_folder& out, const std::filesystem::path& subfolder, c
     write_array(out, subfolder / "gates.npy", made.gates, table);
     write_array(out, subfolder / "offsets.npy", made.offsets, offsets);
     write_array(out, subfolder / "order.npy", made.order, order);
+    if (!made.d_scores.empty() || (!asked.gradients.empty() && made.router != router_kind::greedy)) {
+        const std::array scores{made.tokens, made.experts};
+        if (made.is_double) {
+            write_array(out, subfolder / "d_scores.npy", made.d_scores, scores);
+        } else {
+            write_array(out, subfolder / "d_scores.npy", std::vector<float>(made.d_scores.begin(), made.d_scores.end()),
+                        scores);
+        }
+    }
     out.write(subfolder / "summary.json", summary_of(asked, made), {});
 }
 

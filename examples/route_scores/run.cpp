@@ -10,15 +10,33 @@
 namespace study {
 namespace {
 
+sy::expert_numbers<> numbers_of(const std::vector<float>& list) {
+    return {list.empty() ? nullptr : list.data(), static_cast<index_t>(list.size())};
+}
+
 template <class Policy, class S>
-routing run_on_cpu(const Policy& policy, const options& asked, router_kind router, const sy::matrix<S>& scores) {
+routing run_on_cpu(const Policy& policy, const options& asked, router_kind router, const sy::matrix<S>& scores,
+                   const inputs& given) {
+    const placed_inputs<sy::host_space> placed{
+        .logit_bias = numbers_of(given.logit_bias),
+        .bias = numbers_of(given.bias),
+        .expert_scale = numbers_of(given.expert_scale),
+        .mask = {given.mask.empty() ? nullptr : given.mask.data(), static_cast<index_t>(given.mask.size())}};
     sy::plan<S> plan;
     sy::workspace scratch;
-    const double milliseconds = with_router(asked, router, [&](const auto& how, const sy::run_mode& mode) {
-        return measured(asked, [&] { sy::route_scores(policy, how, scores, mode, plan, scratch); });
+    routing made;
+    with_router(asked, router, placed, [&](const auto& how, const sy::run_mode& mode) {
+        const double milliseconds =
+            measured(asked, [&] { sy::route_scores(policy, how, scores, mode, plan, scratch); });
+        made = routing_of(asked, router, plan.view(), scores, given);
+        made.milliseconds = milliseconds;
+        if (given.gradients && mode.is_training) {
+            const auto d_gates = gate_gradients_of(asked, router, plan.view(), *given.gradients);
+            sy::matrix<S> d_scores(scores.rows(), scores.columns());
+            sy::route_scores_backward(policy, how, plan, scores, d_gates, d_scores, scratch);
+            made.d_scores.assign(d_scores.data(), d_scores.data() + d_scores.rows() * d_scores.columns());
+        }
     });
-    routing made = routing_of(asked, router, plan.view(), scores);
-    made.milliseconds = milliseconds;
     return made;
 }
 
@@ -43,20 +61,35 @@ void require_built_in(const options& asked) {
 #endif
 }
 
-routing run_router(const options& asked, router_kind router, const score_table& scores) {
+inputs read_inputs(const options& asked) {
+    inputs given{.scores = read_scores(asked.scores)};
+    const auto [tokens, experts] =
+        std::visit([](const auto& table) { return std::pair(table.rows(), table.columns()); }, given.scores);
+    const auto read = [experts = experts](const std::string& path, std::vector<float>& numbers) {
+        if (!path.empty()) numbers = read_expert_numbers(path, experts);
+    };
+    read(asked.top_k.logit_bias, given.logit_bias);
+    read(asked.top_k.bias, given.bias);
+    read(asked.top_k.expert_scale, given.expert_scale);
+    if (!asked.mask.empty()) given.mask = read_mask(asked.mask, tokens);
+    if (!asked.gradients.empty()) given.gradients = read_table_beside(asked.gradients, tokens, experts);
+    return given;
+}
+
+routing run_router(const options& asked, router_kind router, const inputs& given) {
     if (asked.backend == backend_kind::thrust) {
-        return run_router_on_thrust(asked, router, scores);
+        return run_router_on_thrust(asked, router, given);
     }
     return std::visit(
         [&](const auto& table) {
 #if defined(_OPENMP)
             if (asked.policy == policy_kind::par) {
-                return run_on_cpu(sy::par_on(sy::openmp{.threads = asked.threads}), asked, router, table);
+                return run_on_cpu(sy::par_on(sy::openmp{.threads = asked.threads}), asked, router, table, given);
             }
 #endif
-            return run_on_cpu(sy::seq, asked, router, table);
+            return run_on_cpu(sy::seq, asked, router, table, given);
         },
-        scores);
+        given.scores);
 }
 
 }  // namespace study

@@ -32,19 +32,33 @@ struct routing {
     double total_score = 0;     ///< the file's scores over kept choices
     double milliseconds = 0;    ///< median of the measured runs
 
+    index_t counted_tokens = 0;      ///< without padding
+    std::vector<double> d_scores{};  ///< [T, E] where asked for
+    bool is_double = false;          ///< scores are float64
+
     index_t kept() const { return static_cast<index_t>(order.size()); }
-    index_t dropped() const { return tokens * choices - kept(); }
+    index_t dropped() const { return counted_tokens * choices - kept(); }
 };
 
-/// Routes `scores`, first once unmeasured, which makes plan and workspace as large as they need to be, then
+/// The files beside the scores, as far as they are asked for.
+struct inputs {
+    score_table scores;
+    std::vector<float> logit_bias{}, bias{}, expert_scale{};  ///< [E] or empty
+    std::vector<std::uint8_t> mask{};                         ///< [T] or empty
+    std::optional<score_table> gradients{};                   ///< [T, E]
+};
+
+inputs read_inputs(const options& asked);
+
+/// Routes the scores, first once unmeasured, which makes plan and workspace as large as they need to be, then
 /// `asked.repeat` times measured. Bad input throws switchyard::error.
-routing run_router(const options& asked, router_kind router, const score_table& scores);
+routing run_router(const options& asked, router_kind router, const inputs& given);
 
 /// Fails with a sentence where the backend or the policy asked for is not built in.
 void require_built_in(const options& asked);
 
 /// The part of it that runs on Thrust, in run_thrust.cpp, and whether this program has it.
-routing run_router_on_thrust(const options& asked, router_kind router, const score_table& scores);
+routing run_router_on_thrust(const options& asked, router_kind router, const inputs& given);
 bool has_thrust();
 
 /// Threads that the policy uses.

@@ -11,6 +11,7 @@
 #endif
 #endif
 
+#include <span>
 #include <variant>
 
 namespace study {
@@ -19,19 +20,42 @@ namespace {
 
 /// Scores go to the policy's memory, a plan comes back; only what lies between is measured.
 template <class Policy, class S>
-routing run_on(const Policy& policy, const options& asked, router_kind router, const sy::matrix<S>& scores) {
+routing run_on(const Policy& policy, const options& asked, router_kind router, const sy::matrix<S>& scores,
+               const inputs& given) {
+    const auto logit_bias = sy::copy_to_device(policy, std::span(given.logit_bias));
+    const auto bias = sy::copy_to_device(policy, std::span(given.bias));
+    const auto expert_scale = sy::copy_to_device(policy, std::span(given.expert_scale));
+    const auto mask = sy::copy_to_device(policy, std::span(given.mask));
+    const auto numbers_of = [](const auto& list) {
+        return sy::expert_numbers<typename Policy::memory::space>{list.size() == 0 ? nullptr : list.data(),
+                                                                  list.size()};
+    };
+    const placed_inputs<typename Policy::memory::space> placed{
+        .logit_bias = numbers_of(logit_bias),
+        .bias = numbers_of(bias),
+        .expert_scale = numbers_of(expert_scale),
+        .mask = given.mask.empty() ? sy::token_mask{} : sy::token_mask_of(mask)};
     const auto device_scores = sy::copy_to_device(policy, scores);
     sy::basic_plan<S, typename Policy::memory> plan;
     sy::device_workspace<Policy> scratch;
-    const double milliseconds = with_router(asked, router, [&](const auto& how, const sy::run_mode& mode) {
-        return measured(asked, [&] {
+    routing result;
+    with_router(asked, router, placed, [&](const auto& how, const sy::run_mode& mode) {
+        const double milliseconds = measured(asked, [&] {
             sy::route_scores(policy, how, device_scores, mode, plan, scratch);
             sy::check(policy, plan);
         });
+        const sy::plan<S> made = sy::copy_to_host(policy, plan);
+        result = routing_of(asked, router, made.view(), scores, given);
+        result.milliseconds = milliseconds;
+        if (given.gradients && mode.is_training) {
+            const auto d_gates = gate_gradients_of(asked, router, made.view(), *given.gradients);
+            sy::matrix<S, typename Policy::memory> d_scores(scores.rows(), scores.columns());
+            sy::route_scores_backward(policy, how, plan, device_scores, sy::copy_to_device(policy, d_gates), d_scores,
+                                      scratch);
+            const auto back = sy::copy_to_host(policy, d_scores);
+            result.d_scores.assign(back.data(), back.data() + back.rows() * back.columns());
+        }
     });
-    const sy::plan<S> made = sy::copy_to_host(policy, plan);
-    routing result = routing_of(asked, router, made.view(), scores);
-    result.milliseconds = milliseconds;
     return result;
 }
 
@@ -39,23 +63,23 @@ routing run_on(const Policy& policy, const options& asked, router_kind router, c
 
 bool has_thrust() { return true; }
 
-routing run_router_on_thrust(const options& asked, router_kind router, const score_table& scores) {
+routing run_router_on_thrust(const options& asked, router_kind router, const inputs& given) {
     return std::visit(
         [&](const auto& table) {
 #if defined(_OPENMP)
             if (asked.policy == policy_kind::par) {
                 omp_set_num_threads(threads_of(asked));
-                return run_on(sy::on_thrust(thrust::omp::par), asked, router, table);
+                return run_on(sy::on_thrust(thrust::omp::par), asked, router, table, given);
             }
 #endif
-            return run_on(sy::on_thrust(thrust::cpp::par), asked, router, table);
+            return run_on(sy::on_thrust(thrust::cpp::par), asked, router, table, given);
         },
-        scores);
+        given.scores);
 }
 #else
 bool has_thrust() { return false; }
 
-routing run_router_on_thrust(const options&, router_kind, const score_table&) {
+routing run_router_on_thrust(const options&, router_kind, const inputs&) {
     sy::fail("--backend thrust is not built into this program");
 }
 #endif

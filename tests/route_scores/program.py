@@ -18,8 +18,11 @@ OPTIONS_OF = {
     "base": ["solver"],
     "greedy": [],
 }
-OPTIONS_OF["top_k"] = ["k", "softmax", "renormalize", "balance_count"] + OPTIONS_OF["switch"]
-COMMON_OPTIONS = ["scores", "backend", "policy", "threads", "repeat"]
+OPTIONS_OF["top_k"] = ["preset", "config", "k", "logit_multiplier", "logit_bias", "softcap", "score", "softmax", "bias", "bias_on",
+                      "groups", "groups_kept", "group_score_count", "group_mask", "normalize", "norm_power",
+                      "normalize_epsilon", "epsilon_kind", "renormalize", "scale", "expert_scale",
+                      "balance_count"] + OPTIONS_OF["switch"]
+COMMON_OPTIONS = ["scores", "mask", "gradients", "backend", "policy", "threads", "repeat"]
 SUMMARY_KEYS = ["router", "tokens", "experts", "k", "capacity", "kept", "dropped", "load_before", "load_after",
                 "load_balancing_loss", "z_loss", "total_score", "milliseconds", "options"]
 
@@ -42,7 +45,8 @@ class Case(ProgramCase):
     def results(self, folder):
         """The arrays and the summary of a run, after checks of files, types and shapes."""
         folder = self.folder / folder
-        self.assertEqual(sorted(os.listdir(folder)), FILES)
+        has_gradients = json.loads((folder / "summary.json").read_text())["options"]["gradients"] is not None
+        self.assertEqual(sorted(os.listdir(folder)), sorted(FILES + ["d_scores.npy"] * has_gradients))
         made = {name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in ARRAYS}
         summary = json.loads((folder / "summary.json").read_text())
         self.assertEqual(list(summary), SUMMARY_KEYS)

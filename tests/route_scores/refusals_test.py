@@ -26,7 +26,12 @@ class Refusals(Case):
             self.run_well("--scores", "S.npy", "--router", router, "--out", "out", *line)
 
     def test_option_that_nothing_uses(self):
-        top_k_only = ["--k 1", "--softmax before", "--renormalize", "--balance-count first"]
+        self.save(np.ones(4), "list.npy")
+        (self.folder / "config.json").write_text('{"model_type": "mixtral"}')
+        top_k_only = ["--k 1", "--softmax before", "--renormalize", "--balance-count first", "--preset qwen3_moe --k 3",
+                      "--config config.json", "--logit-multiplier 2", "--logit-bias list.npy", "--softcap 3",
+                      "--score sigmoid", "--bias list.npy", "--bias-on logit --bias list.npy", "--groups 2 --groups-kept 1",
+                      "--normalize none", "--normalize p_norm --norm-power 2", "--scale 2", "--expert-scale list.npy"]
         softmax_only = ["--capacity-factor 1", "--capacity 3", "--drop-order position", "--balance-weight 0.01",
                         "--z-weight 0", "--noise none", "--noise logit_jitter"]
         from_a_factor = ["--capacity-rounding floor", "--capacity-minimum 0", "--capacity-multiple 1"]
@@ -36,7 +41,15 @@ class Refusals(Case):
             self.yes("top_k", *(option + (" --k 2" if "--k" not in option else "")).split())
             self.yes("switch,base,top_k", *option.split())
             for router in ("switch", "base", "greedy", "switch,base,greedy"):
-                self.no(without(option), router, *option.split())
+                self.no("is used by nothing chosen: it needs router top_k", router, *option.split())
+        for option, needs in (("--bias-on logit", "--bias or groups"), ("--group-score max", "--groups"),
+                              ("--groups-kept 2", "--groups"), ("--group-mask zero", "--groups"),
+                              ("--norm-power 2", "--normalize p_norm"), ("--normalize-epsilon 0.1", "--normalize sum"),
+                              ("--epsilon-kind clamp", "--normalize sum"),
+                              ("--softmax after --normalize-epsilon 1", "--normalize sum")):
+            self.no(f"is used by nothing chosen: it needs {needs}", "top_k", *option.split())
+        self.no("--gradients list.npy is used by nothing chosen: it needs a router that trains", "greedy", "--gradients",
+                "list.npy")
         for option in softmax_only:
             for router in ("switch", "top_k", "base,top_k"):
                 self.yes(router, *option.split())
@@ -75,7 +88,10 @@ class Refusals(Case):
         self.no("'Switch' is unknown", "Switch")
         self.no("' top_k' is unknown", "switch, top_k")
         self.no("names switch twice", "switch,base,switch")
-        for option, known in (("--softmax", "before, after"), ("--balance-count", "first, all"),
+        for option, known in (("--softmax", "before, after"), ("--balance-count", "first, all, all_undivided"),
+                              ("--score", "softmax, sigmoid, sqrt_softplus"), ("--bias-on", "score, logit"),
+                              ("--group-score", "max, top2_sum, top_n_sum"), ("--group-mask", "minus_infinity, zero"),
+                              ("--normalize", "none, sum, p_norm"), ("--epsilon-kind", "add, clamp"),
                               ("--drop-order", "position, gate"), ("--capacity-rounding", "floor, round, ceil"),
                               ("--noise", "none, logit_jitter, sample"), ("--solver", "hungarian, auction"),
                               ("--backend", "eigen, thrust"), ("--policy", "seq, par")):
@@ -111,6 +127,60 @@ class Refusals(Case):
             self.no(f"--threads '{threads}'", "switch", "--policy", "par", "--threads", threads)
         for repeat in ("0", "-2", "often"):
             self.no(f"--repeat '{repeat}'", "switch", "--repeat", repeat)
+
+    def test_values_of_top_k(self):
+        self.save(np.ones(4), "list.npy")
+        for pattern, line in (
+                ("--groups 3 .*|groups.count = 3 must lie", "--groups 3 --groups-kept 1"),
+                ("--groups 2 needs --groups-kept", "--groups 2"),
+                ("groups.kept = 3 must lie in 1..groups.count = 2", "--groups 2 --groups-kept 3"),
+                ("k = 3 is more than the 2 experts", "--k 3 --groups 2 --groups-kept 1"),
+                ("--group-score top_n_sum needs --group-score-count", "--groups 2 --groups-kept 1 --group-score top_n_sum"),
+                ("--group-score-count and", "--groups 2 --groups-kept 1 --group-score max --group-score-count 2"),
+                ("--softmax after and a --score other", "--softmax after --score sigmoid"),
+                ("--softmax after and --normalize p_norm", "--softmax after --normalize p_norm"),
+                ("--softmax after and --bias-on score", "--softmax after --bias list.npy --bias-on score"),
+                ("--renormalize and a --normalize other", "--renormalize --normalize none"),
+                ("--preset and --config exclude", "--preset mixtral --config c.json"),
+                ("--preset 'mistral' is unknown; it is one of afmoe, ", "--preset mistral"),
+                ("--k 8 must lie in 1..E = 4", "--preset deepseek_v3"),
+                ("softcap = -1 must be finite and more than 0", "--softcap -1"),
+                ("logit_multiplier = 0 must be finite", "--logit-multiplier 0"),
+                ("norm_power = -2 must be finite", "--normalize p_norm --norm-power -2"),
+                ("epsilon = -1 must be finite and not negative", "--normalize sum --normalize-epsilon -1"),
+                ("--scale 'nan' must be finite", "--scale nan"),
+                ("--bias '' names nothing", ["--bias", ""])):
+            self.no(pattern, "top_k", *(line.split() if isinstance(line, str) else line))
+        for text, pattern in (("[]", "is no JSON object"), ("{", "is no JSON object"), ("{}", "model_type '' is unknown"),
+                              ('{"model_type": "bert"}', "model_type 'bert' is unknown"),
+                              ('{"model_type": "mixtral", "num_experts_per_tok": 2.5}', "num_experts_per_tok = 2.5 is no"),
+                              ('{"model_type": "qwen3_moe", "norm_topk_prob": 1}', "norm_topk_prob = 1 is neither"),
+                              ('{"model_type": "deepseek_v4", "scoring_func": "relu"}', "scoring_func = \"relu\" is unk"),
+                              ('{"model_type": 3}', "model_type = 3 is no text")):
+            (self.folder / "c.json").write_text(text)
+            self.no(pattern, "top_k", "--config", "c.json")
+        self.no("'nowhere.json' cannot be read", "top_k", "--config", "nowhere.json")
+
+    def test_files_beside_the_scores(self):
+        for option in ("--bias", "--logit-bias", "--expert-scale"):
+            self.no("nowhere.npy: No such file", "top_k", option, "nowhere.npy")
+            for numbers, pattern in ((np.ones(3), r"has the shape \(3,\); it needs a number for each expert, \(E,\) = \(4,\)"),
+                                     (np.ones((4, 1)), r"has the shape \(4, 1\)"),
+                                     (np.array([0, 1, np.nan, 2]), "the number of expert 2 is nan"),
+                                     (np.array([0, 1e300, 0, 2]), "the number of expert 1 is 1e.300; it must be finite in f"),
+                                     (np.arange(4), "holds numbers of type '<i8'")):
+                self.save(numbers, "list.npy")
+                self.no(pattern, "top_k", option, "list.npy")
+        for numbers, pattern in ((np.ones(9, bool), r"has the shape \(9,\); a mask needs an entry for each token"),
+                                 (np.ones(10), "a mask holds booleans or integers"),
+                                 (np.ones((10, 1), np.uint8), r"has the shape \(10, 1\)")):
+            self.save(numbers, "mask.npy")
+            self.no(pattern, "switch", "--mask", "mask.npy")
+        for numbers, pattern in ((np.ones((10, 3)), r"has the shape \(10, 3\); it must be that of the scores, \(10, 4\)"),
+                                 (np.ones((10, 4), int), "gradients are float16"),
+                                 (np.full((10, 4), np.inf), r"the number of \(token 0, expert 0\) is inf")):
+            self.save(numbers, "c.npy")
+            self.no(pattern, "switch", "--gradients", "c.npy")
 
     def test_command_line(self):
         self.refuse("--scores is required")

@@ -1,0 +1,23 @@
+// Settings of models: by name with the defaults of their configuration classes, or as a config.json says.
+//
+// A name is a `model_type` of transformers. docs/router/models.md says what each sets.
+#pragma once
+
+#include <switchyard/switchyard.hpp>
+
+#include <string>
+
+namespace study {
+
+namespace sy = switchyard;
+using sy::index_t;
+
+/// The router of a model with its defaults; without biases and scales of experts, which are files of their own. Fails
+/// with a sentence that lists the known ones.
+sy::recipe_router<> preset_router(const char* option, const std::string& name);
+
+/// The router of a config.json, whose model_type names the model; where it has a text_config that names one, that
+/// counts. Fields that are missing or null have the model's defaults.
+sy::recipe_router<> configured_router(const char* option, const std::string& path);
+
+}  // namespace study
