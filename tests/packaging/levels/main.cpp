@@ -86,6 +86,19 @@ void routers() {
                                         .balance_weight = 1e-2},
                     5);
         }
+        step<M>("recipe, changed and finished",
+                sy::recipe_router<>{.k = 5,
+                                    .logit_multiplier = 0.7,
+                                    .logit_bias = every,
+                                    .softcap = 2,
+                                    .score = score,
+                                    .normalize = sy::gate_sum::norm,
+                                    .norm_power = 2,
+                                    .scale = 2.5,
+                                    .expert_scale = every,
+                                    .logit_jitter = 0.01f,
+                                    .balance_weight = 1e-2},
+                5);
     }
 }
 
