@@ -142,6 +142,25 @@ TEST_CASE("recipe kernels: multiplier, softcap, jitter, p-norms and scales of ex
     }
 }
 
+TEST_CASE("recipe kernels: choices made elsewhere") {
+    for (const auto function : every_function) {
+        for (const index_t tokens : {0, 70}) {
+            both_recipes routers(
+                [&](auto& router) {
+                    router.k = 3;
+                    router.score = function;
+                    router.normalize = sy::gate_sum::add;
+                    router.capacity = {.factor = 0.9};
+                    router.balance_weight = 0.01;
+                },
+                {.logit = spread_bias(24, 7)});
+            routers.give_choices(tokens, 24);
+            CHECK(difference_in_next_order(routers, draw_scores(score_kind::gaussian, tokens, 24, 5, 20),
+                                           draw_mask(tokens, 6)) == "");
+        }
+    }
+}
+
 TEST_CASE("recipe kernels: hostile scores") {
     for (const auto kind : {score_kind::small_integers, score_kind::equal, score_kind::one_expert, score_kind::wide,
                             score_kind::equal_rows}) {

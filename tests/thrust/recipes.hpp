@@ -4,6 +4,7 @@
 #include "thrust/device.hpp"
 
 #include <switchyard/router/bias_update.hpp>
+#include <switchyard/router/given_choices.hpp>
 #include <switchyard/router/recipe.hpp>
 
 #include <span>
@@ -30,6 +31,8 @@ inline std::vector<float> spread_bias(index_t experts, index_t step) {
 struct both_recipes {
     recipe_biases biases;
     sy::buffer<float, device_memory> logit, selection, scale;
+    sy::matrix<std::int32_t> ids{};
+    sy::buffer<std::int32_t, device_memory> ids_there{};
     sy::recipe_router<> host{};
     sy::recipe_router<device_space> there{};
 
@@ -49,6 +52,15 @@ struct both_recipes {
         hang(biases.logit, host.logit_bias, logit, there.logit_bias);
         hang(biases.selection, host.selection_bias, selection, there.selection_bias);
         hang(biases.scale, host.expert_scale, scale, there.expert_scale);
+    }
+    /// Choices made elsewhere, by chance, some of which are none.
+    void give_choices(index_t tokens, index_t experts) {
+        ids = sy::matrix<std::int32_t>(tokens, host.k);
+        sy::random_choices(sy::seq, experts, {.seed = 9}, ids);
+        for (index_t t = 0; t < tokens; t += 5) ids.data()[t * host.k + host.k - 1] = -1;
+        ids_there = sy::copy_to_device(device, std::span<const std::int32_t>(ids.data(), ids.data() + tokens * host.k));
+        host.choices = ids.view();
+        there.choices = {ids_there.data(), tokens, host.k};
     }
     both_recipes(const both_recipes&) = delete;
     both_recipes& operator=(const both_recipes&) = delete;

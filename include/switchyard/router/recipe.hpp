@@ -12,6 +12,8 @@
 // score of -infinity forbids its expert before any bias, and has gradient 0. The scale is applied once, here; nothing
 // behind the router applies one. Llama 4 weighs its experts' input: dispatch with `apply_gates`, combine without.
 //
+// With `choices` the experts are given, and the rest is as above (router/given_choices.hpp): replay, hash layers.
+//
 // losses: load balancing and z-loss, both on softmax(s) whatever the values are; both are off unless asked for. The
 // bias that balances without a loss is moved by `update_bias` (router/bias_update.hpp).
 //
@@ -28,6 +30,7 @@
 #include <switchyard/plan/plan.hpp>
 #include <switchyard/plan/slots.hpp>
 #include <switchyard/router/finished_gates.hpp>
+#include <switchyard/router/given_choices.hpp>
 #include <switchyard/router/routing.hpp>
 #include <switchyard/router/softmax_routing.hpp>
 #include <switchyard/score/gates.hpp>
@@ -70,6 +73,8 @@ struct recipe_router {
     balance_count balance = balance_count::first;
     double z_weight = 0;
     bad_scores bad = bad_scores::error;
+
+    matrix_view<const std::int32_t, Space> choices{};  ///< [T, k] made elsewhere; null: the router chooses
 };
 
 template <class Space>
@@ -156,7 +161,12 @@ void route_scores(const Policy& policy, const recipe_router<Space>& router, cons
         const auto with = [&](const auto& selection) {
             route_softmax(policy, source, mode, made, settings, scratch, selection);
         };
-        if (!has_raw_keys(router)) {
+        if (router.choices.data != nullptr) {
+            require(router.choices.rows == made.tokens && router.choices.columns == router.k, "choices are ",
+                    router.choices.rows, " x ", router.choices.columns, " for ", made.tokens,
+                    " tokens and k = ", router.k);
+            with(select_given<S, Space>{made.expert, made.gate, router.choices, made.experts, {settings.gates}});
+        } else if (!has_raw_keys(router)) {
             const biased_keys<S> keys{.function = router.score,
                                       .source = router.key,
                                       .bias = detail::padded_numbers<S>(policy, router.selection_bias, scratch),

@@ -27,6 +27,7 @@ enum class noise_purpose : std::uint32_t {
     sampling = 3,
     logit_jitter = 4,
     initialisation = 5,
+    choices = 6,
 };
 
 /// The same key for another purpose.
