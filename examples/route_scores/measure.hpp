@@ -48,14 +48,38 @@ inline sy::switch_router switch_router_of(const options& asked) {
 template <class Space>
 struct placed_inputs {
     sy::expert_numbers<Space> logit_bias, bias, expert_scale;
+    sy::matrix_view<const std::int32_t, Space> choices;  ///< of routers that are given them
     sy::token_mask mask;
 };
+
+/// What replay, hash, random and round_robin choose, [T, k]; nothing for others.
+inline sy::matrix<std::int32_t> choices_of(const options& asked, router_kind router, const inputs& given,
+                                           index_t tokens, index_t experts) {
+    if (!is_given_choices(router)) return {};
+    const index_t k = router == router_kind::replay ? given.choices.columns()
+                      : router == router_kind::hash ? given.table.columns()
+                                                    : recipe_of(asked).k;
+    sy::require(k <= experts, "--router ", name_of(routers_by_name, router), ": k = ", k,
+                " must lie in 1..E = ", experts);
+    sy::matrix<std::int32_t> ids(tokens, k);
+    if (router == router_kind::replay) {
+        std::copy(given.choices.data(), given.choices.data() + tokens * k, ids.data());
+    } else if (router == router_kind::hash) {
+        sy::table_choices(sy::seq, given.table, given.token_ids, ids);
+    } else if (router == router_kind::random) {
+        sy::random_choices(sy::seq, experts, {.seed = asked.seed}, ids);
+    } else {
+        sy::round_robin_choices(sy::seq, experts, 0, ids);
+    }
+    return ids;
+}
 
 /// The router of top_k as it runs. Constant gates are routed without normalisation, and written as they are then; equal
 /// gates leave the order of tokens.
 template <class Space>
-sy::recipe_router<Space> recipe_in(const options& asked, const placed_inputs<Space>& placed) {
-    const sy::recipe_router<> r = recipe_of(asked);
+sy::recipe_router<Space> recipe_in(const options& asked, router_kind router, const placed_inputs<Space>& placed) {
+    sy::recipe_router<> r = recipe_of(asked, router);
+    if (is_given_choices(router)) r.k = placed.choices.columns;
     const bool is_constant = has_constant_gates(r);
     sy::require(
         !is_constant || placed.expert_scale.data == nullptr || r.order == sy::drop_order::position,
@@ -79,7 +103,8 @@ sy::recipe_router<Space> recipe_in(const options& asked, const placed_inputs<Spa
             .logit_jitter = r.logit_jitter,
             .balance_weight = r.balance_weight,
             .balance = r.balance,
-            .z_weight = r.z_weight};
+            .z_weight = r.z_weight,
+            .choices = placed.choices};
 }
 
 /// Calls f(router, mode) with the library's router. Switch and top-k run as in training, where they have losses.
@@ -89,14 +114,21 @@ void with_router(const options& asked, router_kind router, const placed_inputs<S
     switch (router) {
         case router_kind::switch_router:
             return f(switch_router_of(asked), sy::run_mode(training));
-        case router_kind::top_k:
-            return f(recipe_in(asked, placed), sy::run_mode(training));
         case router_kind::base:
             if (asked.solver == solver_kind::auction) return f(sy::base_router<sy::auction>{}, sy::run_mode(training));
             return f(sy::base_router<sy::hungarian>{}, sy::run_mode(training));
-        default:
+        case router_kind::greedy:
             return f(sy::base_router<sy::hungarian>{}, sy::run_mode(sy::inference{placed.mask}));
+        default:
+            return f(recipe_in(asked, router, placed), sy::run_mode(training));
     }
+}
+
+/// Whether a plan's gates do not depend on scores.
+inline bool has_constant_gates(const options& asked, router_kind router, index_t k) {
+    sy::recipe_router<> recipe = recipe_of(asked, router);
+    recipe.k = k;
+    return is_recipe(router) && has_constant_gates(recipe);
 }
 
 /// C at the experts of a plan's choices, which stands for the gradient of their gates; constant ones have none.
@@ -104,7 +136,7 @@ template <class S>
 sy::matrix<S> gate_gradients_of(const options& asked, router_kind router, const sy::plan_view<S>& plan,
                                 const score_table& table) {
     sy::matrix<S> d_gates(plan.tokens, plan.choices);
-    const bool is_constant = router == router_kind::top_k && has_constant_gates(recipe_of(asked));
+    const bool is_constant = has_constant_gates(asked, router, plan.choices);
     std::visit(
         [&](const auto& numbers) {
             for (index_t i = 0; i < plan.tokens * plan.choices; ++i) {
@@ -134,7 +166,7 @@ template <class S>
 routing routing_of(const options& asked, router_kind router, const sy::plan_view<S>& plan, const sy::matrix<S>& scores,
                    const inputs& given) {
     const index_t positions = plan.tokens * plan.choices;
-    const bool has_losses = router == router_kind::switch_router || router == router_kind::top_k;
+    const bool has_losses = router == router_kind::switch_router || is_recipe(router);
     routing made{.router = router, .tokens = plan.tokens, .experts = plan.experts, .choices = plan.choices};
     if (plan.capacity != sy::unlimited) {
         made.capacity = plan.capacity;
@@ -144,12 +176,12 @@ routing routing_of(const options& asked, router_kind router, const sy::plan_view
     made.gates.resize(static_cast<std::size_t>(positions));
     std::transform(plan.gate, plan.gate + positions, made.gates.begin(),
                    [](S gate) { return static_cast<float>(gate); });
-    const sy::recipe_router<> top_k = recipe_of(asked);
-    if (router == router_kind::top_k && has_constant_gates(top_k)) {
+    if (has_constant_gates(asked, router, plan.choices)) {
+        const double scale = recipe_of(asked, router).scale;
         for (std::size_t t = 0; t < made.gates.size(); ++t) {
-            const auto e = static_cast<std::size_t>(made.chosen[t]);
-            const double own = made.gates[t] > 0 && !given.expert_scale.empty() ? given.expert_scale[e] : 1;
-            made.gates[t] = made.gates[t] > 0 ? static_cast<float>(top_k.scale * own) : 0;
+            const bool is_scaled = made.gates[t] > 0 && !given.expert_scale.empty();
+            const double own = is_scaled ? given.expert_scale[static_cast<std::size_t>(made.chosen[t])] : 1;
+            made.gates[t] = made.gates[t] > 0 ? static_cast<float>(scale * own) : 0;
         }
     }
     made.is_double = sizeof(S) == sizeof(double);

@@ -386,6 +386,40 @@ std::vector<std::uint8_t> read_mask(const std::string& path, index_t tokens) {
     return mask;
 }
 
+sy::matrix<std::int32_t> read_ids(const std::string& path) {
+    input_file file(path);
+    const array_header header = read_header(file);
+    const std::string& type = *header.type;
+    const bool is_known = type == "<i4" || type == "<i8" || type == "=i4" || type == "=i8";
+    file.require(is_known, "holds numbers of type '", type, "'; ids are int32 or int64 ('<i4', '<i8')");
+    const std::vector<index_t>& shape = *header.shape;
+    file.require(shape.size() == 1 || shape.size() == 2, "has the shape ", shape_text(shape),
+                 "; ids have one dimension or two");
+    file.require(!*header.fortran_order || shape.size() == 1, "is in Fortran order; ids are read in C order");
+    const index_t rows = shape[0];
+    const index_t columns = shape.size() == 2 ? shape[1] : 1;
+    const index_t bytes = type[2] - '0';
+    file.require(columns >= 1, "has the shape ", shape_text(shape), ": there must be at least one column");
+    file.require(rows <= std::numeric_limits<index_t>::max() / bytes / columns, "has the shape ", shape_text(shape),
+                 ", which no file can hold");
+    require_body(file, rows * columns * bytes);
+    sy::matrix<std::int32_t> ids(rows, columns);
+    for (index_t i = 0; i < rows * columns; ++i) {
+        std::int64_t id = 0;
+        if (bytes == 8) {
+            file.read(&id, 8, "its array");
+        } else {
+            std::int32_t narrow = 0;
+            file.read(&narrow, 4, "its array");
+            id = narrow;
+        }
+        file.require(id >= std::numeric_limits<std::int32_t>::min() && id <= std::numeric_limits<std::int32_t>::max(),
+                     "the id at (", i / columns, ", ", i % columns, ") is ", id, "; ids must fit 32 bits");
+        ids.data()[i] = static_cast<std::int32_t>(id);
+    }
+    return ids;
+}
+
 std::string npy_header(const std::string& type, std::span<const index_t> shape) {
     std::string text = "{'descr': '" + type + "', 'fortran_order': False, 'shape': " + shape_text(shape) + ", }";
     constexpr std::size_t before = 10;  // magic, version, length

@@ -40,6 +40,9 @@ std::vector<float> read_expert_numbers(const std::string& path, index_t experts)
 /// A mask of tokens, [T], of booleans or integers: 0 is padding, everything else is 1.
 std::vector<std::uint8_t> read_mask(const std::string& path, index_t tokens);
 
+/// Integers of 32 or 64 bits [rows, columns] (a list is one column), which int32 must hold.
+sy::matrix<std::int32_t> read_ids(const std::string& path);
+
 /// The header, from the magic bytes on, of a C-ordered array: `type` is "<i4" and the like.
 std::string npy_header(const std::string& type, std::span<const index_t> shape);
 

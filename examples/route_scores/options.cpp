@@ -126,10 +126,22 @@ class grammar : public command_line {
         add("--scores", "S.npy", "Scores [T,E]: NumPy format 1.0 to 3.0, float16, 32 or 64; -inf forbids an expert",
             [this](const char*, const std::string& text) { asked_.scores = text; })
             ->required();
-        add("--router", "R[,R...]", "One or several of switch, top_k, base, greedy",
+        add("--router", "R[,R...]",
+            "One or several of:\n"
+            "switch       the best expert, up to its capacity (Fedus et al. 2021)\n"
+            "top_k        the k best, by any of the parts below: most models\n"
+            "base         balanced assignment (Lewis et al. 2021)\n"
+            "greedy       base at inference: the best expert, no capacity\n"
+            "replay       experts from a file, weighed as by top_k\n"
+            "hash         experts from a table by token id, weighed as by top_k\n"
+            "random       k experts by chance, weighed as by top_k\n"
+            "round_robin  k experts in turn, weighed as by top_k",
             [this](const char* name, const std::string& text) { asked_.routers = routers_in(name, text); })
             ->required();
         add_text("--mask", "M.npy", "[T] of 0 or 1: tokens with 0 are padding", asked_.mask);
+        add_text("--choices", "IDS.npy", "Of replay: experts [T,k], int32 or int64; -1 is none", asked_.choices);
+        add_text("--token-ids", "N.npy", "Of hash: what was tokenised, [T], integers", asked_.token_ids);
+        add_text("--table", "V.npy", "Of hash: experts of each token id, [V,k], integers", asked_.table);
         add_text("--gradients", "C.npy", "[T,E]: also write the gradient of the scores, with C that of the gates",
                  asked_.gradients);
         add("--out", "DIR", "Folder for the results, made if need be; results of an earlier run are replaced",
@@ -141,7 +153,7 @@ class grammar : public command_line {
     }
 
     void add_top_k() {
-        group_ = "Router top_k";
+        group_ = "Router top_k (and replay, hash, random, round_robin)";
         add_text("--preset", "NAME", "Options of a model by its model_type, such as deepseek_v3; those given win",
                  top_k_.preset);
         add_text("--config", "config.json", "Options of a model by its configuration; those given win", top_k_.config);
@@ -260,12 +272,20 @@ struct use {
 };
 
 void require_used(const options& asked, const grammar& line) {
-    const bool top_k = asked.chooses(router_kind::top_k);
+    const bool top_k = std::any_of(asked.routers.begin(), asked.routers.end(), is_recipe);
+    const bool chooses_itself = asked.chooses(router_kind::top_k);
+    const bool draws = asked.chooses(router_kind::random);
     const bool switched = asked.chooses(router_kind::switch_router);
     const bool softmax = top_k || switched;
     const bool factor = softmax && (asked.capacity_factor || (switched && !asked.capacity));
     const bool noise = softmax && asked.noise != noise_kind::none;
     const use uses[] = {
+        {"--choices", asked.chooses(router_kind::replay), "router replay"},
+        {"--token-ids", asked.chooses(router_kind::hash), "router hash"},
+        {"--table", asked.chooses(router_kind::hash), "router hash"},
+        {"--k", chooses_itself || draws || asked.chooses(router_kind::round_robin), "router top_k"},
+        {"--bias", chooses_itself, "router top_k"},
+        {"--groups", chooses_itself, "router top_k"},
         {"--gradients", top_k || switched || asked.chooses(router_kind::base), "a router that trains"},
         {"--capacity-factor", softmax, "router switch or top_k"},
         {"--capacity", softmax, "router switch or top_k"},
@@ -278,7 +298,7 @@ void require_used(const options& asked, const grammar& line) {
         {"--noise", asked.noise == noise_kind::sample ? switched : softmax,
          asked.noise == noise_kind::sample ? "router switch" : "router switch or top_k"},
         {"--noise-scale", noise, "--noise logit_jitter or sample"},
-        {"--seed", noise, "--noise logit_jitter or sample"},
+        {"--seed", noise || draws, "--noise logit_jitter or sample"},
         {"--solver", asked.chooses(router_kind::base), "router base"},
         {"--threads", asked.policy == policy_kind::par, "--policy par"},
     };
@@ -288,29 +308,11 @@ void require_used(const options& asked, const grammar& line) {
         sy::require(text == nullptr || u.used, u.option, is_flag ? "" : " ",
                     is_flag || text == nullptr ? "" : text->c_str(), " is used by nothing chosen: it needs ", u.needs);
     };
-    for (const char* const option : {"--preset",
-                                     "--config",
-                                     "--k",
-                                     "--logit-multiplier",
-                                     "--logit-bias",
-                                     "--softcap",
-                                     "--score",
-                                     "--softmax",
-                                     "--bias",
-                                     "--bias-on",
-                                     "--groups",
-                                     "--groups-kept",
-                                     "--group-score",
-                                     "--group-score-count",
-                                     "--group-mask",
-                                     "--renormalize",
-                                     "--normalize",
-                                     "--norm-power",
-                                     "--normalize-epsilon",
-                                     "--epsilon-kind",
-                                     "--scale",
-                                     "--expert-scale",
-                                     "--balance-count"}) {
+    for (const char* const option : {"--preset",       "--config",      "--logit-multiplier",  "--logit-bias",
+                                     "--softcap",      "--score",       "--softmax",           "--bias-on",
+                                     "--groups-kept",  "--group-score", "--group-score-count", "--group-mask",
+                                     "--renormalize",  "--normalize",   "--norm-power",        "--normalize-epsilon",
+                                     "--epsilon-kind", "--scale",       "--expert-scale",      "--balance-count"}) {
         require_use({option, top_k, "router top_k"});
     }
     for (const use& u : uses) require_use(u);
@@ -374,7 +376,7 @@ void weigh_after(sy::recipe_router<>& router, bool normalizes, double epsilon, e
 
 }  // namespace
 
-sy::recipe_router<> recipe_of(const options& asked) {
+sy::recipe_router<> recipe_of(const options& asked, router_kind which) {
     const top_k_options& given = asked.top_k;
     sy::recipe_router<> router = !given.preset.empty()   ? preset_router("--preset", given.preset)
                                  : !given.config.empty() ? configured_router("--config", given.config)
@@ -417,6 +419,7 @@ sy::recipe_router<> recipe_of(const options& asked) {
         weigh_after(router, sums, router.epsilon, clamps ? epsilon_kind::clamp : epsilon_kind::add);
     }
 
+    if (is_given_choices(which)) router.groups = {};
     router.capacity = router.inference_capacity = capacity_rule_of(asked, router_kind::top_k);
     router.order = asked.drop_order;
     router.logit_jitter = noise_of(asked, router_kind::top_k).scale;
@@ -444,8 +447,8 @@ sy::capacity_rule capacity_rule_of(const options& asked, router_kind router) {
 }
 
 noise_setting noise_of(const options& asked, router_kind router) {
-    const bool adds_it = router == router_kind::switch_router ||
-                         (router == router_kind::top_k && asked.noise == noise_kind::logit_jitter);
+    const bool adds_it =
+        router == router_kind::switch_router || (is_recipe(router) && asked.noise == noise_kind::logit_jitter);
     if (!adds_it || asked.noise == noise_kind::none) {
         return {};
     }
@@ -465,6 +468,13 @@ std::optional<options> parse_options(int argc, const char* const* argv) {
     require_possible(asked.top_k);
     require_used(asked, line);
     require_possible(asked);
+    const auto require_file = [&](router_kind router, const char* option, const std::string& path) {
+        sy::require(!asked.chooses(router) || !path.empty(), "--router ", name_of(routers_by_name, router), " needs ",
+                    option);
+    };
+    require_file(router_kind::replay, "--choices", asked.choices);
+    require_file(router_kind::hash, "--token-ids", asked.token_ids);
+    require_file(router_kind::hash, "--table", asked.table);
     return asked;
 }
 

@@ -18,7 +18,7 @@ namespace study {
 namespace sy = switchyard;
 using sy::index_t;
 
-enum class router_kind { switch_router, top_k, base, greedy };
+enum class router_kind { switch_router, top_k, base, greedy, replay, hash, random, round_robin };
 enum class noise_kind { none, logit_jitter, sample };
 enum class group_score_kind { max, top2_sum, top_n_sum };
 enum class normalize_kind { none, sum, p_norm };
@@ -39,7 +39,11 @@ struct named {
 inline constexpr named<router_kind> routers_by_name[] = {{"switch", router_kind::switch_router},
                                                          {"top_k", router_kind::top_k},
                                                          {"base", router_kind::base},
-                                                         {"greedy", router_kind::greedy}};
+                                                         {"greedy", router_kind::greedy},
+                                                         {"replay", router_kind::replay},
+                                                         {"hash", router_kind::hash},
+                                                         {"random", router_kind::random},
+                                                         {"round_robin", router_kind::round_robin}};
 inline constexpr named<sy::softmax_order> softmax_by_name[] = {{"before", sy::softmax_order::before},
                                                                {"after", sy::softmax_order::after}};
 inline constexpr named<sy::score_function> scores_by_name[] = {{"softmax", sy::score_function::softmax},
@@ -100,8 +104,10 @@ struct top_k_options {
 
 struct options {
     std::string scores;
-    std::string gradients;  ///< path, empty: none are asked for
-    std::string mask;       ///< path, empty: every token counts
+    std::string gradients;         ///< path, empty: none are asked for
+    std::string mask;              ///< path, empty: every token counts
+    std::string choices;           ///< path, of replay
+    std::string token_ids, table;  ///< paths, of hash
     std::string out;
     std::vector<router_kind> routers;  ///< in the order given, each once
 
@@ -138,14 +144,22 @@ struct noise_setting {
     float scale = 0;
 };
 
-/// The library's router that top_k's options come to, without what lies in files.
-sy::recipe_router<> recipe_of(const options& asked);
+/// Whether a router weighs choices that it is given, by the parts of top_k.
+inline bool is_given_choices(router_kind router) {
+    return router == router_kind::replay || router == router_kind::hash || router == router_kind::random ||
+           router == router_kind::round_robin;
+}
+/// Whether a router is the library's recipe.
+inline bool is_recipe(router_kind router) { return router == router_kind::top_k || is_given_choices(router); }
+
+/// The library's router that top_k's options come to for a router that is_recipe, without what lies in files.
+sy::recipe_router<> recipe_of(const options& asked, router_kind router = router_kind::top_k);
 
 /// One choice divided by its own sum: gates are constant. The library refuses to train that router, which would learn
 /// nothing; what it does with scores is clear all the same.
 bool has_constant_gates(const sy::recipe_router<>& router);
 
-/// What the options say about capacity for switch or top_k: switch has a factor of 1.25 unless told otherwise.
+/// What the options say about capacity for all but base and greedy: switch has a factor of 1.25 unless told otherwise.
 sy::capacity_rule capacity_rule_of(const options& asked, router_kind router);
 
 noise_setting noise_of(const options& asked, router_kind router);

@@ -28,24 +28,27 @@ json finite(const char* name, const std::optional<double>& value) {
 json path_or_null(const std::string& path) { return path.empty() ? json(nullptr) : json(path); }
 
 /// What top_k's options, a preset's among them, come to.
-void add_top_k(json& run, const options& asked) {
-    const sy::recipe_router<> router = recipe_of(asked);
+void add_top_k(json& run, const options& asked, router_kind which) {
+    const sy::recipe_router<> router = recipe_of(asked, which);
+    const bool chooses = which == router_kind::top_k;
     const bool is_after = asked.top_k.softmax == sy::softmax_order::after;
     const bool clamps = router.normalize == sy::gate_sum::clamp;
     run["preset"] = path_or_null(asked.top_k.preset);
     run["config"] = path_or_null(asked.top_k.config);
-    run["k"] = router.k;
+    if (chooses || which == router_kind::random || which == router_kind::round_robin) run["k"] = router.k;
     run["logit_multiplier"] = router.logit_multiplier;
     run["logit_bias"] = path_or_null(asked.top_k.logit_bias);
     run["softcap"] = router.softcap == 0 ? json(nullptr) : json(router.softcap);
     run["score"] = name_of(scores_by_name, router.score);
     run["softmax"] = is_after ? "after" : "before";
-    run["bias"] = path_or_null(asked.top_k.bias);
-    run["bias_on"] = name_of(bias_on_by_name, router.key);
-    run["groups"] = router.groups.count;
-    run["groups_kept"] = router.groups.kept;
-    run["group_score_count"] = router.groups.summed;
-    run["group_mask"] = name_of(group_masks_by_name, router.groups.masked);
+    if (chooses) {
+        run["bias"] = path_or_null(asked.top_k.bias);
+        run["bias_on"] = name_of(bias_on_by_name, router.key);
+        run["groups"] = router.groups.count;
+        run["groups_kept"] = router.groups.kept;
+        run["group_score_count"] = router.groups.summed;
+        run["group_mask"] = name_of(group_masks_by_name, router.groups.masked);
+    }
     run["normalize"] = is_after || router.normalize == sy::gate_sum::none ? "none"
                        : router.normalize == sy::gate_sum::norm           ? "p_norm"
                                                                           : "sum";
@@ -63,8 +66,13 @@ json options_as_run(const options& asked, router_kind router) {
     json run = {{"scores", asked.scores}};
     run["mask"] = path_or_null(asked.mask);
     run["gradients"] = router == router_kind::greedy ? json(nullptr) : path_or_null(asked.gradients);
-    const bool top_k = router == router_kind::top_k;
-    if (top_k) add_top_k(run, asked);
+    const bool top_k = is_recipe(router);
+    if (top_k) add_top_k(run, asked, router);
+    if (router == router_kind::replay) run["choices"] = asked.choices;
+    if (router == router_kind::hash) {
+        run["token_ids"] = asked.token_ids;
+        run["table"] = asked.table;
+    }
     if (top_k || router == router_kind::switch_router) {
         const sy::capacity_rule capacity = capacity_rule_of(asked, router);
         const noise_setting noise = noise_of(asked, router);

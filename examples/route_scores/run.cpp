@@ -17,10 +17,12 @@ sy::expert_numbers<> numbers_of(const std::vector<float>& list) {
 template <class Policy, class S>
 routing run_on_cpu(const Policy& policy, const options& asked, router_kind router, const sy::matrix<S>& scores,
                    const inputs& given) {
+    const sy::matrix<std::int32_t> ids = choices_of(asked, router, given, scores.rows(), scores.columns());
     const placed_inputs<sy::host_space> placed{
         .logit_bias = numbers_of(given.logit_bias),
         .bias = numbers_of(given.bias),
         .expert_scale = numbers_of(given.expert_scale),
+        .choices = ids.view(),
         .mask = {given.mask.empty() ? nullptr : given.mask.data(), static_cast<index_t>(given.mask.size())}};
     sy::plan<S> plan;
     sy::workspace scratch;
@@ -71,6 +73,14 @@ inputs read_inputs(const options& asked) {
     read(asked.top_k.logit_bias, given.logit_bias);
     read(asked.top_k.bias, given.bias);
     read(asked.top_k.expert_scale, given.expert_scale);
+    if (!asked.choices.empty()) given.choices = read_ids(asked.choices);
+    sy::require(asked.choices.empty() || given.choices.rows() == tokens, asked.choices, ": has ", given.choices.rows(),
+                " rows for T = ", tokens, " tokens");
+    if (!asked.table.empty()) given.table = read_ids(asked.table);
+    if (!asked.token_ids.empty()) given.token_ids = read_ids(asked.token_ids);
+    sy::require(asked.token_ids.empty() || (given.token_ids.rows() == tokens && given.token_ids.columns() == 1),
+                asked.token_ids, ": is ", given.token_ids.rows(), " x ", given.token_ids.columns(),
+                "; it needs T = ", tokens, " token ids");
     if (!asked.mask.empty()) given.mask = read_mask(asked.mask, tokens);
     if (!asked.gradients.empty()) given.gradients = read_table_beside(asked.gradients, tokens, experts);
     return given;

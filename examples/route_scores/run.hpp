@@ -46,6 +46,8 @@ struct inputs {
     std::vector<float> logit_bias{}, bias{}, expert_scale{};  ///< [E] or empty
     std::vector<std::uint8_t> mask{};                         ///< [T] or empty
     std::optional<score_table> gradients{};                   ///< [T, E]
+    sy::matrix<std::int32_t> choices{};                       ///< [T, k] of replay
+    sy::matrix<std::int32_t> token_ids{}, table{};            ///< [T, 1] and [V, k] of hash
 };
 
 inputs read_inputs(const options& asked);

@@ -26,6 +26,9 @@ routing run_on(const Policy& policy, const options& asked, router_kind router, c
     const auto bias = sy::copy_to_device(policy, std::span(given.bias));
     const auto expert_scale = sy::copy_to_device(policy, std::span(given.expert_scale));
     const auto mask = sy::copy_to_device(policy, std::span(given.mask));
+    const sy::matrix<std::int32_t> ids = choices_of(asked, router, given, scores.rows(), scores.columns());
+    const auto device_ids = sy::copy_to_device(
+        policy, std::span<const std::int32_t>(ids.data(), static_cast<std::size_t>(ids.rows() * ids.columns())));
     const auto numbers_of = [](const auto& list) {
         return sy::expert_numbers<typename Policy::memory::space>{list.size() == 0 ? nullptr : list.data(),
                                                                   list.size()};
@@ -34,6 +37,7 @@ routing run_on(const Policy& policy, const options& asked, router_kind router, c
         .logit_bias = numbers_of(logit_bias),
         .bias = numbers_of(bias),
         .expert_scale = numbers_of(expert_scale),
+        .choices = {device_ids.data(), ids.rows(), ids.columns()},
         .mask = given.mask.empty() ? sy::token_mask{} : sy::token_mask_of(mask)};
     const auto device_scores = sy::copy_to_device(policy, scores);
     sy::basic_plan<S, typename Policy::memory> plan;

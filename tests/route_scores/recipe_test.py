@@ -322,6 +322,43 @@ class Recipe(Case):
                 options = self.results("out")[1]["options"]
                 self.assertEqual({name: options[name] for name in told}, told)
 
+    def test_given_choices(self):
+        """Top-k's own experts, replayed, have its plan; others their own gates."""
+        numbers = np.random.default_rng(5)
+        scores, c = numbers.normal(size=(60, 8)), numbers.normal(size=(60, 8))
+        options = dict(score="sigmoid", normalize="sum", scale=2.5, capacity_factor=0.9, balance_count="all")
+        self.run_well("--scores", self.save(scores), "--router", "top_k", "--k", "3", "--gradients", self.save(c, "c.npy"),
+                      "--out", "top_k", *arguments(**options))
+        want, told = self.results("top_k")
+        self.save(want["experts"], "ids.npy")
+        line = ["--scores", "S.npy", "--gradients", "c.npy", *arguments(**options)]
+        self.run_well(*line, "--router", "replay", "--choices", "ids.npy", "--out", "replay")
+        made, tells = self.results("replay")
+        for name in ("experts", "slots", "offsets", "order"):
+            np.testing.assert_array_equal(made[name], want[name])
+        np.testing.assert_allclose(made["gates"], want["gates"], rtol=1e-6)
+        np.testing.assert_allclose(np.load(self.folder / "replay/d_scores.npy"), np.load(self.folder / "top_k/d_scores.npy"),
+                                   atol=1e-12)
+        self.assertEqual((tells["k"], tells["load_balancing_loss"]), (3, told["load_balancing_loss"]))
+
+        table = np.stack([(np.arange(5) * 3 + j) % 8 for j in range(2)], axis=1)
+        tokens = numbers.integers(-1, 6, size=60)
+        self.save(table, "table.npy")
+        self.save(tokens, "tokens.npy")
+        self.run_well(*line, "--router", "hash,random,round_robin", "--token-ids", "tokens.npy", "--table", "table.npy",
+                      "--k", "3", "--seed", "4", "--out", "others")
+        made, _ = self.results("others/hash")
+        known = (tokens >= 0) & (tokens < 5)
+        np.testing.assert_array_equal(made["experts"], np.where(known[:, None], table[np.clip(tokens, 0, 4)], -1))
+        made, told = self.results("others/round_robin")
+        np.testing.assert_array_equal(made["experts"], (np.arange(60)[:, None] * 3 + np.arange(3)) % 8)
+        self.assertLessEqual(max(told["load_before"]) - min(told["load_before"]), 1)
+        w = oracle.sigmoid(np.take_along_axis(scores, made["experts"].astype(int), axis=1))
+        w = 2.5 * w / w.sum(axis=1, keepdims=True)
+        np.testing.assert_allclose(made["gates"], np.where(made["slots"] >= 0, w, 0), rtol=1e-6)
+        drawn, _ = self.results("others/random")
+        self.assertTrue(all(len(set(row)) == 3 for row in drawn["experts"].tolist()))
+
     def test_one_choice_normalised(self):
         """Its gate is the scale, its gradient that of the losses alone."""
         numbers = np.random.default_rng(4)

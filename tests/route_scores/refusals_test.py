@@ -82,7 +82,8 @@ class Refusals(Case):
         self.no(without("--threads 2"), "greedy", "--policy", "seq", "--threads", "2")
 
     def test_values(self):
-        self.no("'hash' is unknown; it is one of switch, top_k, base, greedy", "hash")
+        self.no("'mystery' is unknown; it is one of switch, top_k, base, greedy, replay, hash, random, round_robin",
+                "mystery")
         self.no("'' is unknown", "")
         self.no("'' is unknown", "switch,")
         self.no("'Switch' is unknown", "Switch")
@@ -181,6 +182,31 @@ class Refusals(Case):
                                  (np.full((10, 4), np.inf), r"the number of \(token 0, expert 0\) is inf")):
             self.save(numbers, "c.npy")
             self.no(pattern, "switch", "--gradients", "c.npy")
+
+    def test_choices(self):
+        self.save(np.zeros((10, 2), np.int64), "ids.npy")
+        self.save(np.zeros(10, np.int32), "tokens.npy")
+        self.yes("replay", "--choices", "ids.npy")
+        self.yes("hash,round_robin", "--token-ids", "tokens.npy", "--table", "ids.npy")
+        self.yes("random", "--seed", "3", "--k", "4")
+        self.no("--router replay needs --choices", "replay")
+        self.no("--router hash needs --table", "hash", "--token-ids", "tokens.npy")
+        self.no("--router hash needs --token-ids", "hash", "--table", "ids.npy")
+        self.no("--choices ids.npy is used by nothing chosen: it needs router replay", "hash", "--choices", "ids.npy",
+                "--token-ids", "tokens.npy", "--table", "ids.npy")
+        self.no("--seed 3 is used by nothing chosen", "round_robin", "--seed", "3")
+        self.no("--k 2 is used by nothing chosen", "replay", "--k", "2", "--choices", "ids.npy")
+        self.no("--groups 2 is used by nothing chosen", "random", "--groups", "2", "--groups-kept", "1")
+        self.no("--router random: k = 5 must lie in 1..E = 4", "random", "--k", "5")
+        for ids, pattern in ((np.zeros((9, 2), int), "has 9 rows for T = 10 tokens"), (np.zeros((10, 2)), "ids are int32 or int64"),
+                             (np.zeros((10, 0), int), "there must be at least one column"),
+                             (np.zeros((10, 5), int), "--router replay: k = 5 must lie in"),
+                             (np.full((10, 1), 2**40), r"the id at \(0, 0\) is 1099511627776; ids must fit"),
+                             (np.zeros((10, 1, 1), int), "ids have one dimension or two")):
+            self.save(ids, "bad.npy")
+            self.no(pattern, "replay", "--choices", "bad.npy")
+        self.save(np.zeros((10, 2), int), "bad.npy")
+        self.no("is 10 x 2; it needs T = 10 token ids", "hash", "--token-ids", "bad.npy", "--table", "ids.npy")
 
     def test_command_line(self):
         self.refuse("--scores is required")
