@@ -2,7 +2,7 @@
 """What the flags of a compiler are worth: builds routing_bench once for each set of flags, runs some of its rows from all of
 these programs in turns, and prints medians as multiples of the first set's.
 
-    python3 bench/flags.py                                  the table in docs/packages.md, about three minutes
+    python3 bench/flags.py                                  the table in docs/packages.md, about five minutes on two cores
     python3 bench/flags.py --flags=-O2 --flags="-O2 -mavx2 -mfma" --compiler clang++ --rows '^switch_route_seq/65536/64$'
 
 usage: flags.py [--flags FLAGS]... [--rows REGEX] [--rounds N] [--compiler CXX] [--eigen DIR] [--build DIR]
