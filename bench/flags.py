@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """What the flags of a compiler are worth: builds routing_bench once for each set of flags, runs some of its rows from all of
-these programs in turns, and prints medians as multiples of the first set's.
+these programs in turns, and prints medians of processor time as multiples of the first set's.
 
     python3 bench/flags.py                                  the table in docs/packages.md, about five minutes on two cores
     python3 bench/flags.py --flags=-O2 --flags="-O2 -mavx2 -mfma" --compiler clang++ --rows '^switch_route_seq/65536/64$'
@@ -37,7 +37,7 @@ def build(options, folder, number):
 
 
 def times_of(program, options):
-    """Row -> nanoseconds, of one run."""
+    """Row -> nanoseconds of the processor, of one run: other processes take less of those than of the wall's."""
     command = [program, f"--benchmark_filter={options.rows}", "--benchmark_min_time=0.02", "--benchmark_format=json"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0 or not done.stdout.strip():
@@ -47,7 +47,7 @@ def times_of(program, options):
     for row in json.loads(done.stdout)["benchmarks"]:
         if row.get("error_occurred"):
             sys.exit(f"{program}: {row['name']}: {row['error_message']}")
-        found[row["name"].removesuffix("/real_time")] = row["real_time"] * unit[row["time_unit"]]
+        found[row["name"].removesuffix("/real_time")] = row["cpu_time"] * unit[row["time_unit"]]
     return found
 
 
