@@ -90,6 +90,18 @@ def pkg_config_of(args, build, name, source):
     print(f"{' '.join(flags)}: {run(build / name).strip()}")
 
 
+def without_eigen(args, build):
+    """From the package that has both targets, and from one that was itself installed without Eigen."""
+    configure_and_build(args, HERE / "without_eigen", build)
+    run_consumers(build)
+    parts = [f"-DSWITCHYARD_BUILD_{part}=OFF" for part in ("TESTS", "BENCHMARKS", "EXAMPLES")]
+    run(args.cmake, "-G", args.generator, "-S", args.source, "-B", build / "library", f"-DCMAKE_CXX_COMPILER={args.compiler}",
+        "-DSWITCHYARD_EIGEN=OFF", "-DCMAKE_DISABLE_FIND_PACKAGE_Eigen3=ON", *parts)
+    run(args.cmake, "--install", build / "library", "--prefix", build / "prefix")
+    args.prefix = build / "prefix"
+    configure_and_build(args, HERE / "without_eigen", build / "other", "-DINSTALLED_WITHOUT_EIGEN=ON")
+
+
 def eigen_versions(args, build):
     """Eigen 3.4 and every later one are taken, by the source tree and by the package, if CMake finds them first; older ones are
     refused in a sentence. The packages are made here, in front of the one that the machine may have."""
@@ -126,6 +138,8 @@ def main():
     shutil.rmtree(args.build, ignore_errors=True)
     if args.kind == "pkg_config":
         pkg_config(args, args.build)
+    elif args.kind == "without_eigen":
+        without_eigen(args, args.build)
     elif args.kind == "eigen_versions":
         eigen_versions(args, args.build)
     elif args.kind == "re_export":
