@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """What the flags of a compiler are worth: builds routing_bench once for each set of flags, runs some of its rows from all of
-these programs in turns, and prints medians of processor time as multiples of the first set's.
+these programs in turns, and prints the least processor time of each as a multiple of the first set's: what others use of a
+machine only adds.
 
     python3 bench/flags.py                                  the table in docs/packages.md, about five minutes on two cores
     python3 bench/flags.py --flags=-O2 --flags="-O2 -mavx2 -mfma" --compiler clang++ --rows '^switch_route_seq/65536/64$'
@@ -15,7 +16,6 @@ import os
 import pathlib
 import re
 import shlex
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -70,13 +70,13 @@ def main():
 
     version = subprocess.run([options.compiler, "--version"], capture_output=True, text=True).stdout.splitlines()[0]
     processor = re.search(r"model name\s*: (.+)", pathlib.Path("/proc/cpuinfo").read_text())
-    print(f"{version}; {processor[1] if processor else 'unknown processor'}; medians of {options.rounds} rounds\n")
+    print(f"{version}; {processor[1] if processor else 'unknown processor'}; least processor time of {options.rounds} rounds\n")
     print(f"| row | `{options.flags[0]}` | " + " | ".join(f"`{flags}`" for flags in options.flags[1:]) + " |")
     print("|---|" + "---:|" * len(options.flags))
     for row in rounds[0][0]:
-        medians = [statistics.median(times[number][row] for times in rounds) for number in range(len(programs))]
-        factors = "".join(f" {median / medians[0]:.2g} |" for median in medians[1:])
-        print(f"| `{row}` | {medians[0] / 1e6:.2f} ms |{factors}")
+        least = [min(times[number][row] for times in rounds) for number in range(len(programs))]
+        factors = "".join(f" {time / least[0]:.2g} |" for time in least[1:])
+        print(f"| `{row}` | {least[0] / 1e6:.2f} ms |{factors}")
 
 
 if __name__ == "__main__":
