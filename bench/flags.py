@@ -71,12 +71,12 @@ def main():
     version = subprocess.run([options.compiler, "--version"], capture_output=True, text=True).stdout.splitlines()[0]
     processor = re.search(r"model name\s*: (.+)", pathlib.Path("/proc/cpuinfo").read_text())
     print(f"{version}; {processor[1] if processor else 'unknown processor'}; least processor time of {options.rounds} rounds\n")
-    print(f"| row | `{options.flags[0]}` | " + " | ".join(f"`{flags}`" for flags in options.flags[1:]) + " |")
+    print("| row | " + " | ".join(f"`{flags}`" for flags in options.flags) + " |")
     print("|---|" + "---:|" * len(options.flags))
     for row in rounds[0][0]:
         least = [min(times[number][row] for times in rounds) for number in range(len(programs))]
         factors = "".join(f" {time / least[0]:.2g} |" for time in least[1:])
-        print(f"| `{row}` | {least[0] / 1e6:.2f} ms |{factors}")
+        print(f"| `{row}` | {least[0] / 1e6:.3g} ms |{factors}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 # A port of the checkout that this file stands in, for `vcpkg install switchyard --overlay-ports=cmake/vcpkg/ports`.
 # No test runs it: written after vcpkg's documentation, never executed by this project.
 set(VCPKG_BUILD_TYPE release)  # headers only
-cmake_path(ABSOLUTE_PATH CMAKE_CURRENT_LIST_DIR NORMALIZE OUTPUT_VARIABLE port)
-cmake_path(SET SOURCE_PATH NORMALIZE "${port}/../../../..")
+get_filename_component(SOURCE_PATH "${CMAKE_CURRENT_LIST_DIR}/../../../.." ABSOLUTE)
 
 vcpkg_check_features(OUT_FEATURE_OPTIONS features FEATURES eigen SWITCHYARD_EIGEN)
 vcpkg_cmake_configure(
