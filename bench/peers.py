@@ -269,9 +269,32 @@ class Session:
     def top_k(self):
         tokens, experts = self.args.tokens, 256
         scores = gaussian_scores(self.np, self.generator, tokens, experts)
-        expected, program_ms = self.library.top_k(self.save("top_k", scores), K)
+        path = self.save("top_k", scores)
+        expected, program_ms = self.library.top_k(path, K)
         checks = [((scores, K), ("gate", "expert"), expected or self.by_numpy.top_k_softmax(scores, K))]
         self.compare("top_k", f"top_k_route_seq/{tokens}/{experts}/{K}", (scores, K), checks, program_ms)
+        if any(self.forms(peer, "top_k_plan") for peer in self.peers):
+            self.top_k_plan(scores, path)
+
+    def top_k_plan(self, scores, path):
+        """The whole plan of top-k. Its slots go by token in the peers' forms and by choice in the library, so of slots and order
+        only that they name the same rows is compared."""
+        np = self.np
+        made = self.library.route(path, ["--router", "top_k", "--k", K, "--balance-count", "all"])
+        if made is None:
+            print("\nnotice: the plans of top-k are left out: only route_scores knows what is right")
+            return
+        summary = made.summary
+
+        def parts(expert, gate, slot, offsets, order, load_before, load_after, loss):
+            rows = np.ravel(np.asarray(offsets)[expert] + slot)
+            return expert, gate, offsets, load_before, load_after, loss, np.asarray(order)[rows]
+
+        names = ("expert", "gate", "offsets", "load_before", "load_after", "loss", "choice of each row")
+        own = parts(made.experts, made.gates, made.slots, made.offsets, made.order, np.array(summary["load_before"]),
+                    np.array(summary["load_after"]), np.array(summary["load_balancing_loss"]))
+        self.compare("top_k_plan", f"top_k_route_seq/{len(scores)}/{scores.shape[1]}/{K}", (scores, K),
+                     [((scores, K), names, own)], summary["milliseconds"], derive=parts)
 
     def movement(self):
         """What dispatch and combine move: tokens, outputs of experts, and the library's plan for a balanced choice."""

@@ -1,20 +1,20 @@
 # The optional parts of switchyard. Read by the source tree and, installed, by find_package(switchyard): whatever is found
 # becomes a target, and nothing is ever demanded here.
 #
-#   switchyard::openmp   switchyard::switchyard with OpenMP on (the policy switchyard::par needs it)
+#   switchyard::openmp   the library with OpenMP on (the policy switchyard::par needs it)
 #   switchyard::thrust   with Thrust's headers, from a CUDA toolkit or from libthrust-dev; Thrust's host and device
 #                        systems (THRUST_HOST_SYSTEM, THRUST_DEVICE_SYSTEM) remain the user's choice
-#   switchyard::cuda     switchyard::switchyard with the CUDA runtime and, where found, Thrust, for .cu sources
+#   switchyard::cuda     with the CUDA runtime and, where found, Thrust, for .cu sources
 #
 # They are targets of their own because each brings compile flags or include paths along, and the main target must not.
-include_guard(GLOBAL)
-
+# "The library" is switchyard::switchyard where that target is, and switchyard::without_eigen otherwise. A project may ask
+# for the package without Eigen first and with it afterwards, so all of this may be read again.
 if(NOT TARGET OpenMP::OpenMP_CXX)
     find_package(OpenMP QUIET COMPONENTS CXX GLOBAL)
 endif()
 if(TARGET OpenMP::OpenMP_CXX AND NOT TARGET switchyard::openmp)
     add_library(switchyard::openmp INTERFACE IMPORTED GLOBAL)
-    target_link_libraries(switchyard::openmp INTERFACE switchyard::switchyard OpenMP::OpenMP_CXX)
+    target_link_libraries(switchyard::openmp INTERFACE switchyard::without_eigen OpenMP::OpenMP_CXX)
 endif()
 
 if(NOT TARGET CUDA::cudart)
@@ -29,14 +29,23 @@ find_path(SWITCHYARD_THRUST_INCLUDE_DIR thrust/version.h
 mark_as_advanced(SWITCHYARD_THRUST_INCLUDE_DIR)
 if(SWITCHYARD_THRUST_INCLUDE_DIR AND NOT TARGET switchyard::thrust)
     add_library(switchyard::thrust INTERFACE IMPORTED GLOBAL)
-    target_link_libraries(switchyard::thrust INTERFACE switchyard::switchyard)
+    target_link_libraries(switchyard::thrust INTERFACE switchyard::without_eigen)
     target_include_directories(switchyard::thrust SYSTEM INTERFACE "${SWITCHYARD_THRUST_INCLUDE_DIR}")
 endif()
 
 if(TARGET CUDA::cudart AND NOT TARGET switchyard::cuda)
     add_library(switchyard::cuda INTERFACE IMPORTED GLOBAL)
-    target_link_libraries(switchyard::cuda INTERFACE switchyard::switchyard CUDA::cudart)
+    target_link_libraries(switchyard::cuda INTERFACE switchyard::without_eigen CUDA::cudart)
     if(TARGET switchyard::thrust)
         target_link_libraries(switchyard::cuda INTERFACE switchyard::thrust)
     endif()
+endif()
+
+if(TARGET switchyard::switchyard)
+    foreach(switchyard_component IN ITEMS openmp thrust cuda)
+        if(TARGET switchyard::${switchyard_component})
+            set_property(TARGET switchyard::${switchyard_component} APPEND PROPERTY
+                INTERFACE_LINK_LIBRARIES switchyard::switchyard)
+        endif()
+    endforeach()
 endif()

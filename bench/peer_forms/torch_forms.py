@@ -104,7 +104,8 @@ def route_static(expert, gate, p, capacity):
 def switch_static(scores, capacity):
     p = torch.softmax(scores, 1)
     gate, expert = p.max(1, keepdim=True)
-    return route_static(expert, gate, p, capacity)
+    made = route_static(expert, gate, p, capacity)
+    return made._replace(expert=made.expert[:, 0], gate=made.gate[:, 0], slot=made.slot[:, 0])
 
 
 def top_k_static(scores, k):

@@ -3,7 +3,8 @@
 
 Also: every header has `#pragma once` and starts with its contract, includes the library as <switchyard/...>, defines no macro
 outside SWITCHYARD_*, and is part of no include cycle; umbrellas (the headers in no room) hold includes and nothing else, and
-switchyard.hpp reaches every CPU header, and no device's or engine adapter; thrust.hpp reaches every header of devices that
+switchyard.hpp reaches every CPU header, and no device's or engine adapter; without_eigen.hpp the same but backend/eigen.hpp,
+the one header that includes Eigen; thrust.hpp reaches every header of devices that
 has no kernels, cuda.hpp also those that have, and neither Eigen.
 
 usage: check_includes.py INCLUDE_DIR        exit 0 if all rules hold, 1 with one line a broken rule
@@ -125,6 +126,13 @@ def main():
                 broken.append(f"switchyard.hpp: reaches {header}, which must stay off the umbrella")
             if not off and header not in reached:
                 broken.append(f"switchyard.hpp: does not reach {header}")
+        without = {"switchyard.hpp", "backend/eigen.hpp"}
+        if reachable(graph, "without_eigen.hpp") != reached - without:
+            difference = reachable(graph, "without_eigen.hpp") ^ (reached - without)
+            broken.append(f"without_eigen.hpp: should differ from switchyard.hpp in Eigen alone, not in {', '.join(sorted(difference))}")
+    for header in headers:
+        if header != "backend/eigen.hpp" and re.search(r"#\s*include\s*[<\"]Eigen/", (root / header).read_text()):
+            broken.append(f"{header}: includes Eigen, which only backend/eigen.hpp may")
     for umbrella, parts in {"thrust.hpp": "thrust|device", "cuda.hpp": "cuda|device|kernel"}.items():
         reached = reachable(graph, umbrella)
         for header in headers:
