@@ -16,6 +16,7 @@
 #include <switchyard/formats/rows.hpp>
 #include <switchyard/plan/choices.hpp>
 #include <switchyard/plan/counts.hpp>
+#include <switchyard/plan/device_plan.hpp>
 #include <switchyard/plan/layout.hpp>
 
 #include <bit>
