@@ -64,17 +64,19 @@ struct write_aligned_expert {
     number_list<T, Space> out;
     Map map;
 
-    SWITCHYARD_HD void operator()(index_t block) const {
-        const index_t row = block * plan.row_block;
-        index_t low = 0;
-        if (row < plan.offsets[plan.experts]) {
-            index_t high = plan.experts;
-            while (high - low > 1) {
-                const index_t middle = low + (high - low) / 2;
-                (plan.offsets[middle] <= row ? low : high) = middle;
+    SWITCHYARD_HD void operator()(index_t first, index_t last) const {
+        const index_t rows = plan.offsets[plan.experts];
+        index_t expert = expert_at(plan, first * plan.row_block);
+        index_t block = first;
+        for (index_t row = first * plan.row_block; block < last && row < rows; ++block, row += plan.row_block) {
+            while (plan.offsets[expert + 1] <= row) {
+                ++expert;
             }
+            out[block] = static_cast<T>(map[expert]);
         }
-        out[block] = static_cast<T>(map[low]);
+        for (; block < last; ++block) {
+            out[block] = static_cast<T>(map[0]);
+        }
     }
 };
 
@@ -94,7 +96,7 @@ void write_aligned(const Policy& policy, const View& p, const Ids& ids, const Ex
     require_holds<number>("padded_count", p.row_bound);
     require_holds<id>("sorted_ids", std::max(p.row_bound, p.tokens * p.choices));
     write_rows<false>(policy, "sorted_ids", p, ids, static_cast<id>(p.tokens * p.choices));
-    for_each_index(policy, experts.count, write_aligned_expert<S, Space, expert, Map>{p, experts, map});
+    for_each_range(policy, experts.count, write_aligned_expert<S, Space, expert, Map>{p, experts, map});
     for_each_index(policy, 1, write_number<number, Space>{p.offsets + p.experts, count});
 }
 

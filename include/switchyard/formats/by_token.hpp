@@ -36,81 +36,89 @@ inline namespace SWITCHYARD_TARGET {
 
 namespace detail {
 
-/// ends[t] = kept choices of token t.
+/// Tokens whose entries one thread writes: many on a CPU, where their number alone is kept.
+template <class Policy>
+inline constexpr index_t tokens_of_list = host_policy<Policy> ? 1024 : 1;
+
+/// ends[b] = kept choices of a block of tokens.
 template <class S, class Space>
-struct count_kept_of_token {
+struct count_kept_of_block {
     plan_view<S, Space> plan;
+    index_t rows;
     std::int64_t* ends;
 
-    SWITCHYARD_HD void operator()(index_t token) const {
-        const std::int32_t* const slot = plan.slot + token * plan.choices;
-        index_t kept = 0;
-        for (index_t c = 0; c < plan.choices; ++c) {
-            kept += slot[c] >= 0 ? 1 : 0;
+    SWITCHYARD_HD void operator()(index_t block) const {
+        const index_t end = (block + 1) * rows < plan.tokens ? (block + 1) * rows : plan.tokens;
+        std::int32_t kept = 0;
+        for (index_t i = block * rows * plan.choices; i < end * plan.choices; ++i) {
+            kept += plan.slot[i] >= 0 ? 1 : 0;
         }
-        ends[token] = kept;
+        ends[block] = kept;
     }
 };
 
-/// Running sums in place, on the CPU.
-template <host_policy Policy>
-void sum_up(const Policy& policy, std::int64_t* values, index_t count, workspace& scratch) {
-    constexpr index_t grain = 4096;
-    const index_t blocks = (count + grain - 1) / grain;
-    auto* const totals = scratch.take<std::int64_t>(blocks);
-    policy.parallel_for(blocks, [&](index_t b) {
-        std::int64_t sum = 0;
-        for (index_t i = b * grain; i < std::min(count, (b + 1) * grain); ++i) {
-            sum += values[i];
-            values[i] = sum;
-        }
-        totals[b] = sum;
-    });
-    std::int64_t before = 0;
-    for (index_t b = 0; b < blocks; ++b) {
-        const std::int64_t own = totals[b];
-        totals[b] = before;
-        before += own;
-    }
-    policy.parallel_for(blocks, [&](index_t b) {
-        for (index_t i = b * grain; b > 0 && i < std::min(count, (b + 1) * grain); ++i) {
-            values[i] += totals[b];
-        }
-    });
-}
-
-/// On a device.
+/// Running sums in place.
 template <class Policy, class Workspace>
 void sum_up(const Policy& policy, std::int64_t* values, index_t count, Workspace& scratch) {
-    if (count > 0) {
+    if constexpr (host_policy<Policy>) {
+        for (index_t i = 1; i < count; ++i) {
+            values[i] += values[i - 1];
+        }
+    } else if (count > 0) {
         policy.inclusive_sum(values, count, scratch);
     }
 }
 
-/// A token's entries, and where they begin.
+/// The entries of a block of tokens, and where each token's begin.
 template <class S, class Space, class Offset, class Row, class Expert, class Weight>
 struct write_token_entries {
     plan_view<S, Space> plan;
+    index_t rows_of_block;
     const std::int64_t* ends;
     number_list<Offset, Space> offsets;
     number_list<Row, Space> rows;
     number_list<Expert, Space> experts;
     number_list<Weight, Space> weights;
 
-    SWITCHYARD_HD void operator()(index_t token) const {
-        index_t entry = token > 0 ? ends[token - 1] : 0;
-        offsets[token] = static_cast<Offset>(entry);
-        if (token + 1 == plan.tokens) {
-            offsets[plan.tokens] = static_cast<Offset>(ends[token]);
+    /// Where every choice has a row: nothing to look at.
+    SWITCHYARD_HD void write_all(index_t first, index_t end, index_t entry) const {
+        for (index_t token = first; token < end + (end == plan.tokens ? 1 : 0); ++token) {
+            offsets[token] = static_cast<Offset>(entry + (token - first) * plan.choices);
         }
-        for (index_t i = token * plan.choices; i < (token + 1) * plan.choices; ++i) {
-            if (plan.slot[i] >= 0) {
-                const std::int32_t expert = plan.expert[i];
-                rows[entry] = static_cast<Row>(plan.offsets[expert] + plan.slot[i]);
-                experts[entry] = static_cast<Expert>(expert);
-                weights[entry] = store_scalar<Weight>(static_cast<compute_t<Weight>>(plan.gate[i]));
-                ++entry;
+        const index_t start = first * plan.choices;
+        const index_t count = (end - first) * plan.choices;
+        for (index_t i = 0; i < count; ++i) {
+            rows[entry + i] = static_cast<Row>(row_or_none(plan, start + i));
+        }
+        for (index_t i = 0; i < count; ++i) {
+            experts[entry + i] = static_cast<Expert>(plan.expert[start + i]);
+        }
+        for (index_t i = 0; i < count; ++i) {
+            weights[entry + i] = store_scalar<Weight>(static_cast<compute_t<Weight>>(plan.gate[start + i]));
+        }
+    }
+    SWITCHYARD_HD void operator()(index_t block) const {
+        index_t entry = block > 0 ? ends[block - 1] : 0;
+        const index_t first = block * rows_of_block;
+        const index_t end = first + rows_of_block < plan.tokens ? first + rows_of_block : plan.tokens;
+        if (ends[block] - entry == (end - first) * plan.choices) {
+            write_all(first, end, entry);
+            return;
+        }
+        for (index_t token = first; token < end; ++token) {
+            offsets[token] = static_cast<Offset>(entry);
+            for (index_t i = token * plan.choices; i < (token + 1) * plan.choices; ++i) {
+                if (plan.slot[i] >= 0) {
+                    const std::int32_t expert = plan.expert[i];
+                    rows[entry] = static_cast<Row>(plan.offsets[expert] + plan.slot[i]);
+                    experts[entry] = static_cast<Expert>(expert);
+                    weights[entry] = store_scalar<Weight>(static_cast<compute_t<Weight>>(plan.gate[i]));
+                    ++entry;
+                }
             }
+        }
+        if (end == plan.tokens) {
+            offsets[plan.tokens] = static_cast<Offset>(entry);
         }
     }
 };
@@ -184,15 +192,17 @@ void write_token_lists(const Policy& policy, const Plan& plan, Offsets&& offsets
     detail::require_holds<offset>("offsets", p.tokens * p.choices);
     detail::require_holds<row>("rows", p.row_bound);
     const auto scope = scratch.open();
-    auto* const ends = scratch.template take<std::int64_t>(p.tokens);
-    for_each_index(policy, p.tokens, detail::count_kept_of_token<S, Space>{p, ends});
-    detail::sum_up(policy, ends, p.tokens, scratch);
-    for_each_index(policy, p.tokens,
-                   detail::write_token_entries<S, Space, offset, row, expert, weight>{p, ends, begin, row_list,
-                                                                                      expert_list, weight_list});
+    constexpr index_t of_block = detail::tokens_of_list<Policy>;
+    const index_t blocks = (p.tokens + of_block - 1) / of_block;
+    auto* const ends = scratch.template take<std::int64_t>(blocks);
+    detail::for_each_block(policy, blocks, detail::count_kept_of_block<S, Space>{p, of_block, ends});
+    detail::sum_up(policy, ends, blocks, scratch);
+    detail::for_each_block(policy, blocks,
+                           detail::write_token_entries<S, Space, offset, row, expert, weight>{
+                               p, of_block, ends, begin, row_list, expert_list, weight_list});
     detail::for_each_range(policy, row_list.count,
-                           detail::end_token_lists<Space, row, expert, weight>{
-                               p.tokens > 0 ? ends + p.tokens - 1 : nullptr, row_list, expert_list, weight_list});
+                           detail::end_token_lists<Space, row, expert, weight>{blocks > 0 ? ends + blocks - 1 : nullptr,
+                                                                               row_list, expert_list, weight_list});
     if (p.tokens == 0) {
         for_each_index(policy, 1, detail::write_zero<offset, Space>{begin});
     }

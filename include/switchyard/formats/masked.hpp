@@ -57,12 +57,19 @@ struct write_masked_row {
     SWITCHYARD_HD void operator()(index_t first, index_t last) const {
         index_t expert = first / out.columns;
         index_t slot = first % out.columns;
-        for (index_t i = first; i < last; ++i) {
-            out(expert, slot) =
-                slot < plan.load_after[expert] ? static_cast<T>(plan.order[plan.offsets[expert] + slot]) : T(-1);
-            ++slot;
-            expert += slot == out.columns ? 1 : 0;
-            slot = slot == out.columns ? 0 : slot;
+        for (index_t i = first; i < last; ++expert, slot = 0) {
+            const index_t load = plan.load_after[expert];
+            const index_t end = slot + last - i < out.columns ? slot + last - i : out.columns;
+            const index_t kept_end = load < slot ? slot : load < end ? load : end;
+            const std::int64_t* const order = plan.order + plan.offsets[expert];
+            T* const row = out.row(expert);
+            i += end - slot;
+            for (; slot < kept_end; ++slot) {
+                row[slot * out.column_stride] = static_cast<T>(order[slot]);
+            }
+            for (; slot < end; ++slot) {
+                row[slot * out.column_stride] = T(-1);
+            }
         }
     }
 };

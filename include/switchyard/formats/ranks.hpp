@@ -37,24 +37,30 @@ template <class S, class Space, class T>
 struct mark_ranks {
     plan_view<S, Space> plan;
     matrix_view<T, Space> in_rank;
-    std::uint32_t experts_a_rank;
+    quotient rank_of;
     index_t rows;         ///< tokens of a block
     std::int64_t* count;  ///< [blocks, R]
 
     SWITCHYARD_HD void operator()(index_t block) const {
-        std::int64_t* const counts = count + block * in_rank.columns;
-        for (index_t rank = 0; rank < in_rank.columns; ++rank) {
+        // In local variables: bytes that are written could otherwise be these.
+        const std::int32_t* const expert = plan.expert;
+        const std::int32_t* const slot = plan.slot;
+        const matrix_view<T, Space> marks = in_rank;
+        const quotient rank_of_expert = rank_of;
+        const index_t k = plan.choices;
+        std::int64_t* const counts = count + block * marks.columns;
+        for (index_t rank = 0; rank < marks.columns; ++rank) {
             counts[rank] = 0;
         }
         const index_t last = (block + 1) * rows < plan.tokens ? (block + 1) * rows : plan.tokens;
         for (index_t token = block * rows; token < last; ++token) {
-            for (index_t rank = 0; rank < in_rank.columns; ++rank) {
-                in_rank(token, rank) = T(0);
+            for (index_t rank = 0; rank < marks.columns; ++rank) {
+                marks(token, rank) = T(0);
             }
-            for (index_t i = token * plan.choices; i < (token + 1) * plan.choices; ++i) {
-                if (plan.slot[i] >= 0) {
-                    const std::uint32_t rank = static_cast<std::uint32_t>(plan.expert[i]) / experts_a_rank;
-                    T& is_in = in_rank(token, rank);
+            for (index_t i = token * k; i < (token + 1) * k; ++i) {
+                if (slot[i] >= 0) {
+                    const index_t rank = rank_of_expert.of(static_cast<std::uint32_t>(expert[i]));
+                    T& is_in = marks(token, rank);
                     counts[rank] += is_in != T(0) ? 0 : 1;
                     is_in = T(1);
                 }
@@ -75,11 +81,10 @@ struct write_rank_count {
     SWITCHYARD_HD void operator()(index_t rank) const { out[rank] = static_cast<T>(counts[rank]); }
 };
 
-/// The first R counts become those of all blocks: blocks run side by side on a CPU, and each is work enough for a
-/// thread.
+/// The first R counts become those of all blocks.
 template <host_policy Policy, class Mark>
 const std::int64_t* count_ranks(const Policy& policy, const Mark& mark, index_t blocks, index_t ranks, workspace&) {
-    policy.parallel_for(blocks, mark);
+    for_each_block(policy, blocks, mark);
     for (index_t i = ranks; i < blocks * ranks; ++i) {
         mark.count[i % ranks] += mark.count[i];
     }
@@ -89,7 +94,7 @@ const std::int64_t* count_ranks(const Policy& policy, const Mark& mark, index_t 
 template <class Policy, class Mark, class Workspace>
 const std::int64_t* count_ranks(const Policy& policy, const Mark& mark, index_t blocks, index_t ranks,
                                 Workspace& scratch) {
-    for_each_index(policy, blocks, mark);
+    for_each_block(policy, blocks, mark);
     return fold(policy, mark.count, blocks, ranks, add_counts{}, scratch);
 }
 
@@ -106,7 +111,8 @@ void write_rank_layout(const Policy& policy, const Plan& plan, index_t ranks, Co
     using number = scalar_of<Counts>;
     using mark = scalar_of<InRank>;
     detail::require_bytes<mark>();
-    require(ranks >= 1 && p.experts % ranks == 0, "ranks = ", ranks, " must be at least 1 and divide E = ", p.experts);
+    require(ranks >= 1 && p.experts >= ranks && p.experts % ranks == 0, "ranks = ", ranks,
+            " must be at least 1 and divide E = ", p.experts);
     const auto list = detail::number_list_of("tokens_per_rank", as_view(tokens_per_rank));
     require(list.count == ranks, "tokens_per_rank has room for ", list.count, " numbers; there are ", ranks, " ranks");
     const auto table = as_view(token_in_rank);
@@ -116,7 +122,8 @@ void write_rank_layout(const Policy& policy, const Plan& plan, index_t ranks, Co
     const index_t blocks = p.tokens > 0 ? (p.tokens + rows - 1) / rows : 1;
     const auto scope = scratch.open();
     auto* const counts = scratch.template take<std::int64_t>(product_of_sizes("counters", blocks, ranks));
-    const detail::mark_ranks<S, Space, mark> go{p, table, static_cast<std::uint32_t>(p.experts / ranks), rows, counts};
+    const detail::mark_ranks<S, Space, mark> go{p, table, detail::quotient::by(p.experts / ranks, p.experts), rows,
+                                                counts};
     const std::int64_t* const tokens = detail::count_ranks(policy, go, blocks, ranks, scratch);
     for_each_index(policy, ranks, detail::write_rank_count<number, Space>{tokens, list});
 }

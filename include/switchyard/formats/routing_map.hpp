@@ -13,8 +13,8 @@
 // Choices without a row, dropped or given as -1, are in none of these: the last bits of the last byte are 0, too. A
 // token that names an expert twice has 1, one bit, the sum of its gates in choice order, and two rows.
 //
-// O(size of the table + T k^2), on every policy, in two launches; nothing is allocated, nothing synchronises. Outputs
-// lie apart from the plan.
+// O(size of the table + T k^2), on every policy, in two launches, bits in one; nothing is allocated, nothing
+// synchronises. Outputs lie apart from the plan.
 #pragma once
 
 #include <switchyard/backend/policy.hpp>
@@ -26,7 +26,9 @@
 #include <switchyard/plan/plan.hpp>
 
 #include <algorithm>
+#include <bit>
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 namespace switchyard {
@@ -40,26 +42,69 @@ struct mark_experts {
     matrix_view<T, Space> map;
 
     SWITCHYARD_HD void operator()(index_t token) const {
-        for (index_t i = token * plan.choices; i < (token + 1) * plan.choices; ++i) {
-            if (plan.slot[i] >= 0) {
-                map(token, plan.expert[i]) = T(1);
+        T* const row = map.row(token);
+        const std::int32_t* const expert = plan.expert;
+        const std::int32_t* const slot = plan.slot;
+        const index_t stride = map.column_stride;
+        const index_t end = (token + 1) * plan.choices;
+        for (index_t i = token * plan.choices; i < end; ++i) {
+            if (slot[i] >= 0) {
+                row[expert[i] * stride] = T(1);
             }
         }
     }
 };
 
+/// The bytes of a range of tokens, those of 64 experts at a time.
 template <class S, class Space>
-struct mark_expert_bits {
+struct write_expert_bits {
     plan_view<S, Space> plan;
     matrix_view<std::uint8_t, Space> bits;
 
-    SWITCHYARD_HD void operator()(index_t token) const {
-        for (index_t i = token * plan.choices; i < (token + 1) * plan.choices; ++i) {
-            if (plan.slot[i] >= 0) {
-                const auto expert = static_cast<std::uint32_t>(plan.expert[i]);
-                std::uint8_t& byte = bits(token, expert / 8);
-                byte = static_cast<std::uint8_t>(byte | 1u << expert % 8);
+    /// The bits of 64 experts of a token: `K` choices, or `k`. A loop of one or two is no loop, and tokens become a
+    /// vector's lanes.
+    template <int K>
+    SWITCHYARD_HD static std::uint64_t word_of(const std::int32_t* expert, const std::int32_t* slot, index_t k,
+                                               index_t token, std::int32_t which) {
+        const index_t choices = K > 0 ? K : k;
+        std::uint64_t word = 0;
+        for (index_t i = token * choices; i < (token + 1) * choices; ++i) {
+            const auto is_here = static_cast<std::uint64_t>(slot[i] >= 0 && expert[i] >> 6 == which);
+            word |= is_here << (static_cast<std::uint64_t>(expert[i]) & 63u);
+        }
+        return word;
+    }
+    /// What is read is held in local variables: bytes that are written could otherwise be these.
+    template <int K>
+    SWITCHYARD_HD void write(index_t first, index_t last) const {
+        const std::int32_t* const expert = plan.expert;
+        const std::int32_t* const slot = plan.slot;
+        const index_t k = plan.choices;
+        const matrix_view<std::uint8_t, Space> out = bits;
+        if (std::endian::native == std::endian::little && out.columns == 8 && out.row_stride == 8 &&
+            out.column_stride == 1) {
+            for (index_t token = first; token < last; ++token) {
+                const std::uint64_t word = word_of<K>(expert, slot, k, token, 0);
+                std::memcpy(out.data + 8 * token, &word, sizeof word);
             }
+            return;
+        }
+        for (index_t token = first; token < last; ++token) {
+            for (index_t byte = 0; byte < out.columns;) {
+                const std::uint64_t word = word_of<K>(expert, slot, k, token, static_cast<std::int32_t>(byte / 8));
+                for (int bit = 0; bit < 64 && byte < out.columns; bit += 8, ++byte) {
+                    out(token, byte) = static_cast<std::uint8_t>(word >> bit);
+                }
+            }
+        }
+    }
+    SWITCHYARD_HD void operator()(index_t first, index_t last) const {
+        if (plan.choices == 1) {
+            write<1>(first, last);
+        } else if (plan.choices == 2) {
+            write<2>(first, last);
+        } else {
+            write<0>(first, last);
         }
     }
 };
@@ -93,20 +138,21 @@ struct place_rows {
     matrix_view<T, Space> map;
 
     SWITCHYARD_HD void operator()(index_t token) const {
-        const std::int32_t* const expert = plan.expert + token * plan.choices;
-        const std::int32_t* const slot = plan.slot + token * plan.choices;
+        T* const rows = map.row(token);
+        T* const experts = rows + plan.experts * map.column_stride;
         index_t kept = 0;
-        for (index_t c = 0; c < plan.choices; ++c) {
-            if (slot[c] < 0) {
+        for (index_t i = token * plan.choices; i < (token + 1) * plan.choices; ++i) {
+            if (plan.slot[i] < 0) {
                 continue;
             }
-            index_t place = 0;  // how many of the token's kept choices come before this one
-            for (index_t other = 0; other < plan.choices; ++other) {
-                const bool is_before = expert[other] > expert[c] || (expert[other] == expert[c] && other < c);
-                place += is_before && slot[other] >= 0 ? 1 : 0;
+            const std::int32_t expert = plan.expert[i];
+            index_t place = kept;  // behind those of higher experts, which are few: no sort is faster
+            for (; place > 0 && experts[(place - 1) * map.column_stride] < expert; --place) {
+                rows[place * map.column_stride] = rows[(place - 1) * map.column_stride];
+                experts[place * map.column_stride] = experts[(place - 1) * map.column_stride];
             }
-            map(token, place) = static_cast<T>(plan.offsets[expert[c]] + slot[c]);
-            map(token, plan.experts + place) = static_cast<T>(expert[c]);
+            rows[place * map.column_stride] = static_cast<T>(plan.offsets[expert] + plan.slot[i]);
+            experts[place * map.column_stride] = static_cast<T>(expert);
             ++kept;
         }
         map(token, 2 * plan.experts) = static_cast<T>(kept);
@@ -136,8 +182,8 @@ void write_routing_bits(const Policy& policy, const Plan& plan, Bits&& bits) {
     static_assert(std::is_same_v<scalar_of<Bits>, std::uint8_t>, "switchyard: bitmaps are bytes, uint8");
     const auto out = as_view(bits);
     detail::require_shape("the routing bits", out, p.tokens, (p.experts + 7) / 8);
-    detail::fill_and_place(policy, out, std::uint8_t(0),
-                           detail::mark_expert_bits<typename view::scalar, typename view::space>{p, out});
+    detail::for_each_range(policy, p.tokens,
+                           detail::write_expert_bits<typename view::scalar, typename view::space>{p, out});
 }
 
 /// weights[token, expert] = the gate of the token's row of the expert, 0 where it has none.

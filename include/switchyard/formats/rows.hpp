@@ -42,12 +42,7 @@ struct write_row_expert {
         }
     }
     SWITCHYARD_HD void operator()(index_t first, index_t last) const {
-        index_t expert = 0;  // the last one whose rows begin at the first row or before
-        index_t high = plan.experts;
-        while (high - expert > 1) {
-            const index_t middle = expert + (high - expert) / 2;
-            (plan.offsets[middle] <= first ? expert : high) = middle;
-        }
+        index_t expert = expert_at(plan, first);
         index_t row = first;
         for (; row < last && expert < plan.experts; ++expert) {
             const index_t kept_end = plan.offsets[expert] + plan.load_after[expert];
@@ -61,28 +56,22 @@ struct write_row_expert {
     }
 };
 
-/// What stands in `order` / divisor, and a number where there is no choice.
+/// What stands in `order`, or its token, and a number where there is no choice.
 template <class S, class Space, class T, bool AsToken>
 struct write_row_choice {
     plan_view<S, Space> plan;
     number_list<T, Space> out;
     T none;
+    quotient token;
 
     SWITCHYARD_HD void operator()(index_t first, index_t last) const {
         const index_t rows = plan.offsets[plan.experts];
         const index_t middle = rows < first ? first : rows < last ? rows : last;
         const std::int64_t* const order = plan.order;
-        const auto k = static_cast<std::uint32_t>(plan.choices);
         for (index_t row = first; row < middle; ++row) {
             const std::int64_t position = order[row];
-            if constexpr (AsToken) {
-                // A division of 32 bits takes a third of the time.
-                out[row] = position < 0                    ? none
-                           : position < (index_t{1} << 32) ? static_cast<T>(static_cast<std::uint32_t>(position) / k)
-                                                           : static_cast<T>(position / plan.choices);
-            } else {
-                out[row] = position < 0 ? none : static_cast<T>(position);
-            }
+            const index_t number = AsToken ? token.of(static_cast<std::uint64_t>(position)) : position;
+            out[row] = position < 0 ? none : static_cast<T>(number);
         }
         for (index_t row = middle; row < last; ++row) {
             out[row] = none;
@@ -95,7 +84,11 @@ struct write_choice_row {
     plan_view<S, Space> plan;
     choice_table<T, Space> out;
 
-    SWITCHYARD_HD void operator()(index_t position) const { out[position] = static_cast<T>(plan.row_of(position)); }
+    SWITCHYARD_HD void operator()(index_t first, index_t last) const {
+        for (index_t position = first; position < last; ++position) {
+            out[position] = static_cast<T>(row_or_none(plan, position));
+        }
+    }
 };
 
 template <bool AsToken, class Policy, class View, class List>
@@ -106,7 +99,8 @@ void write_rows(const Policy& policy, const char* name, const View& p, const Lis
     require(list.count >= rows, name, " has room for ", list.count, " rows; the plan has ", rows);
     require_holds<number>(name, std::max(p.row_bound, p.tokens * p.choices));
     for_each_range(policy, list.count,
-                   write_row_choice<typename View::scalar, typename View::space, number, AsToken>{p, list, none});
+                   write_row_choice<typename View::scalar, typename View::space, number, AsToken>{
+                       p, list, none, quotient::by(p.choices, p.tokens * p.choices)});
 }
 
 }  // namespace detail
@@ -149,8 +143,8 @@ void write_choice_rows(const Policy& policy, const Plan& plan, Out&& out) {
     detail::require_integers<number>();
     const auto table = detail::choice_table_of("the rows of choices", p, as_view(out));
     detail::require_holds<number>("the rows of choices", p.row_bound);
-    for_each_index(policy, p.tokens * p.choices,
-                   detail::write_choice_row<typename view::scalar, typename view::space, number>{p, table});
+    detail::for_each_range(policy, p.tokens * p.choices,
+                           detail::write_choice_row<typename view::scalar, typename view::space, number>{p, table});
 }
 
 }  // namespace SWITCHYARD_TARGET

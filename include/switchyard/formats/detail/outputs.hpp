@@ -89,6 +89,45 @@ choice_table<T, Space> choice_table_of(const char* name, const View& plan, const
     return {out, is_even, is_column ? out.row_stride : out.column_stride};
 }
 
+/// n / divisor for n in 0 .. most, by a product: a division takes ten times as long. Where most * divisor exceeds 32
+/// bits it is one all the same.
+struct quotient {
+    std::uint64_t divisor;
+    std::uint64_t factor;  ///< 2^32 / divisor, rounded up; 0 to divide
+
+    /// n factor / 2^32 = n / divisor + n r / (divisor 2^32) with r < divisor: the same floor while n divisor < 2^32.
+    static quotient by(index_t divisor, index_t most) {
+        const auto d = static_cast<std::uint64_t>(divisor);
+        constexpr auto bits_32 = std::uint64_t{1} << 32;
+        const auto n = static_cast<std::uint64_t>(most);
+        return n < bits_32 && d < bits_32 && n * d < bits_32 ? quotient{d, (bits_32 + d - 1) / d} : quotient{d, 0};
+    }
+    SWITCHYARD_HD index_t of(std::uint64_t n) const {
+        return static_cast<index_t>(factor != 0 ? n * factor >> 32 : n / divisor);
+    }
+};
+
+/// The last expert whose rows begin at `row` or before; those without rows begin where the next one does.
+template <class S, class Space>
+SWITCHYARD_HD index_t expert_at(const plan_view<S, Space>& plan, index_t row) {
+    index_t low = 0;
+    index_t high = plan.experts;
+    while (high - low > 1) {
+        const index_t middle = low + (high - low) / 2;
+        (plan.offsets[middle] <= row ? low : high) = middle;
+    }
+    return low;
+}
+
+/// plan_view::row_of without a condition around what it reads, so that it can be a vector's lanes.
+template <class S, class Space>
+SWITCHYARD_HD index_t row_or_none(const plan_view<S, Space>& plan, index_t position) {
+    const std::int32_t slot = plan.slot[position];
+    const std::int32_t expert = plan.expert[position];
+    const index_t row = plan.offsets[slot < 0 ? 0 : expert] + slot;
+    return slot < 0 ? -1 : row;
+}
+
 template <class F>
 struct ranges_of_one {
     F f;
@@ -116,6 +155,16 @@ struct write_number {
 
     SWITCHYARD_HD void operator()(index_t) const { out[0] = static_cast<T>(*number); }
 };
+
+/// Calls f(b) for blocks each of which is work enough for a thread.
+template <class Policy, class F>
+void for_each_block(const Policy& policy, index_t blocks, const F& f) {
+    if constexpr (host_policy<Policy>) {
+        policy.parallel_for(blocks, f);
+    } else {
+        for_each_index(policy, blocks, f);
+    }
+}
 
 template <class T, class Space>
 struct fill_number {
