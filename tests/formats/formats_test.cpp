@@ -12,7 +12,9 @@ using namespace switchyard_test;
 
 TEST_CASE("formats: the plain loops', on every policy, for any shape, capacity and block") {
     for (const index_t tokens : {0, 1, 9, 50, 300}) {
-        for (const auto& [k, experts] : {std::pair<index_t, index_t>{1, 1}, {1, 7}, {2, 8}, {3, 40}, {6, 6}, {4, 12}}) {
+        for (const auto& shape : {std::pair<index_t, index_t>{1, 1}, {1, 7}, {2, 8}, {3, 40}, {6, 6}, {4, 12}}) {
+            const index_t k = shape.first;
+            const index_t experts = shape.second;
             const auto from = random_given(tokens, k, experts, static_cast<std::uint64_t>(tokens * k));
             for (const index_t capacity : {index_t{0}, tokens / 4 + 1, sy::unlimited}) {
                 for (const index_t block : {1, 2, 16}) {

@@ -68,9 +68,11 @@ struct write_expert_bits {
                                                index_t token, std::int32_t which) {
         const index_t choices = K > 0 ? K : k;
         std::uint64_t word = 0;
-        for (index_t i = token * choices; i < (token + 1) * choices; ++i) {
-            const auto is_here = static_cast<std::uint64_t>(slot[i] >= 0 && expert[i] >> 6 == which);
-            word |= is_here << (static_cast<std::uint64_t>(expert[i]) & 63u);
+        for (index_t c = 0; c < choices; ++c) {
+            const std::int32_t e = expert[token * choices + c];
+            const std::uint64_t has_row = slot[token * choices + c] >= 0 ? 1 : 0;
+            const std::uint64_t is_here = e >> 6 == which ? has_row : 0;
+            word |= is_here << (static_cast<std::uint64_t>(e) & 63u);
         }
         return word;
     }
