@@ -25,7 +25,9 @@
 #include <switchyard/plan/counts.hpp>
 #include <switchyard/plan/plan.hpp>
 
+#include <bit>
 #include <cstdint>
+#include <cstring>
 
 namespace switchyard {
 inline namespace SWITCHYARD_TARGET {
@@ -41,6 +43,37 @@ struct mark_ranks {
     index_t rows;         ///< tokens of a block
     std::int64_t* count;  ///< [blocks, R]
 
+    /// Dense marks of eights of ranks: eight bytes of a token are a number, and sums of 255 such numbers are eight
+    /// sums. `K` choices a token, or as many as there are: without a loop over them, tokens become a vector's lanes.
+    template <int K>
+    SWITCHYARD_HD void mark_eights(index_t first, index_t last, std::int64_t* counts) const {
+        const std::int32_t* const expert = plan.expert;
+        const std::int32_t* const slot = plan.slot;
+        const index_t k = K > 0 ? K : plan.choices;
+        const index_t ranks = in_rank.columns;
+        const std::uint64_t factor = rank_of.factor;
+        T* const marks = in_rank.data;
+        for (index_t start = first; start < last; start += 255) {
+            const index_t end = start + 255 < last ? start + 255 : last;
+            for (index_t from = 0; from < ranks; from += 8) {
+                std::uint64_t sum = 0;
+                for (index_t token = start; token < end; ++token) {
+                    std::uint64_t bytes = 0;
+                    for (index_t c = 0; c < k; ++c) {
+                        const std::uint64_t rank = static_cast<std::uint32_t>(expert[token * k + c]) * factor >> 32;
+                        const std::uint64_t has_row = slot[token * k + c] >= 0 ? 1 : 0;
+                        const std::uint64_t is_here = rank >> 3 == static_cast<std::uint64_t>(from) >> 3 ? has_row : 0;
+                        bytes |= is_here << 8 * (rank & 7);
+                    }
+                    std::memcpy(marks + token * ranks + from, &bytes, sizeof bytes);
+                    sum += bytes;
+                }
+                for (int r = 0; r < 8; ++r) {
+                    counts[from + r] += static_cast<std::int64_t>(sum >> 8 * r & 255);
+                }
+            }
+        }
+    }
     SWITCHYARD_HD void operator()(index_t block) const {
         // In local variables: bytes that are written could otherwise be these.
         const std::int32_t* const expert = plan.expert;
@@ -53,6 +86,15 @@ struct mark_ranks {
             counts[rank] = 0;
         }
         const index_t last = (block + 1) * rows < plan.tokens ? (block + 1) * rows : plan.tokens;
+        if (std::endian::native == std::endian::little && marks.columns % 8 == 0 && marks.columns <= 64 &&
+            marks.column_stride == 1 && marks.row_stride == marks.columns && rank_of_expert.factor != 0) {
+            if (k == 2) {
+                mark_eights<2>(block * rows, last, counts);
+            } else {
+                mark_eights<0>(block * rows, last, counts);
+            }
+            return;
+        }
         for (index_t token = block * rows; token < last; ++token) {
             for (index_t rank = 0; rank < marks.columns; ++rank) {
                 marks(token, rank) = T(0);

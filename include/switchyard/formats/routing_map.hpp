@@ -55,58 +55,50 @@ struct mark_experts {
     }
 };
 
-/// The bytes of a range of tokens, those of 64 experts at a time.
+/// The bytes of a range of tokens.
 template <class S, class Space>
 struct write_expert_bits {
     plan_view<S, Space> plan;
     matrix_view<std::uint8_t, Space> bits;
 
-    /// The bits of 64 experts of a token: `K` choices, or `k`. A loop of one or two is no loop, and tokens become a
-    /// vector's lanes.
+    /// Eight dense bytes a token are a number; `K` choices a token, or as many as there are. Without a loop over them,
+    /// tokens become a vector's lanes.
     template <int K>
-    SWITCHYARD_HD static std::uint64_t word_of(const std::int32_t* expert, const std::int32_t* slot, index_t k,
-                                               index_t token, std::int32_t which) {
-        const index_t choices = K > 0 ? K : k;
-        std::uint64_t word = 0;
-        for (index_t c = 0; c < choices; ++c) {
-            const std::int32_t e = expert[token * choices + c];
-            const std::uint64_t has_row = slot[token * choices + c] >= 0 ? 1 : 0;
-            const std::uint64_t is_here = e >> 6 == which ? has_row : 0;
-            word |= is_here << (static_cast<std::uint64_t>(e) & 63u);
+    SWITCHYARD_HD void write_words(index_t first, index_t last) const {
+        const std::int32_t* const expert = plan.expert;
+        const std::int32_t* const slot = plan.slot;
+        const index_t k = K > 0 ? K : plan.choices;
+        std::uint8_t* const out = bits.data;
+        for (index_t token = first; token < last; ++token) {
+            std::uint64_t word = 0;
+            for (index_t c = 0; c < k; ++c) {
+                const std::uint64_t has_row = slot[token * k + c] >= 0 ? 1 : 0;
+                word |= has_row << (static_cast<std::uint64_t>(expert[token * k + c]) & 63u);
+            }
+            std::memcpy(out + 8 * token, &word, sizeof word);
         }
-        return word;
     }
-    /// What is read is held in local variables: bytes that are written could otherwise be these.
-    template <int K>
-    SWITCHYARD_HD void write(index_t first, index_t last) const {
+    SWITCHYARD_HD void operator()(index_t first, index_t last) const {
+        // In local variables: bytes that are written could otherwise be these.
         const std::int32_t* const expert = plan.expert;
         const std::int32_t* const slot = plan.slot;
         const index_t k = plan.choices;
         const matrix_view<std::uint8_t, Space> out = bits;
         if (std::endian::native == std::endian::little && out.columns == 8 && out.row_stride == 8 &&
             out.column_stride == 1) {
-            for (index_t token = first; token < last; ++token) {
-                const std::uint64_t word = word_of<K>(expert, slot, k, token, 0);
-                std::memcpy(out.data + 8 * token, &word, sizeof word);
-            }
+            k == 2 ? write_words<2>(first, last) : write_words<0>(first, last);
             return;
         }
         for (index_t token = first; token < last; ++token) {
-            for (index_t byte = 0; byte < out.columns;) {
-                const std::uint64_t word = word_of<K>(expert, slot, k, token, static_cast<std::int32_t>(byte / 8));
-                for (int bit = 0; bit < 64 && byte < out.columns; bit += 8, ++byte) {
-                    out(token, byte) = static_cast<std::uint8_t>(word >> bit);
+            for (index_t byte = 0; byte < out.columns; ++byte) {
+                out(token, byte) = 0;
+            }
+            for (index_t i = token * k; i < (token + 1) * k; ++i) {
+                if (slot[i] >= 0) {
+                    std::uint8_t& byte = out(token, expert[i] >> 3);
+                    byte = static_cast<std::uint8_t>(byte | 1u << (expert[i] & 7));
                 }
             }
-        }
-    }
-    SWITCHYARD_HD void operator()(index_t first, index_t last) const {
-        if (plan.choices == 1) {
-            write<1>(first, last);
-        } else if (plan.choices == 2) {
-            write<2>(first, last);
-        } else {
-            write<0>(first, last);
         }
     }
 };
