@@ -35,6 +35,16 @@
 #include <switchyard/dispatch/dispatch.hpp>
 #include <switchyard/dispatch/zero_rest.hpp>
 
+#include <switchyard/formats/aligned_blocks.hpp>
+#include <switchyard/formats/bins.hpp>
+#include <switchyard/formats/by_token.hpp>
+#include <switchyard/formats/choices.hpp>
+#include <switchyard/formats/masked.hpp>
+#include <switchyard/formats/one_hot.hpp>
+#include <switchyard/formats/ranks.hpp>
+#include <switchyard/formats/routing_map.hpp>
+#include <switchyard/formats/rows.hpp>
+
 #include <switchyard/layer/layer_state.hpp>
 
 #include <switchyard/core/macros_on.hpp>

@@ -28,6 +28,7 @@
 #include <switchyard/score/score_function.hpp>
 #include <switchyard/score/select.hpp>
 #include <switchyard/score/sigmoid.hpp>
+#include <switchyard/score/softcap.hpp>
 #include <switchyard/score/softmax.hpp>
 #include <switchyard/score/sqrt_softplus.hpp>
 
@@ -49,6 +50,8 @@
 
 #include <switchyard/router/base.hpp>
 #include <switchyard/router/bias_update.hpp>
+#include <switchyard/router/finished_gates.hpp>
+#include <switchyard/router/given_choices.hpp>
 #include <switchyard/router/models.hpp>
 #include <switchyard/router/recipe.hpp>
 #include <switchyard/router/route.hpp>
@@ -61,6 +64,16 @@
 #include <switchyard/dispatch/combine.hpp>
 #include <switchyard/dispatch/dispatch.hpp>
 #include <switchyard/dispatch/zero_rest.hpp>
+
+#include <switchyard/formats/aligned_blocks.hpp>
+#include <switchyard/formats/bins.hpp>
+#include <switchyard/formats/by_token.hpp>
+#include <switchyard/formats/choices.hpp>
+#include <switchyard/formats/masked.hpp>
+#include <switchyard/formats/one_hot.hpp>
+#include <switchyard/formats/ranks.hpp>
+#include <switchyard/formats/routing_map.hpp>
+#include <switchyard/formats/rows.hpp>
 
 #include <switchyard/layer/layer_state.hpp>
 

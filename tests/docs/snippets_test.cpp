@@ -285,6 +285,38 @@ TEST_CASE("docs: row blocks, and counts for others") {
     CHECK(ends == std::vector<std::int32_t>{4, 8, 8, 16, 24});
 }
 
+TEST_CASE("docs: formats") {
+    const sy::index_t T = 6, k = 2, E = 4;
+    const Eigen::MatrixXf scores = Eigen::MatrixXf::Random(T, E);
+    const sy::top_k_router router{.k = k};
+    sy::plan<float> plan;
+    sy::workspace scratch;
+    // [formats]
+    plan.set_row_block(16);  // vLLM's block; 128 for DeepGEMM
+    sy::route_scores(sy::seq, router, scores, sy::inference{}, plan, scratch);
+    sy::sort_rows_by_token(sy::seq, plan, scratch);  // where arrays are compared with a framework's
+    const auto sizes = sy::aligned_block_sizes(T, k, E, 16);
+    sy::matrix<std::int32_t> sorted_ids(1, sizes.ids), block_experts(1, sizes.blocks), padded_count(1, 1);
+    sy::write_aligned_blocks(sy::seq, plan, sorted_ids, block_experts, padded_count);
+    // [/formats]
+    CHECK(sizes.ids == 72);
+    CHECK(sizes.blocks == 5);
+    CHECK(padded_count(0, 0) == plan.rows());
+    CHECK(sorted_ids(0, 71) == T * k);
+    // [dispatch_layout]
+    sy::matrix<std::int64_t> ids(T, k);  // DeepEP's topk_idx, -1 where a choice was dropped
+    sy::matrix<float> weights(T, k);
+    sy::matrix<std::int32_t> per_rank(1, 2), per_expert(1, E);
+    sy::matrix<bool> in_rank(T, 2);
+    sy::write_ids(sy::seq, plan, ids);
+    sy::write_weights(sy::seq, plan, weights);
+    sy::write_rank_layout(sy::seq, plan, 2, per_rank, in_rank, scratch);  // 2 ranks of 2 experts each
+    sy::write_counts(sy::seq, plan, sy::plan_counts::kept, per_expert);
+    // [/dispatch_layout]
+    CHECK(per_expert(0, 0) + per_expert(0, 1) + per_expert(0, 2) + per_expert(0, 3) == T * k);
+    CHECK(per_rank(0, 0) + per_rank(0, 1) >= T);
+}
+
 TEST_CASE("docs: a plan from saved arrays, and choices alone") {
     const Eigen::MatrixXf scores = Eigen::MatrixXf::Random(6, 4);
     const Eigen::MatrixXf d_gates = Eigen::MatrixXf::Random(6, 2);

@@ -3,6 +3,14 @@
 #include "simt/executor.hpp"
 #include "support/choices.hpp"
 
+#include <switchyard/formats/aligned_blocks.hpp>
+#include <switchyard/formats/by_token.hpp>
+#include <switchyard/formats/choices.hpp>
+#include <switchyard/formats/masked.hpp>
+#include <switchyard/formats/ranks.hpp>
+#include <switchyard/formats/routing_map.hpp>
+#include <switchyard/formats/rows.hpp>
+
 #include <doctest/doctest.h>
 
 using namespace switchyard_test;
@@ -37,6 +45,22 @@ TEST_CASE("plans: launches") {
     CHECK(launches_of(executor, [&] { sy::write_counts(on, plan, sy::plan_counts::ends, counts); }) == 1);
     sy::matrix<std::int32_t, simt::memory> experts(1, plan.row_bound() / 8);
     CHECK(launches_of(executor, [&] { sy::write_block_experts(on, plan, experts); }) == 1);
+
+    // Formats.
+    CHECK(launches_of(executor, [&] { sy::sort_rows_by_token(on, plan, scratch); }) == 7);
+    sy::matrix<std::int32_t, simt::memory> list(1, plan.row_bound()), count(1, 1), map(5000, 17), masked(8, 5000);
+    sy::matrix<std::int32_t, simt::memory> offsets(1, 5001), entries(1, 10000), ids_of(5000, 2), ranks(1, 4);
+    sy::matrix<std::uint8_t, simt::memory> bits(5000, 1), in_rank(5000, 4);
+    sy::matrix<float, simt::memory> gates_of(1, 10000);
+    CHECK(launches_of(executor, [&] { sy::write_row_choices(on, plan, list); }) == 1);
+    CHECK(launches_of(executor, [&] { sy::write_ids(on, plan, ids_of); }) == 1);
+    CHECK(launches_of(executor, [&] { sy::write_routing_bits(on, plan, bits); }) == 1);
+    CHECK(launches_of(executor, [&] { sy::write_row_map(on, plan, map); }) == 2);
+    CHECK(launches_of(executor, [&] { sy::write_masked(on, plan, masked, counts); }) == 2);
+    CHECK(launches_of(executor, [&] { sy::write_aligned_blocks(on, plan, list, experts, count); }) == 3);
+    CHECK(launches_of(executor, [&] { sy::write_rank_layout(on, plan, 4, ranks, in_rank, scratch); }) == 4);
+    CHECK(launches_of(executor,
+                      [&] { sy::write_token_lists(on, plan, offsets, entries, entries, gates_of, scratch); }) == 6);
 
     plan.set_row_block(1);
     const auto given = random_given(5000, 2, 8, 1);

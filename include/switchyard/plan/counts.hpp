@@ -8,7 +8,8 @@
 //   kept      E           those that have a row                               load_after
 //   rows      E           rows of expert e, the padding of its last block included
 //   offsets   E + 1       where its rows begin; the last number is how many rows there are
-//   ends      E           where its rows end
+//   ends      E           where its rows end, padding included: DeepGEMM's psum as transformers builds it
+//   kept_ends E           where its rows end, padding left out: DeepGEMM's psum as DeepGEMM documents it
 //
 // O(E), on every policy; nothing is allocated, nothing synchronises. Counts that 32 bits may not hold are an error.
 #pragma once
@@ -27,7 +28,7 @@
 namespace switchyard {
 
 /// Which numbers `write_counts` writes.
-enum class plan_counts { asked, kept, rows, offsets, ends };
+enum class plan_counts { asked, kept, rows, offsets, ends, kept_ends };
 
 inline namespace SWITCHYARD_TARGET {
 
@@ -45,7 +46,8 @@ struct number_list {
 
 template <class T, class Space>
 number_list<T, Space> number_list_of(const char* name, const matrix_view<T, Space>& m) {
-    static_assert(std::is_same_v<T, std::int32_t> || std::is_same_v<T, std::int64_t>,
+    using number = std::remove_const_t<T>;
+    static_assert(std::is_same_v<number, std::int32_t> || std::is_same_v<number, std::int64_t>,
                   "switchyard: counts and ids are written as int32 or int64");
     require(m.rows == 1 || m.columns == 1, name, " is ", m.rows, " x ", m.columns,
             "; it must be one row or one column");
@@ -59,11 +61,12 @@ struct write_count {
     number_list<T, Space> out;
 
     SWITCHYARD_HD void operator()(index_t e) const {
-        out[e] = static_cast<T>(kind == plan_counts::asked     ? plan.load_before[e]
-                                : kind == plan_counts::kept    ? plan.load_after[e]
-                                : kind == plan_counts::rows    ? plan.offsets[e + 1] - plan.offsets[e]
-                                : kind == plan_counts::offsets ? plan.offsets[e]
-                                                               : plan.offsets[e + 1]);
+        out[e] = static_cast<T>(kind == plan_counts::asked       ? plan.load_before[e]
+                                : kind == plan_counts::kept      ? plan.load_after[e]
+                                : kind == plan_counts::rows      ? plan.offsets[e + 1] - plan.offsets[e]
+                                : kind == plan_counts::offsets   ? plan.offsets[e]
+                                : kind == plan_counts::kept_ends ? plan.offsets[e] + plan.load_after[e]
+                                                                 : plan.offsets[e + 1]);
     }
 };
 

@@ -1,12 +1,17 @@
-// Row blocks of a plan that is made already: each expert's rows begin at a multiple of a block, or, with a block of 1,
-// stand one behind the other again.
+// The rows of a plan that is made already: each expert's begin at a multiple of a block, or, with a block of 1, stand
+// one behind the other again; and an expert's rows stand in the order of their tokens.
 //
 //   lay_out(policy, plan, 16, scratch);       // offsets, order, row_bound; experts, slots, gates and loads stay
 //   write_block_experts(policy, plan, out);   // out[i] = the expert of rows 16 i .. 16 i + 15, -1 beyond all rows
+//   sort_rows_by_token(policy, plan, scratch);   // within each expert by rising token * k + choice
 //
 // Choices (2, 3, 0, 6, 8) of five experts in blocks of 4 have 24 rows: the experts of the blocks are 0 1 3 3 4 4.
 // `basic_plan::set_row_block` before routing gives the same plan, and saves a pass over the choices. Rows of an earlier
 // layout are not moved: dispatch follows.
+//
+// A plan's rows stand in the order in which slots were taken, all first choices before any second. Frameworks sort
+// flattened ids, which puts a token's second choice before the next token's first. Products do not care, but arrays
+// that are compared with theirs, or rows that they have moved, do. Which choices are kept, gates and counts stay.
 #pragma once
 
 #include <switchyard/backend/policy.hpp>
@@ -18,6 +23,7 @@
 #include <switchyard/plan/slots.hpp>
 
 #include <cstdint>
+#include <limits>
 #include <type_traits>
 
 namespace switchyard {
@@ -55,6 +61,17 @@ struct write_block_expert {
     }
 };
 
+/// What place_choices sees of a plan whose kept choices it sorts: each choice a token of its own.
+template <class S, class Space>
+struct name_kept_choice {
+    plan_view<S, Space> plan;
+    std::int32_t* code;
+
+    SWITCHYARD_HD void operator()(index_t position) const {
+        code[position] = plan.slot[position] < 0 ? padding_choice : plan.expert[position];
+    }
+};
+
 }  // namespace detail
 
 /// Gives a plan another block, >= 1. Allocates where `order` had not that many rows before; O(T k + E). What throws
@@ -72,6 +89,31 @@ void lay_out(const Policy& policy, Plan& plan, index_t row_block, Workspace& scr
     for_each_index(policy, made.tokens * made.choices,
                    detail::order_choice<typename view::scalar, typename view::space>{made});
     plan.made_by(origin);
+}
+
+/// Each expert's rows by rising token * k + choice: slots and order change, and nothing else does. As much work as
+/// giving out slots, O(T k); scratch from the workspace. T k < 2^31.
+template <class Policy, class Plan, class Workspace>
+void sort_rows_by_token(const Policy& policy, const Plan& plan, Workspace& scratch) {
+    const auto& p = view_of_plan(plan);
+    using view = std::remove_cvref_t<decltype(p)>;
+    require_space<Policy, view>();
+    require_finished(p);
+    const index_t positions = p.tokens * p.choices;
+    require(positions < std::numeric_limits<std::int32_t>::max(), "the plan has ", positions,
+            " choices: slots by token are numbered in 32 bits, split the batch");
+    const auto scope = scratch.open();
+    view each = p;
+    each.tokens = positions;
+    each.choices = 1;
+    each.origin = {};
+    each.expert = scratch.template take<std::int32_t>(positions);
+    each.load_before = scratch.template take<std::int64_t>(2 * p.experts);
+    each.balance_load = each.load_before + p.experts;
+    each.totals = scratch.template take<plan_totals>(1);
+    for_each_index(policy, positions,
+                   detail::name_kept_choice<typename view::scalar, typename view::space>{p, each.expert});
+    place_choices(policy, each, slot_settings{}, scratch);
 }
 
 /// out[i] = the expert that owns rows i * row_block .. (i + 1) * row_block, and -1 beyond all rows. `out` is a row or a
