@@ -311,3 +311,28 @@ TEST_CASE("docs: a plan from saved arrays, and choices alone") {
     CHECK(gates[0] + gates[1] == doctest::Approx(1));
     CHECK(ids[10] == plan.expert()(5, 0));
 }
+
+TEST_CASE("docs: statistics of loads, choices and gates") {
+    const sy::top_k_router router{.k = 2, .renormalize = true, .capacity = {.factor = 1.0}};
+    const Eigen::MatrixXf before = Eigen::MatrixXf::Random(12, 4);
+    const Eigen::MatrixXf after = before + .2f * Eigen::MatrixXf::Random(12, 4);
+    const auto earlier = route_scores(sy::seq, router, before, sy::training{});
+    const auto plan = route_scores(sy::seq, router, after, sy::training{});
+    // [metrics]
+    const sy::plan_statistics load = sy::statistics(plan);  // before capacity
+    const std::span kept(plan.view().load_after, 4);
+    const sy::load_statistics rows = sy::statistics_of_loads(kept);  // any loads: summed over layers, ranks, steps
+    const double median = sy::load_quantile(kept, .5);
+    std::vector<sy::choice_statistics> choices(2);
+    sy::statistics_of_choices(sy::par, plan, choices);         // choices[0] of all first choices
+    const double sharpness = sy::gate_entropy(sy::par, plan);  // 0 .. ln k
+    const double moved = sy::churn(sy::par, earlier, plan);    // 0 .. 1
+    // [/metrics]
+    CHECK(load.max_violation >= rows.max_violation);
+    CHECK(median <= 6);
+    CHECK(choices[0].dropped + choices[1].dropped == load.dropped);
+    CHECK(sharpness > 0);
+    CHECK(sharpness < .6932);
+    CHECK(moved >= 0);
+    CHECK(moved < 1);
+}
