@@ -336,3 +336,24 @@ TEST_CASE("docs: statistics of loads, choices and gates") {
     CHECK(moved >= 0);
     CHECK(moved < 1);
 }
+
+TEST_CASE("docs: the bias that balances, as an object") {
+    const Eigen::MatrixXf scores = Eigen::MatrixXf::Random(30, 4) + Eigen::RowVector4f(3, 2, 1, 0).replicate(30, 1);
+    sy::workspace scratch;
+    // [bias]
+    sy::bias_state bias(sy::par, 4, {.rule = sy::bias_rule::centred_sign, .rate = 1e-3f});  // E = 4 zeros
+    const sy::recipe_router<> router{
+        .k = 2, .score = sy::score_function::sigmoid, .selection_bias = bias.numbers(), .normalize = sy::gate_sum::add};
+    const auto plan = sy::route_scores(sy::par, router, scores, sy::training{});
+    bias.update(sy::par, plan);  // the next step sees it
+
+    sy::bias_state quantiles(sy::par, 4, {.rule = sy::bias_rule::quantile, .ema = .9});
+    quantiles.update(sy::par, scores, 2, scratch);  // for a router with key_source::score
+
+    const auto numbers = bias.view();  // [1, E], to be saved
+    std::vector<float> saved(numbers.data, numbers.data + 4);
+    // [/bias]
+    CHECK(saved[0] < 0);
+    CHECK(saved[3] > 0);
+    CHECK(quantiles.view()(0, 0) < quantiles.view()(0, 3));
+}
