@@ -10,7 +10,7 @@
 //   sign, centred_sign   loads: int64 [E]            router/bias_update.hpp
 //   quantile             quantiles: float32 [E]      router/quantile_bias.hpp
 //
-//   bias.update(policy, scores, k, scratch);                quantile: one batch of scores[T, E], on CPUs
+//   bias.update(policy, scores, k, scratch);                quantile: one batch of scores[T, E]
 //   bias.update_by_quantiles(policy, q);                    by those of `balancing_quantiles`, averaged by the caller
 //
 // The bias is float32 whatever the type of the scores is: a rate of 1e-3 is lost in 16 bits. Saved and loaded, it is
@@ -22,8 +22,8 @@
 // capacity fills every expert: loads that are cut to equal ones move nothing. Experts without rows (identity and zero
 // experts, the last `rowless`) have a bias that the router reads and no update moves; no load counts them.
 //
-// Nothing is allocated after the constructor, quantiles' scratch aside, and nothing waits. Movable, not copyable; the
-// numbers stay where they are when the object moves.
+// Nothing is allocated after the constructor, beside the scratch of quantiles, and nothing waits. Movable, not
+// copyable; the numbers stay where they are when the object moves.
 #pragma once
 
 #include <switchyard/backend/policy.hpp>
@@ -55,6 +55,16 @@ struct bias_settings {
 
 inline namespace SWITCHYARD_TARGET {
 
+namespace detail {
+
+struct set_to_zero {
+    float* numbers;
+
+    SWITCHYARD_HD void operator()(index_t e) const { numbers[e] = 0; }
+};
+
+}  // namespace detail
+
 template <class Memory = host_memory>
 class bias_state {
   public:
@@ -74,7 +84,8 @@ class bias_state {
         require(settings.rule != bias_rule::quantile || settings.rowless == 0, "rowless = ", settings.rowless,
                 " experts have no quantiles: it must be 0 with bias_rule::quantile");
         numbers_.resize(experts);
-        for_each_index(policy, experts, set_to_zero{numbers_.data()});
+        quantiles_.resize(settings.rule == bias_rule::quantile ? experts : 0);
+        for_each_index(policy, experts, detail::set_to_zero{numbers_.data()});
     }
 
     index_t experts() const { return numbers_.size(); }
@@ -117,19 +128,12 @@ class bias_state {
     template <class Policy, class Scores, class Workspace>
     void update(const Policy& policy, const Scores& scores, index_t k, Workspace& scratch) {
         require_quantile_rule();
-        quantiles_.resize(experts());
         const std::span<float> q(quantiles_.data(), static_cast<std::size_t>(experts()));
         balancing_quantiles(policy, scores, k, numbers(), q, scratch);
         update_by_quantiles(policy, q);
     }
 
   private:
-    struct set_to_zero {
-        float* numbers;
-
-        SWITCHYARD_HD void operator()(index_t e) const { numbers[e] = 0; }
-    };
-
     void require_quantile_rule() const {
         require(settings_.rule == bias_rule::quantile, "only bias_rule::quantile moves by quantiles of scores");
     }

@@ -18,8 +18,10 @@
 // 2, so q is the third largest of 3 2 1 0 and of 0 0 0 1: (1, 0). The bias becomes (-1, 0) less its mean, (-0.5, 0.5):
 // token 2 is now a tie, such as that, and the lower expert has it.
 //
-// Exact, by selection and not by bins: the same bits on any number of threads. Scores are finite (no expert is
-// forbidden, no token is padding) and T k is a multiple of E. O(T E), with T + 16 T + 512 E numbers of scratch at most.
+// Exact, by selection and not by bins: the same bits on any number of threads and on every device. Scores are finite
+// (no expert is forbidden, no token is padding) and T k is a multiple of E; a device, which cannot tell, moves nothing
+// by scores that are not. On CPUs O(T E), with T + 16 T + 512 E numbers of scratch at most; on devices
+// router/device_quantile.hpp. Nothing waits.
 // Megatron-Core's `quantile_balancing` has these equations, with beta = -bias.
 #pragma once
 
@@ -38,6 +40,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <limits>
 #include <span>
 #include <type_traits>
 
@@ -76,12 +79,18 @@ index_t find_thresholds(const Policy& policy, const matrix_view<const Storage>& 
     return *std::min_element(bad, bad + blocks);
 }
 
+/// 0 without a sign, since selections find either of two equal zeros.
+template <class S>
+SWITCHYARD_HD float quantile_of(S x) {
+    return x == S(0) ? 0.0f : static_cast<float>(x);
+}
+
 /// Experts whose columns are gathered at once: a cache line of floats.
 inline constexpr index_t gathered_columns = 16;
 
 template <class Policy, class Storage, class S>
 void select_quantiles(const Policy& policy, const matrix_view<const Storage>& scores, index_t rank, const S* alpha,
-                      std::span<float> q, workspace& scratch) {
+                      float* q, workspace& scratch) {
     const index_t tokens = scores.rows;
     const index_t block = rows_per_block(tokens);
     const auto scope = scratch.open();
@@ -98,7 +107,7 @@ void select_quantiles(const Policy& policy, const matrix_view<const Storage>& sc
         policy.parallel_for(count, [&](index_t e) {
             S* const column = columns + e * tokens;
             std::nth_element(column, column + rank, column + tokens, std::greater<>());
-            q[static_cast<std::size_t>(first + e)] = static_cast<float>(column[rank]);
+            q[first + e] = quantile_of(column[rank]);
         });
     }
 }
@@ -112,6 +121,10 @@ struct move_biases_by_quantiles {
     SWITCHYARD_HD void operator()(index_t) const {
         double sum = 0;
         for (index_t e = 0; e < experts; ++e) {
+            const float size = q[e] < 0.0f ? -q[e] : q[e];
+            if (!(size <= std::numeric_limits<float>::max())) {
+                return;  // a CPU has refused it before
+            }
             sum += moved(e);
         }
         const double mean = sum / static_cast<double>(experts);
@@ -127,38 +140,40 @@ struct move_biases_by_quantiles {
 
 }  // namespace detail
 
-/// scores[T, E], k in 1..E - 1, the bias[E] they were routed by -> q[E].
+/// The overload for CPUs; that for devices: router/device_quantile.hpp.
+template <class Policy, class Storage>
+requires host_policy<Policy>
+void find_quantiles(const Policy& policy, const matrix_view<const Storage>& scores, index_t k, const float* bias,
+                    float* q, workspace& scratch) {
+    auto* const alpha = scratch.take<compute_t<Storage>>(scores.rows);
+    const index_t bad = detail::find_thresholds(policy, scores, k, bias, alpha, scratch);
+    require(bad == scores.rows, "a score of token ", bad,
+            " is not finite: quantile balancing knows neither forbidden experts nor padding");
+    detail::select_quantiles(policy, scores, scores.rows * k / scores.columns, alpha, q, scratch);
+}
+
+/// scores[T, E], k in 1..E - 1, the bias[E] they were routed by -> q[E], all in the policy's memory.
 template <class Policy, class Scores, class Space, class Workspace>
 void balancing_quantiles(const Policy& policy, const Scores& scores, index_t k, const expert_numbers<Space>& bias,
                          std::span<float> q, Workspace& scratch) {
-    if constexpr (!host_policy<Policy>) {
-        static_assert(host_policy<Policy>,
-                      "switchyard: quantiles of scores are found by CPU policies: copy the scores "
-                      "to the host, and q to the device");
-    } else {
-        const auto s = detail::token_view(scores);
-        using S = compute_t<std::remove_const_t<typename decltype(detail::token_view(scores))::value_type>>;
-        require_space<Policy, std::remove_const_t<decltype(s)>>();
-        require(s.rows >= 1, "no tokens have no quantiles");
-        require(k >= 1 && k < s.columns, "k = ", k, " must lie in 1..E - 1 = ", s.columns - 1,
-                " for quantile balancing");
-        require(bias.data != nullptr && bias.size == s.columns, "bias has ", bias.size, " numbers for E = ", s.columns,
-                " experts");
-        require(static_cast<index_t>(q.size()) == s.columns, "q has room for ", q.size(), " numbers; E = ", s.columns);
-        const index_t choices = product_of_sizes("choices", s.rows, k);
-        require(choices % s.columns == 0, "T k = ", choices, " choices cannot be shared evenly by E = ", s.columns,
-                " experts, as quantile balancing asks");
-        const auto scope = scratch.open();
-        S* const alpha = scratch.template take<S>(s.rows);
-        const index_t bad = detail::find_thresholds(policy, s, k, bias.data, alpha, scratch);
-        require(bad == s.rows, "a score of token ", bad,
-                " is not finite: quantile balancing knows neither forbidden experts nor padding");
-        detail::select_quantiles(policy, s, choices / s.columns, alpha, q, scratch);
-    }
+    const auto s = detail::token_view(scores);
+    using view = std::remove_const_t<decltype(s)>;
+    require_space<Policy, view, matrix_view<const float, Space>>();
+    require(s.rows >= 1, "no tokens have no quantiles");
+    require(k >= 1 && k < s.columns, "k = ", k, " must lie in 1..E - 1 = ", s.columns - 1, " for quantile balancing");
+    require(bias.data != nullptr && bias.size == s.columns, "bias has ", bias.size, " numbers for E = ", s.columns,
+            " experts");
+    require(static_cast<index_t>(q.size()) == s.columns, "q has room for ", q.size(), " numbers; E = ", s.columns);
+    const index_t choices = product_of_sizes("choices", s.rows, k);
+    require(choices % s.columns == 0, "T k = ", choices, " choices cannot be shared evenly by E = ", s.columns,
+            " experts, as quantile balancing asks");
+    const auto scope = scratch.open();
+    find_quantiles(policy, s, k, bias.data, q.data(), scratch);
 }
 
 /// q[E] and bias[E] in the policy's memory; ema in [0, 1). In double, rounded once. O(E), nothing allocated; on a
-/// device one launch of one thread, without a wait and without a look at q, which must be finite.
+/// device one launch of one thread, without a wait; q that is not finite is an error on CPUs and moves nothing on a
+/// device.
 template <class Policy>
 void update_bias_by_quantiles(const Policy& policy, const float* q, index_t experts, double ema, float* bias) {
     require(ema >= 0 && ema < 1, "ema = ", ema, " must lie in [0, 1)");
