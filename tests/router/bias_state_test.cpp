@@ -1,19 +1,22 @@
 // The bias that balances, as an object: by the signs of loads, against Megatron-Core's and torchtitan's recorded steps,
 // and by quantiles of scores, against the reference in plain loops.
 #include "support/backends.hpp"
+#include "support/compare.hpp"
+#include "support/covers.hpp"
 #include "support/recorded_models.hpp"
-#include "support/routed.hpp"
 
+#include <switchyard/plan/choices.hpp>
 #include <switchyard/router/bias_state.hpp>
-#include <switchyard/router/recipe.hpp>
 
 #include <doctest/doctest.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <iterator>
 #include <limits>
+#include <random>
 #include <span>
 #include <utility>
 #include <vector>
@@ -110,8 +113,9 @@ TEST_CASE("bias_state: recorded steps of Megatron-Core and torchtitan") {
 
 TEST_CASE("bias_state: loads of a plan before or after capacity, and experts without rows") {
     // Loads 3, 1, 0 before a capacity of 1, and 1, 1, 0 after it.
-    const auto plan = routed<float>(sy::top_k_router{.k = 1, .capacity = {.number = 1}},
-                                    {{1, 0, 0}, {1, 0, 0}, {0, 1, 0}, {1, 0, 0}});
+    const std::vector<std::int64_t> chosen{0, 0, 1, 0};
+    const auto plan =
+        sy::plan_from_choices(sy::seq, sy::view_of(std::span(chosen), 4, 1), 3, {.capacity = {.number = 1}});
     sy::bias_state asked(sy::seq, 3, {.rate = 1});
     asked.update(sy::seq, plan);
     CHECK(read(asked) == numbers{-1, 1, 1});
@@ -200,11 +204,17 @@ TEST_CASE("quantile balancing: a few updates even out skewed scores, up to ties"
     const auto scores = skewed_scores(share * experts / 2, experts, 5);
     sy::workspace scratch;
     sy::bias_state bias(sy::seq, experts, {.rule = bias_rule::quantile});
+    // The two largest of score + bias, in float as a router has them.
     const auto largest_excess = [&] {
-        const sy::recipe_router<> router{.k = 2, .key = sy::key_source::score, .selection_bias = bias.numbers()};
-        const auto plan = routed<float>(router, scores);
+        std::vector<index_t> loads(experts);
+        for (index_t t = 0; t < scores.rows; ++t) {
+            ref::list<double> keys;
+            for (index_t e = 0; e < experts; ++e) keys.push_back(static_cast<float>(scores(t, e)) + bias.view()(0, e));
+            const auto ranked = ref::ranked_experts(keys);
+            for (index_t c = 0; c < 2; ++c) ++loads[static_cast<std::size_t>(ranked[c])];
+        }
         index_t largest = 0;
-        for (index_t e = 0; e < experts; ++e) largest = std::max(largest, std::abs(plan.view().load_before[e] - share));
+        for (const index_t load : loads) largest = std::max(largest, std::abs(load - share));
         return largest;
     };
     CHECK(largest_excess() > 2 * share);
