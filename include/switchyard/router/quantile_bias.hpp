@@ -9,14 +9,13 @@
 // it no longer moves, loads are even but for the tokens whose k-th and (k + 1)-th keys have become equal: a vertex of
 // the dual has E - 1 of them.
 //
-//   balancing_quantiles(policy, scores, k, bias, q, scratch);  // q[E] of one micro-batch, with the bias it was routed
-//   by
+//   balancing_quantiles(policy, scores, k, bias, q, scratch);  // q[E] of a micro-batch, by the bias that routed it
 //   ...                                                        // the caller's: the mean over micro-batches and ranks
 //   update_bias_by_quantiles(policy, q, E, ema, bias);
 //
 // Scores [4, 2], k = 1, bias 0: (3, 0), (2, 0), (1, 0), (0, 1) choose expert 0 three times. alpha = 0 0 0 0; T k / E =
 // 2, so q is the third largest of 3 2 1 0 and of 0 0 0 1: (1, 0). The bias becomes (-1, 0) less its mean, (-0.5, 0.5):
-// token 2 is now a tie, such as that, and the lower expert has it.
+// token 2 is now such a tie, which the lower expert has.
 //
 // Exact, by selection and not by bins: the same bits on any number of threads and on every device. Scores are finite
 // (no expert is forbidden, no token is padding) and T k is a multiple of E; a device, which cannot tell, moves nothing
