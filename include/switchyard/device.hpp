@@ -20,9 +20,12 @@
 #include <switchyard/plan/statistics.hpp>
 
 #include <switchyard/router/base.hpp>
+#include <switchyard/router/bias_state.hpp>
 #include <switchyard/router/bias_update.hpp>
 #include <switchyard/router/device_base.hpp>
+#include <switchyard/router/device_quantile.hpp>
 #include <switchyard/router/device_routing.hpp>
+#include <switchyard/router/quantile_bias.hpp>
 #include <switchyard/router/recipe.hpp>
 #include <switchyard/router/route.hpp>
 #include <switchyard/router/route_choices.hpp>

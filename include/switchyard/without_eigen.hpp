@@ -49,10 +49,12 @@
 #include <switchyard/assignment/quotas.hpp>
 
 #include <switchyard/router/base.hpp>
+#include <switchyard/router/bias_state.hpp>
 #include <switchyard/router/bias_update.hpp>
 #include <switchyard/router/finished_gates.hpp>
 #include <switchyard/router/given_choices.hpp>
 #include <switchyard/router/models.hpp>
+#include <switchyard/router/quantile_bias.hpp>
 #include <switchyard/router/recipe.hpp>
 #include <switchyard/router/route.hpp>
 #include <switchyard/router/route_choices.hpp>

@@ -343,3 +343,49 @@ TEST_CASE("docs: a plan from saved arrays, and choices alone") {
     CHECK(gates[0] + gates[1] == doctest::Approx(1));
     CHECK(ids[10] == plan.expert()(5, 0));
 }
+
+TEST_CASE("docs: statistics of loads, choices and gates") {
+    const sy::top_k_router router{.k = 2, .renormalize = true, .capacity = {.factor = 1.0}};
+    const Eigen::MatrixXf before = Eigen::MatrixXf::Random(12, 4);
+    const Eigen::MatrixXf after = before + .2f * Eigen::MatrixXf::Random(12, 4);
+    const auto earlier = route_scores(sy::seq, router, before, sy::training{});
+    const auto plan = route_scores(sy::seq, router, after, sy::training{});
+    // [metrics]
+    const sy::plan_statistics load = sy::statistics(plan);  // before capacity
+    const std::span kept(plan.view().load_after, 4);
+    const sy::load_statistics rows = sy::statistics_of_loads(kept);  // any loads: summed over layers, ranks, steps
+    const double median = sy::load_quantile(kept, .5);
+    std::vector<sy::choice_statistics> choices(2);
+    sy::statistics_of_choices(sy::par, plan, choices);         // choices[0] of all first choices
+    const double sharpness = sy::gate_entropy(sy::par, plan);  // 0 .. ln k
+    const double moved = sy::churn(sy::par, earlier, plan);    // 0 .. 1
+    // [/metrics]
+    CHECK(load.max_violation >= rows.max_violation);
+    CHECK(median <= 6);
+    CHECK(choices[0].dropped + choices[1].dropped == load.dropped);
+    CHECK(sharpness > 0);
+    CHECK(sharpness < .6932);
+    CHECK(moved >= 0);
+    CHECK(moved < 1);
+}
+
+TEST_CASE("docs: the bias that balances, as an object") {
+    const Eigen::MatrixXf scores = Eigen::MatrixXf::Random(30, 4) + Eigen::RowVector4f(3, 2, 1, 0).replicate(30, 1);
+    sy::workspace scratch;
+    // [bias]
+    sy::bias_state bias(sy::par, 4, {.rule = sy::bias_rule::centred_sign, .rate = 1e-3f});  // E = 4 zeros
+    const sy::recipe_router<> router{
+        .k = 2, .score = sy::score_function::sigmoid, .selection_bias = bias.numbers(), .normalize = sy::gate_sum::add};
+    const auto plan = sy::route_scores(sy::par, router, scores, sy::training{});
+    bias.update(sy::par, plan);  // the next step sees it
+
+    sy::bias_state quantiles(sy::par, 4, {.rule = sy::bias_rule::quantile, .ema = .9});
+    quantiles.update(sy::par, scores, 2, scratch);  // for a router with key_source::score
+
+    const auto numbers = bias.view();  // [1, E], to be saved
+    std::vector<float> saved(numbers.data, numbers.data + 4);
+    // [/bias]
+    CHECK(saved[0] < 0);
+    CHECK(saved[3] > 0);
+    CHECK(quantiles.view()(0, 0) < quantiles.view()(0, 3));
+}

@@ -626,3 +626,13 @@ TEST_CASE("reference recipe: the selection bias follows the loads") {
         CHECK(load < 115);
     }
 }
+
+TEST_CASE("reference recipe: quantile balancing, worked by hand") {
+    const ref::matrix scores{{3, 0}, {2, 0}, {1, 0}, {0, 1}};
+    const auto q = ref::balancing_quantiles(scores, 1, {0, 0});
+    CHECK(q == numbers{1, 0});
+    CHECK(ref::quantile_bias({0, 0}, q, 0) == numbers{-.5, .5});
+    CHECK(ref::quantile_bias({-1, 1}, {2, 0}, .25) == numbers{-1, 1});
+    // The bias counts in what a token asks for: alpha = 1, 0, -1 and -2 with expert 1 at -2.
+    CHECK(ref::balancing_quantiles({{3, 3}, {2, 2}, {1, 1}, {0, 0}}, 1, {0, -2}) == numbers{2, 2});
+}

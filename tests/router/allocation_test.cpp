@@ -6,7 +6,9 @@
 
 #include <switchyard/dispatch/combine.hpp>
 #include <switchyard/dispatch/dispatch.hpp>
+#include <switchyard/plan/statistics.hpp>
 #include <switchyard/router/base.hpp>
+#include <switchyard/router/bias_state.hpp>
 #include <switchyard/router/bias_update.hpp>
 #include <switchyard/router/recipe.hpp>
 #include <switchyard/router/route.hpp>
@@ -15,6 +17,8 @@
 
 #include <doctest/doctest.h>
 
+#include <cstdint>
+#include <span>
 #include <vector>
 
 using namespace switchyard_test;
@@ -146,6 +150,30 @@ TEST_CASE("allocation: a training loop with a recipe allocates in its first step
                   layer.step_from_scores(sy::seq, recipe, step);
               }
           }) == 0);
+}
+
+TEST_CASE("allocation: statistics and updates of a bias allocate nothing, but for the scratch of the first quantiles") {
+    layer_buffers layer(640, 40, 128, 8);
+    layer.step_from_scores(sy::seq, sy::top_k_router{.k = 8}, 0);
+    sy::bias_state signs(sy::seq, 128);
+    sy::bias_state bias(sy::seq, 128, {.rule = sy::bias_rule::quantile});
+    const auto scores = stored<float>(gaussian_scores(640, 128, 1));
+    std::vector<sy::choice_statistics> choices(8);
+    std::vector<double> quantiles(3);
+    const std::vector<double> at{.25, .5, .75};
+    const std::span<const std::int64_t> loads(layer.plan.view().load_after, 128);
+    const auto look = [&] {
+        static_cast<void>(sy::statistics(layer.plan));
+        sy::statistics_of_choices(sy::par, layer.plan, choices);
+        static_cast<void>(sy::gate_entropy(sy::par, layer.plan));
+        static_cast<void>(sy::churn(sy::par, layer.plan, layer.plan));
+        signs.update(sy::seq, layer.plan);
+        bias.update(sy::par, scores, 8, layer.scratch);
+        sy::load_quantiles(loads, at, quantiles, layer.scratch);
+    };
+    look();
+    CHECK(allocations_of(look) == 0);
+    CHECK(quantiles[1] > 0);
 }
 
 namespace {

@@ -45,6 +45,7 @@ inline constexpr float never = -std::numeric_limits<float>::infinity();
 #include "../recorded/laguna.inc"
 #include "../recorded/llama4.inc"
 #include "../recorded/longcat_flash.inc"
+#include "../recorded/megatron.inc"
 #include "../recorded/mixtral.inc"
 #include "../recorded/qwen3_moe.inc"
 #include "../recorded/torchtitan.inc"

@@ -252,6 +252,38 @@ TEST_CASE("recipes on Thrust: the CPU backend's decisions, gates, losses, gradie
     covers<operation("recipe, forward"), operation("recipe, backward"), operation("update of the bias")>(device);
 }
 
+TEST_CASE_TEMPLATE("quantile balancing on Thrust: the CPU's bits", S, float, double) {
+    struct shape {
+        index_t tokens, experts, k;
+    };
+    device_scratch scratch;
+    sy::workspace host_scratch;
+    std::uint64_t seed = 0;
+    for (const shape size : {shape{200, 8, 2}, shape{130, 13, 5}, shape{4, 8, 2}, shape{2, 2, 1}, shape{64, 32, 31}}) {
+        CAPTURE(size.tokens);
+        const auto table = draw_scores(size.tokens == 130 ? score_kind::small_integers : score_kind::gaussian,
+                                       size.tokens, size.experts, ++seed);
+        const auto saved = spread_bias(size.experts, 5);
+        const sy::bias_settings settings{.rule = sy::bias_rule::quantile, .ema = 0.25};
+        sy::bias_state host(sy::seq, size.experts, settings);
+        sy::bias_state there(device, size.experts, settings);
+        std::copy(saved.begin(), saved.end(), host.view().data);
+        sy::copy_to_device(device, host.view(), there.view());
+        host.update(sy::seq, stored<S>(table), size.k, host_scratch);
+        there.update(device, sy::copy_to_device(device, stored<S>(table)), size.k, scratch);
+        const auto moved = sy::copy_to_host(device, there.view());
+        CHECK(array_difference("bias", moved.data(), host.view().data, size.experts) == "");
+
+        // Scores that are not finite, which a CPU refuses, move nothing.
+        auto bad = table;
+        bad(1, 1) = size.k % 2 == 0 ? -ref::infinity : std::numeric_limits<double>::quiet_NaN();
+        there.update(device, sy::copy_to_device(device, stored<S>(bad)), size.k, scratch);
+        const auto same = sy::copy_to_host(device, there.view());
+        CHECK(array_difference("bias", same.data(), moved.data(), size.experts) == "");
+    }
+    covers<operation("update of the bias")>(device);
+}
+
 TEST_CASE("BASE on Thrust: greedy at inference, the solver's assignment in training") {
     device_scratch scratch;
     for (std::uint64_t seed = 0; seed < 20; ++seed) {

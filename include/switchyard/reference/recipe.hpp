@@ -36,6 +36,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 
 namespace switchyard::reference::inline SWITCHYARD_TARGET {
@@ -435,6 +436,46 @@ inline list<double> updated_bias(const list<double>& bias, const list<index_t>& 
     for (index_t e = 0; e < experts; ++e) {
         updated[e] += rate * (rule == bias_rule::centred_sign ? signs[e] - mean_sign : signs[e]);
     }
+    return updated;
+}
+
+/// What quantile balancing asks of each expert: with alpha_t the (k + 1)-th largest of s_te + b_e over the experts, the
+/// (T k / E + 1)-th largest of s_te - alpha_t over the tokens.
+inline list<double> balancing_quantiles(const matrix& scores, index_t k, const list<double>& bias) {
+    require(bias.length() == scores.columns, "a bias of ", bias.length(), " numbers does not fit ", scores.columns,
+            " experts");
+    require(k >= 1 && k < scores.columns, "k = ", k, " must lie in 1..E - 1 = ", scores.columns - 1);
+    require(scores.rows * k % scores.columns == 0, scores.rows * k, " choices cannot be shared evenly by ",
+            scores.columns, " experts");
+    const auto largest_first = [](list<double> numbers) {
+        std::sort(numbers.begin(), numbers.end(), std::greater<>());
+        return numbers;
+    };
+    matrix differences = scores;
+    for (index_t t = 0; t < scores.rows; ++t) {
+        list<double> keys;
+        for (index_t e = 0; e < scores.columns; ++e) keys.push_back(scores(t, e) + bias[e]);
+        const double alpha = largest_first(keys)[k];
+        for (index_t e = 0; e < scores.columns; ++e) differences(t, e) -= alpha;
+    }
+    list<double> quantiles;
+    for (index_t e = 0; e < scores.columns; ++e) {
+        list<double> column;
+        for (index_t t = 0; t < scores.rows; ++t) column.push_back(differences(t, e));
+        quantiles.push_back(largest_first(column)[scores.rows * k / scores.columns]);
+    }
+    return quantiles;
+}
+
+/// ema b_e - (1 - ema) q_e, less the mean of all.
+inline list<double> quantile_bias(const list<double>& bias, const list<double>& quantiles, double ema) {
+    auto updated = bias;
+    double mean = 0;
+    for (index_t e = 0; e < bias.length(); ++e) {
+        updated[e] = ema * bias[e] - (1 - ema) * quantiles[e];
+        mean += updated[e] / static_cast<double>(bias.length());
+    }
+    for (double& number : updated) number -= mean;
     return updated;
 }
 

@@ -5,6 +5,7 @@
 // `load_e` counts choices before capacity, from the plan of the step, whatever its gates; or an array of the caller's,
 // summed over ranks or micro-batches. Centred steps keep the biases' sum (torchtitan); plain ones are DeepSeek-V3's
 // and Megatron's. O(E), no allocation; on a device one launch of one thread, without a wait.
+// `bias_state` (router/bias_state.hpp) owns the biases and knows their rule.
 // Wang et al. 2024, "Auxiliary-Loss-Free Load Balancing Strategy for Mixture-of-Experts", arXiv 2408.15664, rate 1e-3.
 #pragma once
 
@@ -21,6 +22,7 @@ namespace switchyard {
 enum class bias_rule {
     sign,
     centred_sign,  ///< less the mean of the step
+    quantile,      ///< by scores instead of loads: router/quantile_bias.hpp
 };
 
 inline namespace SWITCHYARD_TARGET {
@@ -61,6 +63,7 @@ template <class Policy>
 void update_bias(const Policy& policy, const std::int64_t* load, index_t experts, float rate, float* bias,
                  bias_rule rule = bias_rule::sign) {
     require(std::isfinite(rate), "rate = ", rate, " must be finite");
+    require(rule != bias_rule::quantile, "bias_rule::quantile moves by quantiles of scores, not by loads");
     require(experts >= 1, "E = ", experts, " experts have no biases");
     require(load != nullptr && bias != nullptr, "load and bias must not be null");
     for_each_index(policy, 1, detail::move_biases{load, experts, rate, rule, bias});
