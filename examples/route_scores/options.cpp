@@ -79,18 +79,20 @@ Value value_in(const char* option, const named<Value> (&table)[N], const std::st
     sy::fail(option, " '", text, "' is unknown; it is one of ", known);
 }
 
-std::vector<router_kind> routers_in(const char* option, const std::string& text) {
-    std::vector<router_kind> routers;
+/// Names with commas between, each once.
+template <class Value, std::size_t N>
+std::vector<Value> values_in(const char* option, const named<Value> (&table)[N], const std::string& text) {
+    std::vector<Value> values;
     for (std::size_t begin = 0; begin <= text.size();) {
         const std::size_t end = std::min(text.find(',', begin), text.size());
         const std::string name = text.substr(begin, end - begin);
-        const router_kind router = value_in(option, routers_by_name, name);
-        sy::require(std::find(routers.begin(), routers.end(), router) == routers.end(), option, " '", text, "' names ",
+        const Value value = value_in(option, table, name);
+        sy::require(std::find(values.begin(), values.end(), value) == values.end(), option, " '", text, "' names ",
                     name, " twice");
-        routers.push_back(router);
+        values.push_back(value);
         begin = end + 1;
     }
-    return routers;
+    return values;
 }
 
 /// The command line's grammar: every option writes what it was given into `asked`.
@@ -101,6 +103,7 @@ class grammar : public command_line {
         add_top_k();
         add_capacity();
         add_losses_and_noise();
+        add_formats();
         add_execution();
     }
 
@@ -136,7 +139,9 @@ class grammar : public command_line {
             "hash         experts from a table by token id, weighed as by top_k\n"
             "random       k experts by chance, weighed as by top_k\n"
             "round_robin  k experts in turn, weighed as by top_k",
-            [this](const char* name, const std::string& text) { asked_.routers = routers_in(name, text); })
+            [this](const char* name, const std::string& text) {
+                asked_.routers = values_in(name, routers_by_name, text);
+            })
             ->required();
         add_text("--mask", "M.npy", "[T] of 0 or 1: tokens with 0 are padding", asked_.mask);
         add_text("--choices", "IDS.npy", "Of replay: experts [T,k], int32 or int64; -1 is none", asked_.choices);
@@ -247,6 +252,20 @@ class grammar : public command_line {
             [this](const char* name, const std::string& text) { asked_.seed = number_in<std::uint64_t>(name, text); });
     }
 
+    void add_formats() {
+        group_ = "Formats";
+        add("--format", "F[,F...]",
+            "Also write FORMAT_ARRAY.npy: rows, grouped_mm, vllm, deepgemm, megatron, te, deepep, megablocks, sonic, "
+            "scatter, llama_cpp, flashinfer, one_hot",
+            [this](const char* name, const std::string& text) {
+                asked_.formats = values_in(name, formats_by_name, text);
+            });
+        add("--block", "N", "Of vllm (16), deepgemm, megablocks (128): rows that experts are padded to",
+            [this](const char* name, const std::string& text) { asked_.block = count_in(name, text, 1, 1 << 24); });
+        add("--ranks", "R", "Of deepep: ranks with E / R experts each",
+            [this](const char* name, const std::string& text) { asked_.ranks = count_in(name, text, 1, no_limit); });
+    }
+
     void add_execution() {
         group_ = "How it runs";
         add_named("--solver", solvers_by_name, asked_.solver,
@@ -279,6 +298,11 @@ void require_used(const options& asked, const grammar& line) {
     const bool softmax = top_k || switched;
     const bool factor = softmax && (asked.capacity_factor || (switched && !asked.capacity));
     const bool noise = softmax && asked.noise != noise_kind::none;
+    const auto formats = [&](std::initializer_list<format_kind> some) {
+        return std::any_of(some.begin(), some.end(), [&](format_kind format) {
+            return std::find(asked.formats.begin(), asked.formats.end(), format) != asked.formats.end();
+        });
+    };
     const use uses[] = {
         {"--choices", asked.chooses(router_kind::replay), "router replay"},
         {"--token-ids", asked.chooses(router_kind::hash), "router hash"},
@@ -299,6 +323,9 @@ void require_used(const options& asked, const grammar& line) {
          asked.noise == noise_kind::sample ? "router switch" : "router switch or top_k"},
         {"--noise-scale", noise, "--noise logit_jitter or sample"},
         {"--seed", noise || draws, "--noise logit_jitter or sample"},
+        {"--block", formats({format_kind::vllm, format_kind::deepgemm, format_kind::megablocks}),
+         "--format vllm, deepgemm or megablocks"},
+        {"--ranks", formats({format_kind::deepep}), "--format deepep"},
         {"--solver", asked.chooses(router_kind::base), "router base"},
         {"--threads", asked.policy == policy_kind::par, "--policy par"},
     };
@@ -468,6 +495,9 @@ std::optional<options> parse_options(int argc, const char* const* argv) {
     require_possible(asked.top_k);
     require_used(asked, line);
     require_possible(asked);
+    const bool has_deepep =
+        std::find(asked.formats.begin(), asked.formats.end(), format_kind::deepep) != asked.formats.end();
+    sy::require(!has_deepep || asked.ranks, "--format deepep needs --ranks");
     const auto require_file = [&](router_kind router, const char* option, const std::string& path) {
         sy::require(!asked.chooses(router) || !path.empty(), "--router ", name_of(routers_by_name, router), " needs ",
                     option);

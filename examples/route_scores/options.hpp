@@ -25,6 +25,21 @@ enum class normalize_kind { none, sum, p_norm };
 enum class epsilon_kind { add, clamp };
 /// What the balance loss counts; all_undivided: all k choices, not divided by k.
 enum class count_kind { first, all, all_undivided };
+enum class format_kind {
+    rows,
+    grouped_mm,
+    vllm,
+    deepgemm,
+    megatron,
+    te,
+    deepep,
+    megablocks,
+    sonic,
+    scatter,
+    llama_cpp,
+    flashinfer,
+    one_hot
+};
 enum class solver_kind { hungarian, auction };
 enum class backend_kind { eigen, thrust };
 enum class policy_kind { seq, par };
@@ -68,6 +83,14 @@ inline constexpr named<sy::drop_order> drop_order_by_name[] = {{"position", sy::
                                                                {"gate", sy::drop_order::gate}};
 inline constexpr named<noise_kind> noise_by_name[] = {
     {"none", noise_kind::none}, {"logit_jitter", noise_kind::logit_jitter}, {"sample", noise_kind::sample}};
+inline constexpr named<format_kind> formats_by_name[] = {
+    {"rows", format_kind::rows},           {"grouped_mm", format_kind::grouped_mm},
+    {"vllm", format_kind::vllm},           {"deepgemm", format_kind::deepgemm},
+    {"megatron", format_kind::megatron},   {"te", format_kind::te},
+    {"deepep", format_kind::deepep},       {"megablocks", format_kind::megablocks},
+    {"sonic", format_kind::sonic},         {"scatter", format_kind::scatter},
+    {"llama_cpp", format_kind::llama_cpp}, {"flashinfer", format_kind::flashinfer},
+    {"one_hot", format_kind::one_hot}};
 inline constexpr named<solver_kind> solvers_by_name[] = {{"hungarian", solver_kind::hungarian},
                                                          {"auction", solver_kind::auction}};
 inline constexpr named<backend_kind> backends_by_name[] = {{"eigen", backend_kind::eigen},
@@ -126,6 +149,9 @@ struct options {
     noise_kind noise = noise_kind::none;
     std::optional<double> noise_scale;  ///< as given; see noise_of
     std::uint64_t seed = 0;
+
+    std::vector<format_kind> formats;  ///< each once
+    std::optional<index_t> block, ranks;
 
     solver_kind solver = solver_kind::hungarian;
     backend_kind backend = backend_kind::eigen;

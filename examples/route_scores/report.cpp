@@ -91,6 +91,10 @@ json options_as_run(const options& asked, router_kind router) {
     if (router == router_kind::base) {
         run["solver"] = name_of(solvers_by_name, asked.solver);
     }
+    run["format"] = json::array();
+    for (const format_kind format : asked.formats) run["format"].push_back(name_of(formats_by_name, format));
+    run["block"] = or_null(asked.block);
+    run["ranks"] = or_null(asked.ranks);
     run["backend"] = name_of(backends_by_name, asked.backend);
     run["policy"] = name_of(policies_by_name, asked.policy);
     run["threads"] = threads_of(asked);
@@ -152,6 +156,9 @@ void write_results(output_folder& out, const std::filesystem::path& subfolder, c
             write_array(out, subfolder / "d_scores.npy", std::vector<float>(made.d_scores.begin(), made.d_scores.end()),
                         scores);
         }
+    }
+    for (const format_array& array : made.formats) {
+        out.write(subfolder / (array.name + ".npy"), npy_header(array.type, array.shape), array.bytes);
     }
     out.write(subfolder / "summary.json", summary_of(asked, made), {});
 }

@@ -39,6 +39,7 @@ routing run_on_cpu(const Policy& policy, const options& asked, router_kind route
             made.d_scores.assign(d_scores.data(), d_scores.data() + d_scores.rows() * d_scores.columns());
         }
     });
+    made.formats = format_arrays_of(asked, plan);
     return made;
 }
 

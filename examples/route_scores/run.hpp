@@ -1,6 +1,7 @@
 // Runs one router over the scores and takes down what it did, whatever backend did it.
 #pragma once
 
+#include "formats.hpp"
 #include "npy.hpp"
 #include "options.hpp"
 
@@ -35,6 +36,8 @@ struct routing {
     index_t counted_tokens = 0;      ///< without padding
     std::vector<double> d_scores{};  ///< [T, E] where asked for
     bool is_double = false;          ///< scores are float64
+
+    std::vector<format_array> formats{};
 
     index_t kept() const { return static_cast<index_t>(order.size()); }
     index_t dropped() const { return counted_tokens * choices - kept(); }

@@ -48,7 +48,7 @@ routing run_on(const Policy& policy, const options& asked, router_kind router, c
             sy::route_scores(policy, how, device_scores, mode, plan, scratch);
             sy::check(policy, plan);
         });
-        const sy::plan<S> made = sy::copy_to_host(policy, plan);
+        sy::plan<S> made = sy::copy_to_host(policy, plan);
         result = routing_of(asked, router, made.view(), scores, given);
         result.milliseconds = milliseconds;
         if (given.gradients && mode.is_training) {
@@ -59,6 +59,7 @@ routing run_on(const Policy& policy, const options& asked, router_kind router, c
             const auto back = sy::copy_to_host(policy, d_scores);
             result.d_scores.assign(back.data(), back.data() + back.rows() * back.columns());
         }
+        result.formats = format_arrays_of(asked, made);
     });
     return result;
 }

@@ -26,7 +26,7 @@ SELECTION = ["bias", "bias_on", "groups", "groups_kept", "group_score_count", "g
 OPTIONS_OF["random"] = OPTIONS_OF["round_robin"] = [name for name in OPTIONS_OF["top_k"] if name not in SELECTION]
 OPTIONS_OF["replay"] = [name for name in OPTIONS_OF["random"] if name != "k"] + ["choices"]
 OPTIONS_OF["hash"] = [name for name in OPTIONS_OF["random"] if name != "k"] + ["token_ids", "table"]
-COMMON_OPTIONS = ["scores", "mask", "gradients", "backend", "policy", "threads", "repeat"]
+COMMON_OPTIONS = ["scores", "mask", "gradients", "format", "block", "ranks", "backend", "policy", "threads", "repeat"]
 SUMMARY_KEYS = ["router", "tokens", "experts", "k", "capacity", "kept", "dropped", "load_before", "load_after",
                 "load_balancing_loss", "z_loss", "total_score", "milliseconds", "options"]
 

@@ -38,6 +38,24 @@ struct layer_settings {
 
 inline namespace SWITCHYARD_TARGET {
 
+namespace detail {
+
+/// to[i] += from[i], in the compute type of what is stored. Here, since nvcc takes no private class to a kernel.
+template <class S, class View>
+struct add_number {
+    const S* from;
+    View to;
+
+    SWITCHYARD_HD void operator()(index_t i) const {
+        using out = typename View::value_type;
+        auto& number = to(i / to.columns, i % to.columns);
+        number =
+            store_scalar<out>(static_cast<compute_t<out>>(load_scalar(number)) + static_cast<compute_t<out>>(from[i]));
+    }
+};
+
+}  // namespace detail
+
 /// Rows are stored as `Storage`, gates and their gradients in its compute type.
 template <class Storage, class Memory = host_memory>
 class layer_state {
@@ -97,8 +115,9 @@ class layer_state {
                 scratch_.template take<compute>(to_x.rows * to_x.columns), to_x.rows, to_x.columns);
             dispatch_backward(policy, plan_, x, d_rows_in_, through_experts, d_gates_);
             route_backward(policy, router, plan_, x, w, d_gates_, d_x, d_w, scratch_, settings);
-            for_each_index(policy, to_x.rows * to_x.columns,
-                           add_number<std::remove_const_t<decltype(to_x)>>{through_experts.data, to_x});
+            for_each_index(
+                policy, to_x.rows * to_x.columns,
+                detail::add_number<compute, std::remove_const_t<decltype(to_x)>>{through_experts.data, to_x});
         } else {
             route_backward(policy, router, plan_, x, w, d_gates_, d_x, d_w, scratch_, settings);
             sum_rows(policy, plan_.view(), false, true, const_view(d_rows_in_.view()), to_x);
@@ -106,19 +125,6 @@ class layer_state {
     }
 
   private:
-    template <class View>
-    struct add_number {
-        const compute* from;
-        View to;
-
-        SWITCHYARD_HD void operator()(index_t i) const {
-            using out = typename View::value_type;
-            auto& number = to(i / to.columns, i % to.columns);
-            number = store_scalar<out>(static_cast<compute_t<out>>(load_scalar(number)) +
-                                       static_cast<compute_t<out>>(from[i]));
-        }
-    };
-
     combine_settings combining() const { return {.apply_gates = !settings_.gates_on_input}; }
     void take_rows(index_t width) {
         rows_in_.resize(plan_.row_bound(), width);
