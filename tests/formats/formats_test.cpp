@@ -12,7 +12,8 @@ using namespace switchyard_test;
 
 TEST_CASE("formats: the plain loops', on every policy, for any shape, capacity and block") {
     for (const index_t tokens : {0, 1, 9, 50, 300}) {
-        for (const auto& shape : {std::pair<index_t, index_t>{1, 1}, {1, 7}, {2, 8}, {3, 40}, {6, 6}, {4, 12}}) {
+        for (const auto& shape :
+             {std::pair<index_t, index_t>{1, 1}, {1, 7}, {2, 8}, {3, 40}, {6, 6}, {4, 12}, {2, 64}}) {
             const index_t k = shape.first;
             const index_t experts = shape.second;
             const auto from = random_given(tokens, k, experts, static_cast<std::uint64_t>(tokens * k));
@@ -50,6 +51,20 @@ TEST_CASE("formats: all tokens at one expert, and one token with every expert") 
     });
 }
 
+#if defined(COUNTED_BY_SANITIZER) || defined(__GLIBC__)
+
+namespace {
+
+/// A pool that has the calling thread run blocks from the last to the first.
+struct in_reverse {
+    template <class F>
+    void parallel_for(index_t blocks, F&& f) const {
+        for (index_t b = blocks - 1; b >= 0; --b) f(b);
+    }
+};
+
+}  // namespace
+
 TEST_CASE("formats: after the first step of a shape nothing is allocated") {
     const auto from = random_given(5000, 2, 8, 1);
     const auto plan = sy::plan_from_choices(sy::seq, from.ids, from.gates, 8, {.capacity = {.number = 900}});
@@ -84,9 +99,11 @@ TEST_CASE("formats: after the first step of a shape nothing is allocated") {
         return allocations - before;
     };
     CHECK(allocated(sy::seq) == 0);
-    thread_pool pool(2);
+    in_reverse pool;  // threads that start meanwhile would be counted
     CHECK(allocated(sy::par_on(pool)) == 0);
 }
+
+#endif
 
 TEST_CASE("formats: what masks and capacities leave out: a token without rows, a dropped choice") {
     // E 3, k 2, C 1: token 0 at 0 and 2, token 1 masked out, token 2 at 0 (dropped) and 1, token 3 at 2 (dropped).

@@ -65,14 +65,14 @@ struct write_aligned_expert {
     Map map;
 
     SWITCHYARD_HD void operator()(index_t first, index_t last) const {
-        const index_t rows = plan.offsets[plan.experts];
-        index_t expert = expert_at(plan, first * plan.row_block);
         index_t block = first;
-        for (index_t row = first * plan.row_block; block < last && row < rows; ++block, row += plan.row_block) {
-            while (plan.offsets[expert + 1] <= row) {
-                ++expert;
+        for (index_t expert = expert_at(plan, first * plan.row_block); block < last && expert < plan.experts;
+             ++expert) {
+            const index_t end = plan.offsets[expert + 1] / plan.row_block;
+            const T here = static_cast<T>(map[expert]);
+            for (; block < last && block < end; ++block) {
+                out[block] = here;
             }
-            out[block] = static_cast<T>(map[expert]);
         }
         for (; block < last; ++block) {
             out[block] = static_cast<T>(map[0]);
