@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Puts headers of the library and all they include of it into one file, for who wants a single header.
+"""Puts headers of the library and all they include of it into one file, for those who want a single header.
 
     python3 cmake/amalgamate.py --output single/switchyard.hpp                      the CPU umbrella
     python3 cmake/amalgamate.py without_eigen.hpp --output single/switchyard.hpp    the same without Eigen

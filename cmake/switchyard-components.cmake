@@ -7,8 +7,9 @@
 #   switchyard::cuda     with the CUDA runtime and, where found, Thrust, for .cu sources
 #
 # They are targets of their own because each brings compile flags or include paths along, and the main target must not.
-# "The library" is switchyard::switchyard where that target is, and switchyard::without_eigen otherwise. A project may ask
-# for the package without Eigen first and with it afterwards, so all of this may be read again.
+# "The library" brings Eigen where switchyard::switchyard is, and is switchyard::without_eigen otherwise. A project may ask
+# for the package without Eigen first and with it afterwards, so all of this may be read again. Eigen3::Eigen itself is
+# linked, which is visible in every directory: switchyard::switchyard is in the one that asked for it.
 if(NOT TARGET OpenMP::OpenMP_CXX)
     find_package(OpenMP QUIET COMPONENTS CXX GLOBAL)
 endif()
@@ -45,7 +46,7 @@ if(TARGET switchyard::switchyard)
     foreach(switchyard_component IN ITEMS openmp thrust cuda)
         if(TARGET switchyard::${switchyard_component})
             set_property(TARGET switchyard::${switchyard_component} APPEND PROPERTY
-                INTERFACE_LINK_LIBRARIES switchyard::switchyard)
+                INTERFACE_LINK_LIBRARIES Eigen3::Eigen)
         endif()
     endforeach()
 endif()

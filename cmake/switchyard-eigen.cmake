@@ -9,8 +9,10 @@ if(NOT TARGET Eigen3::Eigen)
     if(NOT TARGET Eigen3::Eigen)
         set(switchyard_eigen_problem "switchyard::switchyard needs Eigen 3.4 or newer, and CMake finds none: install it \
 (Debian: libeigen3-dev) or name its package's folder in Eigen3_DIR.")
-    elseif(Eigen3_VERSION AND Eigen3_VERSION VERSION_LESS 3.4)
-        set(switchyard_eigen_problem "switchyard::switchyard needs Eigen 3.4 or newer, and the one that CMake finds first, \
-in ${Eigen3_DIR}, is ${Eigen3_VERSION}: name the folder of a newer one's package in Eigen3_DIR.")
     endif()
+endif()
+# Also where the project has found it before, or has been refused before.
+if(TARGET Eigen3::Eigen AND Eigen3_VERSION AND Eigen3_VERSION VERSION_LESS 3.4)
+    set(switchyard_eigen_problem "switchyard::switchyard needs Eigen 3.4 or newer, and the one that CMake finds first, \
+in ${Eigen3_DIR}, is ${Eigen3_VERSION}: name the folder of a newer one's package in Eigen3_DIR.")
 endif()

@@ -27,7 +27,7 @@ switchyard_script_test(bars 60 "${Python3_EXECUTABLE}" "${CMAKE_CURRENT_SOURCE_D
 
 get_target_property(eigen_folder Eigen3::Eigen INTERFACE_INCLUDE_DIRECTORIES)
 list(GET eigen_folder 0 eigen_folder)
-switchyard_script_test(flags 120 "${Python3_EXECUTABLE}" "${PROJECT_SOURCE_DIR}/bench/flags.py"
+switchyard_script_test(flags 600 "${Python3_EXECUTABLE}" "${PROJECT_SOURCE_DIR}/bench/flags.py"
     --flags=-O0 --rows "^top_k_route_seq/1/256/8(/|$)" --rounds 1 --compiler "${CMAKE_CXX_COMPILER}" --eigen "${eigen_folder}")
 set_tests_properties(script/flags PROPERTIES PASS_REGULAR_EXPRESSION "top_k_route_seq/1/256/8` .* ms .*")
 

@@ -1,5 +1,6 @@
 #include "formats.hpp"
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -193,7 +194,12 @@ class format_writer {
     }
     void write_one_hot() {
         index_t most = plan_.capacity();
-        if (most == sy::unlimited || most > tokens()) most = sy::masked_rows(plan_);
+        if (most == sy::unlimited || most > tokens()) {  // a token that names an expert twice has two rows there
+            most = sy::masked_rows(plan_);
+            for (index_t e = 0; e < experts(); ++e) {
+                most = std::max(most, static_cast<index_t>(plan_.view().load_after[e]));
+            }
+        }
         constexpr double largest = 1 << 28;
         sy::require(
             static_cast<double>(tokens()) * static_cast<double>(experts()) * static_cast<double>(most) <= largest,

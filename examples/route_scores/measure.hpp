@@ -78,8 +78,9 @@ inline sy::matrix<std::int32_t> choices_of(const options& asked, router_kind rou
 /// gates leave the order of tokens.
 template <class Space>
 sy::recipe_router<Space> recipe_in(const options& asked, router_kind router, const placed_inputs<Space>& placed) {
-    sy::recipe_router<> r = recipe_of(asked, router);
-    if (is_given_choices(router)) r.k = placed.choices.columns;
+    const bool is_given = is_given_choices(router);
+    const sy::recipe_router<> r =
+        recipe_of(asked, router, is_given ? std::optional(placed.choices.columns) : std::nullopt);
     const bool is_constant = has_constant_gates(r);
     sy::require(
         !is_constant || placed.expert_scale.data == nullptr || r.order == sy::drop_order::position,
@@ -126,9 +127,7 @@ void with_router(const options& asked, router_kind router, const placed_inputs<S
 
 /// Whether a plan's gates do not depend on scores.
 inline bool has_constant_gates(const options& asked, router_kind router, index_t k) {
-    sy::recipe_router<> recipe = recipe_of(asked, router);
-    recipe.k = k;
-    return is_recipe(router) && has_constant_gates(recipe);
+    return is_recipe(router) && has_constant_gates(recipe_of(asked, router, k));
 }
 
 /// C at the experts of a plan's choices, which stands for the gradient of their gates; constant ones have none.
@@ -178,14 +177,17 @@ routing routing_of(const options& asked, router_kind router, const sy::plan_view
                    [](S gate) { return static_cast<float>(gate); });
     if (has_constant_gates(asked, router, plan.choices)) {
         const double scale = recipe_of(asked, router).scale;
+        const bool is_softmax = recipe_of(asked, router).score == sy::score_function::softmax;
         for (std::size_t t = 0; t < made.gates.size(); ++t) {
-            const bool is_scaled = made.gates[t] > 0 && !given.expert_scale.empty();
+            // A value of 0 has the gate 0; a softmax over one choice is 1 however small its probability is.
+            const bool has_gate = made.slots[t] >= 0 && (is_softmax || made.gates[t] > 0);
+            const bool is_scaled = has_gate && !given.expert_scale.empty();
             const double own = is_scaled ? given.expert_scale[static_cast<std::size_t>(made.chosen[t])] : 1;
-            made.gates[t] = made.gates[t] > 0 ? static_cast<float>(scale * own) : 0;
+            made.gates[t] = has_gate ? static_cast<float>(scale * own) : 0;
         }
     }
     made.is_double = sizeof(S) == sizeof(double);
-    made.counted_tokens = plan.totals->counted_tokens;
+    made.asked = std::count_if(made.chosen.begin(), made.chosen.end(), [](std::int32_t e) { return e >= 0; });
     made.offsets.assign(plan.offsets, plan.offsets + plan.experts + 1);
     made.order.assign(plan.order, plan.order + plan.totals->kept);
     made.load_before.assign(plan.load_before, plan.load_before + plan.experts);

@@ -310,6 +310,11 @@ void require_used(const options& asked, const grammar& line) {
         {"--k", chooses_itself || draws || asked.chooses(router_kind::round_robin), "router top_k"},
         {"--bias", chooses_itself, "router top_k"},
         {"--groups", chooses_itself, "router top_k"},
+        {"--bias-on", chooses_itself, "router top_k"},
+        {"--groups-kept", chooses_itself, "router top_k"},
+        {"--group-score", chooses_itself, "router top_k"},
+        {"--group-score-count", chooses_itself, "router top_k"},
+        {"--group-mask", chooses_itself, "router top_k"},
         {"--gradients", top_k || switched || asked.chooses(router_kind::base), "a router that trains"},
         {"--capacity-factor", softmax, "router switch or top_k"},
         {"--capacity", softmax, "router switch or top_k"},
@@ -345,8 +350,8 @@ void require_used(const options& asked, const grammar& line) {
     for (const use& u : uses) require_use(u);
     if (!top_k) return;
     const sy::recipe_router<> router = recipe_of(asked);
-    const bool takes_sum = asked.top_k.softmax != sy::softmax_order::after || asked.top_k.renormalize ||
-                           asked.top_k.normalize == normalize_kind::sum;
+    const bool takes_sum =
+        !weighs_after(asked) || asked.top_k.renormalize || asked.top_k.normalize == normalize_kind::sum;
     const bool sums = takes_sum && (router.normalize == sy::gate_sum::add || router.normalize == sy::gate_sum::clamp);
     const use top_k_uses[] = {
         {"--bias-on", !asked.top_k.bias.empty() || router.groups.choose(), "--bias or groups"},
@@ -378,8 +383,18 @@ void require_possible(const top_k_options& given) {
                   "a --group-score other than top_n_sum");
     sy::require(given.group_score != group_score_kind::top_n_sum || given.group_score_count,
                 "--group-score top_n_sum needs --group-score-count");
-    sy::require(!given.groups || *given.groups == 1 || given.groups_kept, "--groups ", given.groups.value_or(0),
-                " needs --groups-kept");
+    const bool is_plain = given.preset.empty() && given.config.empty();
+    sy::require(!given.groups || *given.groups == 1 || given.groups_kept || !is_plain, "--groups ",
+                given.groups.value_or(0), " needs --groups-kept");
+    const auto require_float = [](const char* option, const std::optional<double>& x) {
+        const double least = std::numeric_limits<float>::min();
+        const double size = x ? std::abs(*x) : 1;
+        sy::require(size == 0 || (size >= least && size <= std::numeric_limits<float>::max()), option, " ",
+                    x.value_or(0), " is beyond float32");
+    };
+    require_float("--logit-multiplier", given.logit_multiplier);
+    require_float("--softcap", given.softcap);
+    require_float("--scale", given.scale);
 }
 
 void require_possible(const options& asked) {
@@ -401,33 +416,29 @@ void weigh_after(sy::recipe_router<>& router, bool normalizes, double epsilon, e
     if (normalizes) router.scale /= kind == epsilon_kind::add ? 1 + epsilon : std::max(1.0, epsilon);
 }
 
-}  // namespace
-
-sy::recipe_router<> recipe_of(const options& asked, router_kind which) {
-    const top_k_options& given = asked.top_k;
-    sy::recipe_router<> router = !given.preset.empty()   ? preset_router("--preset", given.preset)
-                                 : !given.config.empty() ? configured_router("--config", given.config)
-                                                         : sy::recipe_router<>{.k = 2};
-    const auto take = [](const auto& from, auto& to) {
-        if (from) to = *from;
-    };
-    take(given.k, router.k);
-    take(given.logit_multiplier, router.logit_multiplier);
-    take(given.softcap, router.softcap);
-    take(given.score, router.score);
-    take(given.bias_on, router.key);
-    if (given.groups) router.groups = {.count = *given.groups, .kept = *given.groups, .summed = 1};
-    take(given.groups_kept, router.groups.kept);
-    if (given.group_score) {
-        router.groups.summed = *given.group_score == group_score_kind::max        ? 1
-                               : *given.group_score == group_score_kind::top2_sum ? 2
-                                                                                  : given.group_score_count.value_or(0);
+/// A preset's groups keep what is not said anew.
+void take_groups(const top_k_options& given, bool is_plain, sy::expert_groups& groups) {
+    if (given.groups) {
+        groups.count = *given.groups;
+        if (*given.groups == 1) groups.kept = 1;
+        if (is_plain) groups.summed = 1;
     }
-    take(given.group_mask, router.groups.masked);
-    take(given.scale, router.scale);
+    if (given.groups_kept) groups.kept = *given.groups_kept;
+    if (given.group_score) {
+        groups.summed = *given.group_score == group_score_kind::max        ? 1
+                        : *given.group_score == group_score_kind::top2_sum ? 2
+                                                                           : given.group_score_count.value_or(0);
+    }
+    if (given.group_mask) groups.masked = *given.group_mask;
+}
 
+/// What weights are divided by, and whether they are a softmax over the chosen.
+void take_gates(const top_k_options& given, const preset_settings& preset, sy::recipe_router<>& router) {
+    const bool is_after = given.softmax ? *given.softmax == sy::softmax_order::after
+                                        : preset.is_after && router.score == sy::score_function::softmax;
     const bool is_given = given.normalize || given.renormalize;
     const normalize_kind kind = given.normalize.value_or(normalize_kind::sum);
+    if (preset.is_after) router.normalize = sy::gate_sum::none;  // its sum is that of the softmax
     const bool clamps =
         given.epsilon.value_or(router.normalize == sy::gate_sum::clamp ? epsilon_kind::clamp : epsilon_kind::add) ==
         epsilon_kind::clamp;
@@ -439,12 +450,37 @@ sy::recipe_router<> recipe_of(const options& asked, router_kind which) {
     }
     if (clamps && router.normalize == sy::gate_sum::add) router.normalize = sy::gate_sum::clamp;
     if (!clamps && router.normalize == sy::gate_sum::clamp) router.normalize = sy::gate_sum::add;
-    take(given.normalize_epsilon, router.epsilon);
-    take(given.norm_power, router.norm_power);
-    if (given.softmax == sy::softmax_order::after) {
-        const bool sums = router.normalize == sy::gate_sum::add || router.normalize == sy::gate_sum::clamp;
-        weigh_after(router, sums, router.epsilon, clamps ? epsilon_kind::clamp : epsilon_kind::add);
-    }
+    if (given.normalize_epsilon) router.epsilon = *given.normalize_epsilon;
+    if (given.norm_power) router.norm_power = *given.norm_power;
+    if (!is_after) return;
+    sy::require(router.score == sy::score_function::softmax,
+                "--softmax after needs --score softmax, and the model's is ", name_of(scores_by_name, router.score));
+    sy::require(router.normalize != sy::gate_sum::norm, "--softmax after and --normalize p_norm exclude each other");
+    const bool sums = router.normalize == sy::gate_sum::add || router.normalize == sy::gate_sum::clamp;
+    weigh_after(router, sums, router.epsilon, clamps ? epsilon_kind::clamp : epsilon_kind::add);
+}
+
+}  // namespace
+
+sy::recipe_router<> recipe_of(const options& asked, router_kind which, std::optional<index_t> given_k) {
+    const top_k_options& given = asked.top_k;
+    const bool is_plain = given.preset.empty() && given.config.empty();
+    const preset_settings preset = is_plain                ? preset_settings{.router = {.k = 2}}
+                                   : !given.preset.empty() ? preset_router("--preset", given.preset)
+                                                           : configured_router("--config", given.config);
+    sy::recipe_router<> router = preset.router;
+    const auto take = [](const auto& from, auto& to) {
+        if (from) to = *from;
+    };
+    take(given.k, router.k);
+    if (given_k) router.k = *given_k;
+    take(given.logit_multiplier, router.logit_multiplier);
+    take(given.softcap, router.softcap);
+    take(given.score, router.score);
+    take(given.bias_on, router.key);
+    take_groups(given, is_plain, router.groups);
+    take(given.scale, router.scale);
+    take_gates(given, preset, router);
 
     if (is_given_choices(which)) router.groups = {};
     router.capacity = router.inference_capacity = capacity_rule_of(asked, router_kind::top_k);
@@ -455,6 +491,14 @@ sy::recipe_router<> recipe_of(const options& asked, router_kind which) {
     if (asked.balance_count == count_kind::all_undivided) router.balance_weight *= static_cast<double>(router.k);
     router.z_weight = asked.z_weight;
     return router;
+}
+
+bool weighs_after(const options& asked) {
+    const top_k_options& given = asked.top_k;
+    if (given.softmax) return *given.softmax == sy::softmax_order::after;
+    const bool is_softmax = given.score.value_or(sy::score_function::softmax) == sy::score_function::softmax;
+    if (!given.preset.empty()) return is_softmax && preset_router("--preset", given.preset).is_after;
+    return !given.config.empty() && is_softmax && configured_router("--config", given.config).is_after;
 }
 
 bool has_constant_gates(const sy::recipe_router<>& router) {

@@ -179,7 +179,12 @@ inline bool is_given_choices(router_kind router) {
 inline bool is_recipe(router_kind router) { return router == router_kind::top_k || is_given_choices(router); }
 
 /// The library's router that top_k's options come to for a router that is_recipe, without what lies in files.
-sy::recipe_router<> recipe_of(const options& asked, router_kind router = router_kind::top_k);
+/// `given_k` is the k of choices that are given.
+sy::recipe_router<> recipe_of(const options& asked, router_kind router = router_kind::top_k,
+                              std::optional<index_t> given_k = {});
+
+/// Whether weights are a softmax over the chosen scores, by --softmax or a preset's own way.
+bool weighs_after(const options& asked);
 
 /// One choice divided by its own sum: gates are constant. The library refuses to train that router, which would learn
 /// nothing; what it does with scores is clear all the same.

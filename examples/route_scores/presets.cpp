@@ -3,6 +3,8 @@
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
+#include <cmath>
+#include <filesystem>
 #include <fstream>
 #include <initializer_list>
 #include <iterator>
@@ -52,8 +54,15 @@ class config_file {
         sy::require(rule, name_, ": ", field, " = ", value.dump(), " ", parts...);
     }
     void take(const char* field, const json& value, index_t& out) const {
-        require(value.is_number_integer(), field, value, "is no whole number");
-        out = value.get<index_t>();
+        if (value.is_array()) {  // a number for each layer
+            require(
+                !value.empty() && std::all_of(value.begin(), value.end(), [&](const json& v) { return v == value[0]; }),
+                field, value, "differs from layer to layer");
+            return take(field, value[0], out);
+        }
+        const double number = value.is_number() ? value.get<double>() : 0.5;
+        require(number == std::floor(number) && std::abs(number) < 1e15, field, value, "is no whole number");
+        out = static_cast<index_t>(number);
     }
     void take(const char* field, const json& value, double& out) const {
         require(value.is_number(), field, value, "is no number");
@@ -114,7 +123,10 @@ void read_usual(const config_file& from, Model& m) {
 template <class Model>
 void read_special(const config_file&, Model&) {}
 void read_special(const config_file& from, models::deepseek_v2& m) {
-    if (from.text("topk_method") == "greedy") m.n_group = m.topk_group = 1;
+    const std::string method = from.text("topk_method");
+    sy::require(method.empty() || method == "greedy" || method == "group_limited_greedy", "topk_method = '", method,
+                "' is unknown; it is one of greedy, group_limited_greedy");
+    if (method != "group_limited_greedy") m.n_group = m.topk_group = 1;  // greedy, which is its default
 }
 void read_special(const config_file& from, models::dbrx& m) {
     const config_file experts = from.part("ffn_config");
@@ -127,6 +139,7 @@ void read_special(const config_file& from, models::cohere2_moe& m) {
     from.read({"expert_selection_fn"}, m.expert_selection_fn);
 }
 void read_special(const config_file& from, models::step3p7& m) {
+    from.read({usual_k, "moe_top_k"}, m.num_experts_per_tok);
     from.read({"moe_router_scaling_factor"}, m.moe_router_scaling_factor);
 }
 void read_special(const config_file& from, models::muse_spark& m) {
@@ -143,6 +156,7 @@ void read_special(const config_file& from, models::hy_v3& m) {
 struct preset {
     const char* name;
     sy::recipe_router<> (*make)(const config_file&);
+    bool is_after = false;  ///< weights are a softmax over the chosen scores
 };
 
 /// A model's struct, whose defaults are those of this model.
@@ -159,12 +173,12 @@ constexpr models::glm4_moe like_glm(index_t k, double scale, bool normalizes = t
 
 constexpr preset presets[] = {
     {"afmoe", [](const config_file& c) { return made(models::afmoe{}, c); }},
-    {"aria", [](const config_file& c) { return made(models::aria{}, c); }},
+    {"aria", [](const config_file& c) { return made(models::aria{}, c); }, true},
     {"axk1", [](const config_file& c) { return made(models::deepseek_v3{}, c); }},
     {"axk2", [](const config_file& c) { return made(models::axk2{}, c); }},
     {"bailing_hybrid", [](const config_file& c) { return made(models::deepseek_v3{}, c); }},
     {"beam", [](const config_file& c) { return made(models::deepseek_v3{}, c); }},
-    {"cohere2_moe", [](const config_file& c) { return made(models::cohere2_moe{}, c); }},
+    {"cohere2_moe", [](const config_file& c) { return made(models::cohere2_moe{}, c); }, true},
     {"dbrx", [](const config_file& c) { return made(models::dbrx{}, c); }},
     {"deepseek_v2", [](const config_file& c) { return made(models::deepseek_v2{}, c); }},
     {"deepseek_v3", [](const config_file& c) { return made(models::deepseek_v3{}, c); }},
@@ -184,17 +198,17 @@ constexpr preset presets[] = {
     {"glm4v_moe", [](const config_file& c) { return made(like_glm(8, 1), c); }},
     {"glm5_next", [](const config_file& c) { return made(like_glm(8, 2.5), c); }},
     {"glm_moe_dsa", [](const config_file& c) { return made(like_glm(8, 2.5), c); }},
-    {"gpt_oss", [](const config_file& c) { return made(models::gpt_oss{}, c); }},
-    {"granitemoe", [](const config_file& c) { return made(models::mixtral{}, c); }},
-    {"granitemoe_swa", [](const config_file& c) { return made(models::mixtral{}, c); }},
-    {"granitemoehybrid", [](const config_file& c) { return made(models::mixtral{}, c); }},
-    {"granitemoeshared", [](const config_file& c) { return made(models::mixtral{}, c); }},
+    {"gpt_oss", [](const config_file& c) { return made(models::gpt_oss{}, c); }, true},
+    {"granitemoe", [](const config_file& c) { return made(models::mixtral{}, c); }, true},
+    {"granitemoe_swa", [](const config_file& c) { return made(models::mixtral{}, c); }, true},
+    {"granitemoehybrid", [](const config_file& c) { return made(models::mixtral{}, c); }, true},
+    {"granitemoeshared", [](const config_file& c) { return made(models::mixtral{}, c); }, true},
     {"hunyuan_v1_moe", [](const config_file& c) { return made(models::hunyuan_v1_moe{}, c); }},
     {"hy_v3", [](const config_file& c) { return made(models::hy_v3{}, c); }},
     {"hy_v4", [](const config_file& c) { return made(like_glm(8, 2.827), c); }},
     {"inkling2", [](const config_file& c) { return made(models::inkling2{}, c); }},
     {"jamba", [](const config_file& c) { return made(models::jamba{}, c); }},
-    {"jetmoe", [](const config_file& c) { return made(models::mixtral{}, c); }},
+    {"jetmoe", [](const config_file& c) { return made(models::mixtral{}, c); }, true},
     {"kimi_k2", [](const config_file& c) { return made(like_glm(8, 2.827), c); }},
     {"kimi_linear", [](const config_file& c) { return made(like_glm(8, 2.446), c); }},
     {"kolibri1", [](const config_file& c) { return made(models::kolibri1{}, c); }},
@@ -213,13 +227,14 @@ constexpr preset presets[] = {
     {"muse_spark", [](const config_file& c) { return made(models::muse_spark{}, c); }},
     {"nemotron_h", [](const config_file& c) { return made(like_glm(2, 1), c); }},
     {"olmoe", [](const config_file& c) { return made(models::qwen3_moe{}, c); }},
-    {"openai_privacy_filter", [](const config_file& c) { return made(models::gpt_oss{}, c); }},
+    {"openai_privacy_filter", [](const config_file& c) { return made(models::gpt_oss{}, c); }, true},
     {"qwen2_moe", [](const config_file& c) { return made(models::qwen2_moe{}, c); }},
     {"qwen3_5_moe", [](const config_file& c) { return made(models::aria{.moe_topk = 8}, c); }},
     {"qwen3_moe", [](const config_file& c) { return made(models::qwen3_moe{}, c); }},
     {"qwen3_next", [](const config_file& c) { return made(models::qwen3_next{}, c); }},
     {"qwen4_exp", [](const config_file& c) { return made(models::qwen3_next{}, c); }},
     {"solar_open", [](const config_file& c) { return made(like_glm(8, 1), c); }},
+    {"step3p5", [](const config_file& c) { return made(models::step3p7{}, c); }},
     {"step3p7", [](const config_file& c) { return made(models::step3p7{}, c); }},
 };
 
@@ -236,6 +251,13 @@ std::string model_of(const config_file& config) {
     return name;
 }
 
+/// Weights that are a softmax over the chosen scores are so for other options, too.
+preset_settings settings_of(const preset& model, const config_file& config) {
+    preset_settings made{.router = model.make(config), .is_after = model.is_after};
+    made.is_after = made.is_after && made.router.score == score_function::softmax;
+    return made;
+}
+
 std::string known_presets() {
     std::string names;
     for (const preset& p : presets) names += (names.empty() ? "" : ", ") + std::string(p.name);
@@ -244,24 +266,25 @@ std::string known_presets() {
 
 }  // namespace
 
-sy::recipe_router<> preset_router(const char* option, const std::string& name) {
+preset_settings preset_router(const char* option, const std::string& name) {
     const preset* const found = find_preset(name);
     sy::require(found != nullptr, option, " '", name, "' is unknown; it is one of ", known_presets());
-    return found->make({});
+    return settings_of(*found, {});
 }
 
-sy::recipe_router<> configured_router(const char* option, const std::string& path) {
+preset_settings configured_router(const char* option, const std::string& path) {
     std::ifstream file(path);
-    sy::require(file.good(), option, " '", path, "' cannot be read");
+    sy::require(file.good() && !std::filesystem::is_directory(path), option, " '", path, "' cannot be read");
     const json read = json::parse(file, nullptr, false);
     sy::require(!read.is_discarded() && read.is_object(), path, ": is no JSON object");
-    config_file config(path, read);
-    const config_file text = config.part("text_config");
-    if (find_preset(model_of(text)) != nullptr) config = text;
-    const std::string model = model_of(config);
-    const preset* const found = find_preset(model);
-    sy::require(found != nullptr, path, ": model_type '", model, "' is unknown; it is one of ", known_presets());
-    return found->make(config);
+    const config_file whole(path, read);
+    // The part of a model of several that routes, with a name of its own or without.
+    const config_file text = whole.part("text_config");
+    const preset* const own = find_preset(model_of(text));
+    const preset* const found = own != nullptr ? own : find_preset(model_of(whole));
+    sy::require(found != nullptr, path, ": model_type '", model_of(whole), "' is unknown; it is one of ",
+                known_presets());
+    return settings_of(*found, text);
 }
 
 }  // namespace study

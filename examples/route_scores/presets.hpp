@@ -12,12 +12,18 @@ namespace study {
 namespace sy = switchyard;
 using sy::index_t;
 
+/// A model's router, and whether its weights are a softmax over the k chosen scores.
+struct preset_settings {
+    sy::recipe_router<> router;
+    bool is_after = false;
+};
+
 /// The router of a model with its defaults; without biases and scales of experts, which are files of their own. Fails
 /// with a sentence that lists the known ones.
-sy::recipe_router<> preset_router(const char* option, const std::string& name);
+preset_settings preset_router(const char* option, const std::string& name);
 
-/// The router of a config.json, whose model_type names the model; where it has a text_config that names one, that
-/// counts. Fields that are missing or null have the model's defaults.
-sy::recipe_router<> configured_router(const char* option, const std::string& path);
+/// The router of a config.json, whose model_type names the model. Where it has a text_config, fields are read there,
+/// and a model_type that is known there counts. Fields that are missing or null have the model's defaults.
+preset_settings configured_router(const char* option, const std::string& path);
 
 }  // namespace study

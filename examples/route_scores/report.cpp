@@ -31,7 +31,8 @@ json path_or_null(const std::string& path) { return path.empty() ? json(nullptr)
 void add_top_k(json& run, const options& asked, router_kind which) {
     const sy::recipe_router<> router = recipe_of(asked, which);
     const bool chooses = which == router_kind::top_k;
-    const bool is_after = asked.top_k.softmax == sy::softmax_order::after;
+    const bool is_after = weighs_after(asked);
+    const bool is_divided = asked.top_k.renormalize || asked.top_k.normalize == normalize_kind::sum;
     const bool clamps = router.normalize == sy::gate_sum::clamp;
     run["preset"] = path_or_null(asked.top_k.preset);
     run["config"] = path_or_null(asked.top_k.config);
@@ -49,9 +50,8 @@ void add_top_k(json& run, const options& asked, router_kind which) {
         run["group_score_count"] = router.groups.summed;
         run["group_mask"] = name_of(group_masks_by_name, router.groups.masked);
     }
-    run["normalize"] = is_after || router.normalize == sy::gate_sum::none ? "none"
-                       : router.normalize == sy::gate_sum::norm           ? "p_norm"
-                                                                          : "sum";
+    const bool has_none = is_after ? !is_divided : router.normalize == sy::gate_sum::none;
+    run["normalize"] = has_none ? "none" : router.normalize == sy::gate_sum::norm ? "p_norm" : "sum";
     run["norm_power"] = router.norm_power;
     run["normalize_epsilon"] = router.epsilon;
     run["epsilon_kind"] = clamps ? "clamp" : "add";
@@ -169,7 +169,7 @@ std::string comparison_of(const std::vector<routing>& all) {
         {"router", "total score", "kept", "load variation", "balance loss", "z-loss", "milliseconds"}};
     for (const routing& made : all) {
         rows.push_back({name_of(routers_by_name, made.router), short_text(made.total_score, 9),
-                        std::to_string(made.kept()) + " of " + std::to_string(made.tokens * made.choices),
+                        std::to_string(made.kept()) + " of " + std::to_string(made.asked),
                         short_text(made.load_variation, 4), short_text(made.load_balancing_loss, 5),
                         short_text(made.z_loss, 5), short_text(made.milliseconds, 4)});
     }

@@ -33,14 +33,14 @@ struct routing {
     double total_score = 0;     ///< the file's scores over kept choices
     double milliseconds = 0;    ///< median of the measured runs
 
-    index_t counted_tokens = 0;      ///< without padding
+    index_t asked = 0;               ///< choices that name an expert
     std::vector<double> d_scores{};  ///< [T, E] where asked for
     bool is_double = false;          ///< scores are float64
 
     std::vector<format_array> formats{};
 
     index_t kept() const { return static_cast<index_t>(order.size()); }
-    index_t dropped() const { return counted_tokens * choices - kept(); }
+    index_t dropped() const { return asked - kept(); }
 };
 
 /// The files beside the scores, as far as they are asked for.

@@ -319,7 +319,7 @@ TEST_CASE("formats: arguments that do not fit are refused with their name, value
     const auto says = [](const char* sentence, const auto& call) { CHECK_THROWS_WITH_AS(call(), sentence, sy::error); };
     const std::string rows = said(plan.rows());
 
-    says(("the experts of rows has room for 3 rows; the plan has " + rows).c_str(),
+    says(("the experts of rows have room for 3 rows; the plan has " + rows).c_str(),
          [&] { sy::write_row_experts(sy::seq, plan, ints(1, 3)); });
     says(("the choices of rows has room for 3 rows; the plan has " + rows).c_str(),
          [&] { sy::write_row_choices(sy::seq, plan, ints(3, 1)); });

@@ -284,11 +284,21 @@ class Recipe(Case):
                 ("muse_spark", {}, dict(logit_multiplier=0.1767766952966369, normalize_epsilon=1e-15)),
                 ("ernie4_5_moe", dict(normalize_epsilon=0.5), dict(k=6, epsilon_kind="clamp", normalize_epsilon=0.5)),
                 ("llama4", {}, dict(k=1, score="sigmoid", normalize="none")),
-                ("gpt_oss", {}, dict(k=4, score="softmax", normalize="sum")),
+                ("gpt_oss", {}, dict(k=4, score="softmax", softmax="after", bias_on="logit", normalize="none")),
+                ("gpt_oss", dict(softmax="before"), dict(softmax="before", normalize="none")),
+                ("cohere2_moe", dict(score="sigmoid"), dict(score="sigmoid", softmax="before", normalize="none")),
+                ("llama4", {}, dict(k=1, score="sigmoid", bias_on="logit")),
+                ("aria", {}, dict(k=2, softmax="after")),
+                ("deepseek_v3", dict(groups=4, groups_kept=2), dict(groups=4, groups_kept=2, group_score_count=2)),
+                ("deepseek_v3", dict(groups=16), dict(groups=16, groups_kept=4)),
+                ("deepseek_v3", dict(groups=1), dict(groups=1, groups_kept=1)),
+                ("mistral4", dict(groups=8, groups_kept=4), dict(group_score_count=2, group_mask="zero")),
+                ("axk2", dict(groups=8, groups_kept=4, group_score="max", group_mask="minus_infinity"),
+                 dict(group_score_count=1, group_mask="minus_infinity")),
                 ("dbrx", dict(k=4, norm_power=2), dict(k=4, normalize="p_norm", norm_power=2)),
                 ("kolibri1", {}, dict(k=6, bias_on="logit", score="sigmoid")),
                 ("glm4_moe_lite", {}, dict(k=4, scale=1.8, groups=1)),
-                ("jetmoe", {}, dict(k=2, normalize="sum")),
+                ("jetmoe", {}, dict(k=2, softmax="after")),
                 ("olmoe", dict(renormalize=True), dict(k=8, normalize="sum"))):
             with self.subTest(preset=preset, **given):
                 self.run_well("--scores", "S.npy", "--router", "top_k", "--preset", preset, "--out", "out", *arguments(**given))
@@ -306,6 +316,15 @@ class Recipe(Case):
                 (dict(model_type="kimi_linear", num_experts_per_token=4, moe_renormalize=False),
                  dict(k=4, normalize="none", scale=2.446)),
                 (dict(model_type="axk2", n_group=None), dict(groups=1)),
+                (dict(model_type="deepseek_v2", n_group=8, topk_group=3), dict(groups=1)),
+                (dict(model_type="deepseek_v2", topk_method="group_limited_greedy", n_group=8, topk_group=3),
+                 dict(groups=8, groups_kept=3, group_score_count=1, group_mask="zero")),
+                (dict(model_type="hunyuan_v1_moe", moe_topk=[3, 3, 3]), dict(k=3)),
+                (dict(model_type="mixtral", num_experts_per_tok=3.0), dict(k=3)),
+                (dict(model_type="step3p7", text_config=dict(model_type="step3p5", moe_top_k=4, moe_router_scaling_factor=3.0)),
+                 dict(k=4, scale=3)),
+                (dict(model_type="llama4", text_config=dict(num_experts_per_tok=3)), dict(k=3)),
+                (dict(model_type="llama4", text_config=dict(model_type="unheard_of", num_experts_per_tok=3)), dict(k=3)),
                 (dict(model_type="dbrx", ffn_config=dict(moe_top_k=4, moe_normalize_expert_weights=None)),
                  dict(k=4, normalize="none")),
                 (dict(model_type="dbrx", ffn_config=dict(moe_top_k=4, moe_normalize_expert_weights=2)),
@@ -358,6 +377,51 @@ class Recipe(Case):
         np.testing.assert_allclose(made["gates"], np.where(made["slots"] >= 0, w, 0), rtol=1e-6)
         drawn, _ = self.results("others/random")
         self.assertTrue(all(len(set(row)) == 3 for row in drawn["experts"].tolist()))
+
+    def test_presets_choose_by_their_own_keys(self):
+        scores = np.array([[3, 2.9, 0, -1]])
+        bias = np.array([0, 0, .5, 0], np.float32)
+        for preset in ("gpt_oss", "aria", "llama4"):
+            self.run_case(scores, dict(preset=preset, k=2, bias=bias))
+            self.assertEqual(self.results("out")[0]["experts"].tolist(), [[0, 1]], preset)
+        self.run_case(scores, dict(preset="mixtral", k=2, bias=bias))
+        self.assertEqual(self.results("out")[0]["experts"].tolist(), [[2, 0]])
+
+    def test_tokens_without_a_choice(self):
+        """A token whose first id is none is padding: losses are those of the others."""
+        numbers = np.random.default_rng(7)
+        scores, c = numbers.normal(size=(6, 4)), numbers.normal(size=(6, 4))
+        ids = np.array([[-1, -1], [1, 0], [-1, 2], [9, 1], [3, -1], [0, 2]])
+        mask = np.array([0, 1, 0, 0, 1, 1], np.uint8)
+        line = ["--scores", self.save(scores), "--router", "replay", "--z-weight", "1", "--balance-weight", "1", "--gradients",
+                self.save(c, "c.npy"), "--choices"]
+        self.run_well(*line, self.save(ids, "ids.npy"), "--out", "bare")
+        self.run_well(*line, "ids.npy", "--mask", self.save(mask, "mask.npy"), "--out", "masked")
+        bare, told = self.results("bare")
+        masked, tells = self.results("masked")
+        for name in bare:
+            np.testing.assert_array_equal(bare[name], masked[name], name)
+        for key in ("load_balancing_loss", "z_loss", "kept", "dropped"):
+            self.assertEqual(told[key], tells[key], key)
+        self.assertEqual((told["kept"], told["dropped"]), (5, 0))
+        self.assertEqual(bare["experts"][0].tolist() + bare["experts"][2].tolist() + bare["experts"][3].tolist(), [-1] * 6)
+        np.testing.assert_array_equal(np.load(self.folder / "bare/d_scores.npy"), np.load(self.folder / "masked/d_scores.npy"))
+        live = mask.astype(bool)
+        p = oracle.probabilities(scores[live])
+        share = np.bincount([1, 3, 0], minlength=4) / 3
+        self.assertAlmostEqual(told["load_balancing_loss"], 4 * share @ p.mean(axis=0), places=12)
+        self.assertAlmostEqual(told["z_loss"], (oracle.log_sums(scores[live])**2).mean(), places=12)
+
+    def test_undivided_count_of_given_choices(self):
+        numbers = np.random.default_rng(8)
+        self.save(numbers.normal(size=(20, 8)))
+        self.save(np.argsort(numbers.normal(size=(20, 8)), axis=1)[:, :3], "ids.npy")
+        losses = []
+        for count in ("all", "all_undivided"):
+            self.run_well("--scores", "S.npy", "--router", "replay", "--choices", "ids.npy", "--balance-count", count, "--out",
+                          "out")
+            losses.append(self.results("out")[1]["load_balancing_loss"])
+        self.assertAlmostEqual(losses[1] / losses[0], 3, places=10)
 
     def test_one_choice_normalised(self):
         """Its gate is the scale, its gradient that of the losses alone."""

@@ -142,6 +142,10 @@ class Refusals(Case):
                 ("--softmax after and --normalize p_norm", "--softmax after --normalize p_norm"),
                 ("--softmax after and --bias-on score", "--softmax after --bias list.npy --bias-on score"),
                 ("--renormalize and a --normalize other", "--renormalize --normalize none"),
+                ("--softmax after needs --score softmax, and the model's is sigmoid", "--preset llama4 --softmax after"),
+                ("--softmax after and --normalize p_norm exclude", "--preset dbrx --softmax after"),
+                ("--scale 1e[+]39 is beyond float32", "--scale 1e39"),
+                ("--softcap 1e-50 is beyond float32", "--softcap 1e-50"),
                 ("--preset and --config exclude", "--preset mixtral --config c.json"),
                 ("--preset 'mistral' is unknown; it is one of afmoe, ", "--preset mistral"),
                 ("--k 8 must lie in 1..E = 4", "--preset deepseek_v3"),
@@ -157,10 +161,13 @@ class Refusals(Case):
                               ('{"model_type": "mixtral", "num_experts_per_tok": 2.5}', "num_experts_per_tok = 2.5 is no"),
                               ('{"model_type": "qwen3_moe", "norm_topk_prob": 1}', "norm_topk_prob = 1 is neither"),
                               ('{"model_type": "deepseek_v4", "scoring_func": "relu"}', "scoring_func = \"relu\" is unk"),
+                              ('{"model_type": "hunyuan_v1_moe", "moe_topk": [1, 2]}', "differs from layer to layer"),
+                              ('{"model_type": "deepseek_v2", "topk_method": "noaux_tc"}', "topk_method = 'noaux_tc' is unk"),
                               ('{"model_type": 3}', "model_type = 3 is no text")):
             (self.folder / "c.json").write_text(text)
             self.no(pattern, "top_k", "--config", "c.json")
         self.no("'nowhere.json' cannot be read", "top_k", "--config", "nowhere.json")
+        self.no("'.' cannot be read", "top_k", "--config", ".")
 
     def test_files_beside_the_scores(self):
         for option in ("--bias", "--logit-bias", "--expert-scale"):
@@ -197,6 +204,7 @@ class Refusals(Case):
         self.no("--seed 3 is used by nothing chosen", "round_robin", "--seed", "3")
         self.no("--k 2 is used by nothing chosen", "replay", "--k", "2", "--choices", "ids.npy")
         self.no("--groups 2 is used by nothing chosen", "random", "--groups", "2", "--groups-kept", "1")
+        self.no("--groups-kept 2 is used by nothing chosen", "random", "--preset", "deepseek_v3", "--groups-kept", "2")
         self.no("--router random: k = 5 must lie in 1..E = 4", "random", "--k", "5")
         for ids, pattern in ((np.zeros((9, 2), int), "has 9 rows for T = 10 tokens"), (np.zeros((10, 2)), "ids are int32 or int64"),
                              (np.zeros((10, 0), int), "there must be at least one column"),

@@ -112,6 +112,28 @@ TEST_CASE("given choices: what is no expert, what is forbidden, and gradients by
           "choices are 5 x 3 for 6 tokens and k = 3");
 }
 
+TEST_CASE("given choices: a token whose first id is none is padding, in losses, too") {
+    const auto scores = gaussian_scores(6, 4, 3);
+    const ids_matrix ids = ids_from({{-1, -1}, {1, 0}, {-1, 2}, {9, 1}, {3, -1}, {0, 2}});
+    sy::recipe_router<> router{.k = 2, .balance_weight = 1, .z_weight = 1, .choices = ids.view()};
+    const auto bare = routed<double>(router, scores);
+    const auto masked = routed<double>(router, scores, training_with({0, 1, 0, 0, 1, 1}));
+    CHECK(experts_of(bare.view()) == ref::integers{{-1, -1}, {1, 0}, {-1, -1}, {-1, -1}, {3, -1}, {0, 2}});
+    CHECK(bare.load_balancing_loss() == masked.load_balancing_loss());
+    CHECK(bare.z_loss() == masked.z_loss());
+    CHECK(bare.kept() == 5);
+    double z = 0;
+    for (const index_t t : {1, 4, 5}) {
+        double sum = 0;
+        for (index_t e = 0; e < 4; ++e) sum += std::exp(scores(t, e));
+        z += std::log(sum) * std::log(sum) / 3;
+    }
+    CHECK(bare.z_loss() == doctest::Approx(z).epsilon(1e-12));
+    const auto d_gates = gaussian_scores(6, 2, 5);
+    CHECK(difference(routed_backward(router, bare, scores, d_gates),
+                     routed_backward(router, masked, scores, d_gates)) == 0);
+}
+
 TEST_CASE("given choices: policies and layouts agree") {
     ids_matrix ids(333, 3);
     sy::random_choices(sy::seq, 24, {.seed = 3}, ids);
@@ -172,6 +194,16 @@ TEST_CASE("random choices: different experts, every set about as often, other st
         }
         CHECK(static_cast<double>(std::count_if(sets.begin(), sets.end(), [](index_t n) { return n > 0; })) ==
               choose[k]);
+    }
+    // Every expert is as often in every place.
+    ids_matrix lists(20000, 4);
+    sy::random_choices(sy::seq, 5, {.seed = 2}, lists);
+    for (index_t c = 0; c < 4; ++c) {
+        for (std::int32_t e = 0; e < 5; ++e) {
+            index_t n = 0;
+            for (index_t t = 0; t < 20000; ++t) n += lists.view()(t, c) == e ? 1 : 0;
+            CHECK(std::abs(static_cast<double>(n) / 4000 - 1) < 0.1);
+        }
     }
     ids_matrix one(100, 2);
     ids_matrix other(100, 2);

@@ -124,7 +124,7 @@ inline std::vector<recorded_case> recorded_models() {
                                          .scale = 1.5};
     const ref::recipe_router gemma4{
         .k = 8, .normalize = gate_sum::add, .expert_scale = recorded_list(recorded::gemma4_default_per_expert_scale)};
-    const ref::recipe_router gpt_oss{.k = 4, .normalize = gate_sum::add};
+    const ref::recipe_router gpt_oss{.k = 4, .key = ref::key_source::logit, .normalize = gate_sum::add};
     const ref::recipe_router laguna{.k = 8,
                                     .score = score_function::sigmoid,
                                     .selection_bias = recorded_list(recorded::laguna_default_bias),
@@ -133,8 +133,8 @@ inline std::vector<recorded_case> recorded_models() {
     laguna_capped.softcap = 1.5;
     laguna_capped.selection_bias = recorded_list(recorded::laguna_softcap_bias);
     laguna_capped.scale = 2.5;
-    const ref::recipe_router llama4{.k = 1, .score = score_function::sigmoid};
-    const ref::recipe_router llama4_k2{.k = 2, .score = score_function::sigmoid};
+    const ref::recipe_router llama4{.k = 1, .score = score_function::sigmoid, .key = ref::key_source::logit};
+    const ref::recipe_router llama4_k2{.k = 2, .score = score_function::sigmoid, .key = ref::key_source::logit};
     const ref::recipe_router longcat{
         .k = 12, .selection_bias = recorded_list(recorded::longcat_flash_default_bias), .scale = 6};
     const ref::recipe_router mixtral{.k = 2, .normalize = gate_sum::add};

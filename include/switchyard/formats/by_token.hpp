@@ -14,7 +14,8 @@
 // tokens of rows are x_gather_idx, the choices of rows s_scatter_idx, and offsets of experts come from `write_counts`.
 //
 // O(T k), on every policy; scratch from the workspace, nothing is allocated after the first step of a shape, nothing
-// synchronises. Outputs lie apart from the plan and from each other.
+// synchronises. On Thrust its scans take memory of their own from the execution policy, and may wait, as they do for
+// slots (backend/thrust.hpp). Outputs lie apart from the plan and from each other.
 #pragma once
 
 #include <switchyard/backend/policy.hpp>

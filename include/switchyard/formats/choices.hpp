@@ -1,9 +1,9 @@
 // Ids and weights by token: for those who order choices themselves.
 //
-//   write_ids(policy, plan, ids);                    // DeepEP's topk_idx: int64 [T, k], -1 = none
-//   write_ids(policy, plan, ids, {.none = 0});       // llama.cpp's mul_mat_id: int32 [T, k] (ne = [k, T]), every id
-//   valid write_weights(policy, plan, weights);            // [T, k], in any storage type write_packed_choices(policy,
-//   plan, packed);      // FlashInfer's trtllm kernels: int32 [T, k], id << 16 | bfloat16
+//   write_ids(policy, plan, ids);                 DeepEP's topk_idx: int64 [T, k], -1 = none
+//   write_ids(policy, plan, ids, {.none = 0});    llama.cpp's mul_mat_id: int32 [T, k], all ids valid
+//   write_weights(policy, plan, weights);         [T, k], in any storage type
+//   write_packed_choices(policy, plan, packed);   FlashInfer's trtllm kernels: int32 [T, k], id << 16 | bfloat16
 //
 // A choice without a row, dropped or given as -1, has the weight 0 and the id `none`: -1 unless settings say otherwise.
 // Kernels that index by every id, as llama.cpp's do, want one that exists: with `none = 0` expert 0 runs for such a

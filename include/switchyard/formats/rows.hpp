@@ -97,7 +97,7 @@ void write_rows(const Policy& policy, const char* name, const View& p, const Lis
     using number = decltype(none);
     const index_t rows = rows_to_write<Policy>(p);
     require(list.count >= rows, name, " has room for ", list.count, " rows; the plan has ", rows);
-    require_holds<number>(name, std::max(p.row_bound, p.tokens * p.choices));
+    require_holds<number>(name, AsToken ? p.tokens : std::max(p.row_bound, p.tokens * p.choices));
     for_each_range(policy, list.count,
                    write_row_choice<typename View::scalar, typename View::space, number, AsToken>{
                        p, list, none, quotient::by(p.choices, p.tokens * p.choices)});
@@ -112,7 +112,7 @@ void write_row_experts(const Policy& policy, const Plan& plan, Out&& out) {
     using view = detail::plan_view_of<Plan>;
     const auto list = detail::number_list_of("the experts of rows", as_view(out));
     const index_t rows = detail::rows_to_write<Policy>(p);
-    require(list.count >= rows, "the experts of rows has room for ", list.count, " rows; the plan has ", rows);
+    require(list.count >= rows, "the experts of rows have room for ", list.count, " rows; the plan has ", rows);
     detail::for_each_range(
         policy, list.count,
         detail::write_row_expert<typename view::scalar, typename view::space, scalar_of<Out>>{p, list});

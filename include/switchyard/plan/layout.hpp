@@ -92,7 +92,8 @@ void lay_out(const Policy& policy, Plan& plan, index_t row_block, Workspace& scr
 }
 
 /// Each expert's rows by rising token * k + choice: slots and order change, and nothing else does. As much work as
-/// giving out slots, O(T k); scratch from the workspace. T k < 2^31.
+/// giving out slots, O(T k), with the same scratch and, on Thrust, the same memory of its sorts. T k < 2^31. The rows
+/// of a plan in which this throws are undefined.
 template <class Policy, class Plan, class Workspace>
 void sort_rows_by_token(const Policy& policy, const Plan& plan, Workspace& scratch) {
     const auto& p = view_of_plan(plan);

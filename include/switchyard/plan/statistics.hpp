@@ -258,7 +258,7 @@ void statistics_of_choices(const Policy& policy, const Plan& plan, std::span<cho
         for (index_t position = c; position < p.tokens * p.choices; position += p.choices) {
             const index_t e = p.expert[position];
             const bool kept = p.slot[position] >= 0;
-            const bool dropped = !kept && e >= 0 && p.load_after[e] < p.load_before[e];
+            const bool dropped = !kept && e >= 0 && e < p.experts && p.load_after[e] < p.load_before[e];
             s.asked += kept || dropped ? 1 : 0;
             s.dropped += dropped ? 1 : 0;
         }

@@ -99,6 +99,7 @@ class bias_state {
     /// By the loads of all experts with rows, in the policy's memory.
     template <class Policy>
     void update(const Policy& policy, const std::int64_t* loads, index_t count) {
+        require_space<Policy, matrix_view<float, space>>();
         require(settings_.rule != bias_rule::quantile,
                 "bias_rule::quantile moves by quantiles of scores, not by loads");
         require(count == experts() - settings_.rowless, "there are ", count, " loads for ",
@@ -118,6 +119,7 @@ class bias_state {
     /// By quantiles q[E] in the policy's memory.
     template <class Policy>
     void update_by_quantiles(const Policy& policy, std::span<const float> q) {
+        require_space<Policy, matrix_view<float, space>>();
         require_quantile_rule();
         require(static_cast<index_t>(q.size()) == experts(), "there are ", q.size(), " quantiles for E = ", experts(),
                 " experts");

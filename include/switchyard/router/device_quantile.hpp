@@ -2,9 +2,9 @@
 //
 // A number's bits, put in order, are found from the highest one down: a bit is set where enough numbers are at least as
 // large. So each of the 32 bits of a float (64 of a double) takes a pass over the scores, whose counts are integers and
-// have no order. 4 launches a bit at 4096 tokens and fewer, one more for each factor of 64. T + T / 64 E numbers of
-// scratch; nothing waits. Where a score is not finite, all quantiles are NaN, which `update_bias_by_quantiles` leaves
-// alone there.
+// have no order. A bit takes 2 launches for up to 64 tokens, and one more for each factor of 64 beyond. Scratch of
+// about 3 T + T E / 64 numbers; nothing waits. Where a score is not finite, all quantiles are NaN, which
+// `update_bias_by_quantiles` leaves alone there.
 #pragma once
 
 #include <switchyard/backend/device.hpp>

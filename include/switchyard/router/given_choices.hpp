@@ -3,16 +3,16 @@
 //
 //   recipe_router<> router{.k = 8, .normalize = gate_sum::add, .choices = as_view(ids)};   // ids[T, k], int32
 //
-//   random_choices(policy, experts, {.seed = 1, .step = 7}, ids);     k different experts, each set equally likely
+//   random_choices(policy, experts, {.seed = 1, .step = 7}, ids);     k different experts, each list equally likely
 //   round_robin_choices(policy, experts, 0, ids);                     token t: experts t k, t k + 1, ... modulo E
 //   table_choices(policy, table[V, k], tokens[T], ids);               ids of token t: the table's row tokens[t]
 //
 // Everything else of the recipe holds (router/recipe.hpp). Choices stand in the order of the ids; selection bias and
 // groups, which only choose, are passed over. An id outside 0 .. E - 1, such as -1, is no choice: expert -1, slot -1,
-// gate 0, no part of a sum or a norm. Such ids stand behind a token's others: a token counts in losses if its first id
-// is an expert. A choice that is forbidden to its token (a score of -infinity) has no slot and gate 0. An expert that a
-// token names twice has two rows; nobody looks for that. The router keeps the address of the ids, which lie in the
-// policy's memory. By kernels rows are read by the generic device code, one thread a token.
+// gate 0, no part of a sum or a norm. Such ids stand behind a token's others: a token whose first id is none is
+// padding, whatever follows. A choice that is forbidden to its token (a score of -infinity) has no slot and gate 0. An
+// expert that a token names twice has two rows; nobody looks for that. The router keeps the address of the ids, which
+// lie in the policy's memory. By kernels rows are read by the generic device code, one thread a token.
 //
 // The choices are constants for backward, as in every router. In reinforcement learning the trainer replays what the
 // inference engine chose, so that both have one policy. Hash layers: Roller et al. 2021, arXiv 2106.04426.
@@ -58,6 +58,7 @@ struct select_given {
         }
         rule.weigh(choices_of_row<S, W>{weight, nullptr, k}, pack<S, W>::all(maximum), pack<S, W>::all(sum));
     }
+    SWITCHYARD_HD bool is_padding(index_t token) const { return ids(token, 0) < 0 || ids(token, 0) >= experts; }
     SWITCHYARD_HD void padding(index_t token) const {
         give_none(token, [](index_t) { return padding_choice; });
     }
@@ -87,7 +88,8 @@ struct draw_choices {
     noise_key noise;
 
     /// Floyd's: the c-th draws from one more expert than the one before, and takes the new one where it drew a taken
-    /// one. Every set is equally likely up to the 2^-24 that a draw is rounded to.
+    /// one; then it changes places with a drawn one of those before. Every list is equally likely, up to the 2^-24 that
+    /// a draw is rounded to.
     SWITCHYARD_HD void operator()(index_t token) const {
         const index_t k = ids.columns;
         for (index_t c = 0; c < k; ++c) {
@@ -98,7 +100,10 @@ struct draw_choices {
             for (index_t before = 0; before < c; ++before) {
                 is_taken = is_taken || ids(token, before) == drawn;
             }
-            ids(token, c) = is_taken ? static_cast<std::int32_t>(last) : drawn;
+            const auto place =
+                static_cast<index_t>(static_cast<double>(uniform_at(noise, token, k + c)) * static_cast<double>(c + 1));
+            ids(token, c) = ids(token, place);
+            ids(token, place) = is_taken ? static_cast<std::int32_t>(last) : drawn;
         }
     }
 };

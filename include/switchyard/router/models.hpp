@@ -36,7 +36,7 @@ struct mixtral {
     index_t num_experts_per_tok = 2;
 };
 struct aria {
-    index_t moe_topk = 6;
+    index_t moe_topk = 2;
 };
 
 struct qwen2_moe {
@@ -117,7 +117,7 @@ struct glm4_moe {
     bool norm_topk_prob = true;
 };
 
-/// The layers that choose by their scores; those that choose by token id take a table: plan_from_choices. Its code does
+/// The layers that choose by their scores; those that choose by token id take a table: table_choices. Its code does
 /// not read norm_topk_prob, and always normalises.
 struct deepseek_v4 {
     index_t num_experts_per_tok = 6;
@@ -290,11 +290,11 @@ constexpr recipe_router<Space> router_of(const models::cohere2_moe& model) {
 }
 template <class Space = host_space>
 constexpr recipe_router<Space> router_of(const models::gpt_oss& model, const expert_numbers<Space>& bias = {}) {
-    return {.k = model.num_experts_per_tok, .logit_bias = bias, .normalize = gate_sum::add};
+    return {.k = model.num_experts_per_tok, .logit_bias = bias, .key = key_source::score, .normalize = gate_sum::add};
 }
 template <class Space = host_space>
 constexpr recipe_router<Space> router_of(const models::llama4& model) {
-    return {.k = model.num_experts_per_tok, .score = score_function::sigmoid};
+    return {.k = model.num_experts_per_tok, .score = score_function::sigmoid, .key = key_source::score};
 }
 template <class Space = host_space>
 constexpr recipe_router<Space> router_of(const models::deepseek_v2& model) {

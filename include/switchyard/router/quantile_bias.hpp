@@ -120,8 +120,7 @@ struct move_biases_by_quantiles {
     SWITCHYARD_HD void operator()(index_t) const {
         double sum = 0;
         for (index_t e = 0; e < experts; ++e) {
-            const float size = q[e] < 0.0f ? -q[e] : q[e];
-            if (!(size <= std::numeric_limits<float>::max())) {
+            if (!is_finite(q[e]) || !is_finite(bias[e])) {
                 return;  // a CPU has refused it before
             }
             sum += moved(e);
@@ -132,6 +131,10 @@ struct move_biases_by_quantiles {
         }
     }
 
+    SWITCHYARD_HD static bool is_finite(float x) {
+        const float size = x < 0.0f ? -x : x;
+        return size <= std::numeric_limits<float>::max();
+    }
     SWITCHYARD_HD double moved(index_t e) const {
         return rounded_times(ema, static_cast<double>(bias[e])) - rounded_times(1 - ema, static_cast<double>(q[e]));
     }
@@ -181,6 +184,7 @@ void update_bias_by_quantiles(const Policy& policy, const float* q, index_t expe
     if constexpr (host_policy<Policy>) {
         for (index_t e = 0; e < experts; ++e) {
             require(std::isfinite(q[e]), "q of expert ", e, " is ", q[e], ": it must be finite");
+            require(std::isfinite(bias[e]), "the bias of expert ", e, " is ", bias[e], ": it must be finite");
         }
     }
     for_each_index(policy, 1, detail::move_biases_by_quantiles{q, experts, ema, bias});

@@ -117,7 +117,7 @@ constexpr bool has_raw_keys(const recipe_router<Space>& r) {
 template <class Space>
 void require_settings(const recipe_router<Space>& r, index_t experts, const run_mode& mode) {
     require(r.k >= 1 && r.k <= experts, "k = ", r.k, " must lie in 1..E = ", experts);
-    require_groups(r.groups, experts, r.k);
+    if (r.choices.data == nullptr) require_groups(r.groups, experts, r.k);
     const auto require_numbers = [&](const char* name, const expert_numbers<Space>& numbers) {
         require(numbers.data == nullptr || numbers.size == experts, name, " has ", numbers.size,
                 " numbers for E = ", experts, " experts");

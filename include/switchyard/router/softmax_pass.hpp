@@ -7,6 +7,7 @@
 //   select.padding(token)        the token is padding
 //   select.forbid_all(token)     every expert is forbidden to it
 //   select.template scratch_size<W>()   numbers of scratch that it needs beyond 2 (E + 64); may be left out
+//   select.is_padding(token)       true for a token that it has no choice for; may be left out
 // and, where a selection can take W rows side by side, which all three may be left out:
 //   select.template takes_tiles<W>()             whether it pays for these sizes
 //   select.needs_row_sum()                       false if a row's sum of exponentials is not read
@@ -195,6 +196,15 @@ struct softmax_pass {
         }
     }
 
+    /// Whether the selection itself has no choice for a token.
+    SWITCHYARD_HD bool is_padding([[maybe_unused]] index_t token) const {
+        if constexpr (requires { select.is_padding(token); }) {
+            return select.is_padding(token);
+        } else {
+            return false;
+        }
+    }
+
     template <int W, int R>
     SWITCHYARD_HD void run_span(index_t first, index_t last, const places& at, row_events& events) const {
         const bool by_tiles = takes_tiles<W>();
@@ -202,7 +212,7 @@ struct softmax_pass {
         index_t tile[W > R ? W : R];
         int filled = 0;
         for (index_t token = first; token < last; ++token) {
-            if (!mask(token)) {
+            if (!mask(token) || is_padding(token)) {
                 select.padding(token);
                 keep_statistics(token, compute(0), compute(0));
                 continue;

@@ -3,7 +3,8 @@
 //   g_c = scale v_c / D     D = 1, sum_j v_j + epsilon, or max(sum_j v_j, epsilon), j over the k choices, kept or not
 //
 // The scale is applied here and nowhere else, whatever D is. D = 0 gives gates 0 and no gradient. With softmax and
-// D = sum the gates are a softmax over the chosen scores.
+// D = sum the gates are a softmax over the chosen scores, down to scores that lie so far below the row's highest (88 in
+// float) that their values are 0.
 //
 // Backward, with h_c the gradient of gate c and D' = 1 where D moves with the sum, else 0:
 //
