@@ -266,6 +266,11 @@ TEST_CASE("bias_state: bad arguments") {
     CHECK(sentence_of([&] {
               quantile.update_by_quantiles(sy::seq, numbers{0, nan, 0});
           }).find("q of expert 1 is ") == 0);
+    // A bias may be loaded from anywhere.
+    quantile.view().data[2] = nan;
+    CHECK(sentence_of([&] { quantile.update_by_quantiles(sy::seq, numbers(3)); }).find("the bias of expert 2 is ") ==
+          0);
+    quantile.view().data[2] = 0;
     CHECK(sentence_of([&] { quantile.update_by_quantiles(sy::seq, numbers(2)); }) ==
           "there are 2 quantiles for E = 3 experts");
     const auto updated = [&](ref::matrix scores, index_t k) {
