@@ -34,7 +34,9 @@ struct gate_finish {
     double scale = 1;                     ///< with a power
     const float* expert_scale = nullptr;  ///< [E], in the memory of the plan; or null
 
-    SWITCHYARD_HD constexpr bool is_needed() const { return power != 0 || expert_scale != nullptr; }
+    SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE constexpr bool is_needed() const {
+        return power != 0 || expert_scale != nullptr;
+    }
 };
 
 inline namespace SWITCHYARD_TARGET {
