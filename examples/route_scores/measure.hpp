@@ -176,14 +176,14 @@ routing routing_of(const options& asked, router_kind router, const sy::plan_view
     std::transform(plan.gate, plan.gate + positions, made.gates.begin(),
                    [](S gate) { return static_cast<float>(gate); });
     if (has_constant_gates(asked, router, plan.choices)) {
-        const double scale = recipe_of(asked, router).scale;
-        const bool is_softmax = recipe_of(asked, router).score == sy::score_function::softmax;
+        const sy::recipe_router<> recipe = recipe_of(asked, router);
+        const bool is_softmax = recipe.score == sy::score_function::softmax;
         for (std::size_t t = 0; t < made.gates.size(); ++t) {
             // A value of 0 has the gate 0; a softmax over one choice is 1 however small its probability is.
             const bool has_gate = made.slots[t] >= 0 && (is_softmax || made.gates[t] > 0);
             const bool is_scaled = has_gate && !given.expert_scale.empty();
             const double own = is_scaled ? given.expert_scale[static_cast<std::size_t>(made.chosen[t])] : 1;
-            made.gates[t] = has_gate ? static_cast<float>(scale * own) : 0;
+            made.gates[t] = has_gate ? static_cast<float>(recipe.scale * own) : 0;
         }
     }
     made.is_double = sizeof(S) == sizeof(double);

@@ -404,15 +404,14 @@ sy::matrix<std::int32_t> read_ids(const std::string& path) {
                  ", which no file can hold");
     require_body(file, rows * columns * bytes);
     sy::matrix<std::int32_t> ids(rows, columns);
+    if (bytes == 4) {
+        file.read(ids.data(), rows * columns * bytes, "its array");
+        return ids;
+    }
+    std::vector<std::int64_t> wide(static_cast<std::size_t>(rows * columns));
+    file.read(wide.data(), rows * columns * bytes, "its array");
     for (index_t i = 0; i < rows * columns; ++i) {
-        std::int64_t id = 0;
-        if (bytes == 8) {
-            file.read(&id, 8, "its array");
-        } else {
-            std::int32_t narrow = 0;
-            file.read(&narrow, 4, "its array");
-            id = narrow;
-        }
+        const std::int64_t id = wide[static_cast<std::size_t>(i)];
         file.require(id >= std::numeric_limits<std::int32_t>::min() && id <= std::numeric_limits<std::int32_t>::max(),
                      "the id at (", i / columns, ", ", i % columns, ") is ", id, "; ids must fit 32 bits");
         ids.data()[i] = static_cast<std::int32_t>(id);

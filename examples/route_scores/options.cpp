@@ -1,7 +1,6 @@
 #include "options.hpp"
 
 #include "command_line.hpp"
-#include "presets.hpp"
 
 #include <charconv>
 #include <cmath>
@@ -298,11 +297,6 @@ void require_used(const options& asked, const grammar& line) {
     const bool softmax = top_k || switched;
     const bool factor = softmax && (asked.capacity_factor || (switched && !asked.capacity));
     const bool noise = softmax && asked.noise != noise_kind::none;
-    const auto formats = [&](std::initializer_list<format_kind> some) {
-        return std::any_of(some.begin(), some.end(), [&](format_kind format) {
-            return std::find(asked.formats.begin(), asked.formats.end(), format) != asked.formats.end();
-        });
-    };
     const use uses[] = {
         {"--choices", asked.chooses(router_kind::replay), "router replay"},
         {"--token-ids", asked.chooses(router_kind::hash), "router hash"},
@@ -328,9 +322,11 @@ void require_used(const options& asked, const grammar& line) {
          asked.noise == noise_kind::sample ? "router switch" : "router switch or top_k"},
         {"--noise-scale", noise, "--noise logit_jitter or sample"},
         {"--seed", noise || draws, "--noise logit_jitter or sample"},
-        {"--block", formats({format_kind::vllm, format_kind::deepgemm, format_kind::megablocks}),
+        {"--block",
+         asked.writes(format_kind::vllm) || asked.writes(format_kind::deepgemm) ||
+             asked.writes(format_kind::megablocks),
          "--format vllm, deepgemm or megablocks"},
-        {"--ranks", formats({format_kind::deepep}), "--format deepep"},
+        {"--ranks", asked.writes(format_kind::deepep), "--format deepep"},
         {"--solver", asked.chooses(router_kind::base), "router base"},
         {"--threads", asked.policy == policy_kind::par, "--policy par"},
     };
@@ -340,11 +336,10 @@ void require_used(const options& asked, const grammar& line) {
         sy::require(text == nullptr || u.used, u.option, is_flag ? "" : " ",
                     is_flag || text == nullptr ? "" : text->c_str(), " is used by nothing chosen: it needs ", u.needs);
     };
-    for (const char* const option : {"--preset",       "--config",      "--logit-multiplier",  "--logit-bias",
-                                     "--softcap",      "--score",       "--softmax",           "--bias-on",
-                                     "--groups-kept",  "--group-score", "--group-score-count", "--group-mask",
-                                     "--renormalize",  "--normalize",   "--norm-power",        "--normalize-epsilon",
-                                     "--epsilon-kind", "--scale",       "--expert-scale",      "--balance-count"}) {
+    for (const char* const option :
+         {"--preset", "--config", "--logit-multiplier", "--logit-bias", "--softcap", "--score", "--softmax",
+          "--renormalize", "--normalize", "--norm-power", "--normalize-epsilon", "--epsilon-kind", "--scale",
+          "--expert-scale", "--balance-count"}) {
         require_use({option, top_k, "router top_k"});
     }
     for (const use& u : uses) require_use(u);
@@ -366,6 +361,9 @@ void require_used(const options& asked, const grammar& line) {
     for (const use& u : top_k_uses) require_use(u);
 }
 
+/// Whether no model's settings stand below those given.
+bool is_plain(const top_k_options& given) { return given.preset.empty() && given.config.empty(); }
+
 /// Options of top_k that contradict each other.
 void require_possible(const top_k_options& given) {
     const auto require_apart = [](bool both, const char* one, const char* other) {
@@ -383,8 +381,7 @@ void require_possible(const top_k_options& given) {
                   "a --group-score other than top_n_sum");
     sy::require(given.group_score != group_score_kind::top_n_sum || given.group_score_count,
                 "--group-score top_n_sum needs --group-score-count");
-    const bool is_plain = given.preset.empty() && given.config.empty();
-    sy::require(!given.groups || *given.groups == 1 || given.groups_kept || !is_plain, "--groups ",
+    sy::require(!given.groups || *given.groups == 1 || given.groups_kept || !is_plain(given), "--groups ",
                 given.groups.value_or(0), " needs --groups-kept");
     const auto require_float = [](const char* option, const std::optional<double>& x) {
         const double least = std::numeric_limits<float>::min();
@@ -417,11 +414,11 @@ void weigh_after(sy::recipe_router<>& router, bool normalizes, double epsilon, e
 }
 
 /// A preset's groups keep what is not said anew.
-void take_groups(const top_k_options& given, bool is_plain, sy::expert_groups& groups) {
+void take_groups(const top_k_options& given, sy::expert_groups& groups) {
     if (given.groups) {
         groups.count = *given.groups;
         if (*given.groups == 1) groups.kept = 1;
-        if (is_plain) groups.summed = 1;
+        if (is_plain(given)) groups.summed = 1;
     }
     if (given.groups_kept) groups.kept = *given.groups_kept;
     if (given.group_score) {
@@ -432,13 +429,18 @@ void take_groups(const top_k_options& given, bool is_plain, sy::expert_groups& g
     if (given.group_mask) groups.masked = *given.group_mask;
 }
 
+/// Whether weights are a softmax over the chosen, by --softmax or the model's own way.
+bool weighs_after(const top_k_options& given, sy::score_function score) {
+    if (given.softmax) return *given.softmax == sy::softmax_order::after;
+    return given.model.is_after && score == sy::score_function::softmax;
+}
+
 /// What weights are divided by, and whether they are a softmax over the chosen.
-void take_gates(const top_k_options& given, const preset_settings& preset, sy::recipe_router<>& router) {
-    const bool is_after = given.softmax ? *given.softmax == sy::softmax_order::after
-                                        : preset.is_after && router.score == sy::score_function::softmax;
+void take_gates(const top_k_options& given, sy::recipe_router<>& router) {
+    const bool is_after = weighs_after(given, router.score);
     const bool is_given = given.normalize || given.renormalize;
     const normalize_kind kind = given.normalize.value_or(normalize_kind::sum);
-    if (preset.is_after) router.normalize = sy::gate_sum::none;  // its sum is that of the softmax
+    if (given.model.is_after) router.normalize = sy::gate_sum::none;  // its sum is that of the softmax
     const bool clamps =
         given.epsilon.value_or(router.normalize == sy::gate_sum::clamp ? epsilon_kind::clamp : epsilon_kind::add) ==
         epsilon_kind::clamp;
@@ -464,11 +466,7 @@ void take_gates(const top_k_options& given, const preset_settings& preset, sy::r
 
 sy::recipe_router<> recipe_of(const options& asked, router_kind which, std::optional<index_t> given_k) {
     const top_k_options& given = asked.top_k;
-    const bool is_plain = given.preset.empty() && given.config.empty();
-    const preset_settings preset = is_plain                ? preset_settings{.router = {.k = 2}}
-                                   : !given.preset.empty() ? preset_router("--preset", given.preset)
-                                                           : configured_router("--config", given.config);
-    sy::recipe_router<> router = preset.router;
+    sy::recipe_router<> router = given.model.router;
     const auto take = [](const auto& from, auto& to) {
         if (from) to = *from;
     };
@@ -478,9 +476,9 @@ sy::recipe_router<> recipe_of(const options& asked, router_kind which, std::opti
     take(given.softcap, router.softcap);
     take(given.score, router.score);
     take(given.bias_on, router.key);
-    take_groups(given, is_plain, router.groups);
+    take_groups(given, router.groups);
     take(given.scale, router.scale);
-    take_gates(given, preset, router);
+    take_gates(given, router);
 
     if (is_given_choices(which)) router.groups = {};
     router.capacity = router.inference_capacity = capacity_rule_of(asked, router_kind::top_k);
@@ -494,11 +492,7 @@ sy::recipe_router<> recipe_of(const options& asked, router_kind which, std::opti
 }
 
 bool weighs_after(const options& asked) {
-    const top_k_options& given = asked.top_k;
-    if (given.softmax) return *given.softmax == sy::softmax_order::after;
-    const bool is_softmax = given.score.value_or(sy::score_function::softmax) == sy::score_function::softmax;
-    if (!given.preset.empty()) return is_softmax && preset_router("--preset", given.preset).is_after;
-    return !given.config.empty() && is_softmax && configured_router("--config", given.config).is_after;
+    return weighs_after(asked.top_k, asked.top_k.score.value_or(asked.top_k.model.router.score));
 }
 
 bool has_constant_gates(const sy::recipe_router<>& router) {
@@ -537,11 +531,13 @@ std::optional<options> parse_options(int argc, const char* const* argv) {
         return std::nullopt;
     }
     require_possible(asked.top_k);
+    if (std::any_of(asked.routers.begin(), asked.routers.end(), is_recipe)) {  // others refuse both
+        if (!asked.top_k.preset.empty()) asked.top_k.model = preset_router("--preset", asked.top_k.preset);
+        if (!asked.top_k.config.empty()) asked.top_k.model = configured_router("--config", asked.top_k.config);
+    }
     require_used(asked, line);
     require_possible(asked);
-    const bool has_deepep =
-        std::find(asked.formats.begin(), asked.formats.end(), format_kind::deepep) != asked.formats.end();
-    sy::require(!has_deepep || asked.ranks, "--format deepep needs --ranks");
+    sy::require(!asked.writes(format_kind::deepep) || asked.ranks, "--format deepep needs --ranks");
     const auto require_file = [&](router_kind router, const char* option, const std::string& path) {
         sy::require(!asked.chooses(router) || !path.empty(), "--router ", name_of(routers_by_name, router), " needs ",
                     option);

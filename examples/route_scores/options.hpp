@@ -4,6 +4,8 @@
 // router uses what, and `capacity_rule_of` and `noise_of` say what a router gets.
 #pragma once
 
+#include "presets.hpp"
+
 #include <switchyard/switchyard.hpp>
 
 #include <algorithm>
@@ -107,6 +109,7 @@ const char* name_of(const named<Value> (&table)[N], Value value) {
 /// Of router top_k, as given; files by their paths. `recipe_of` says what they come to.
 struct top_k_options {
     std::string preset, config;
+    preset_settings model{.router = {.k = 2}};  ///< what either says, read once; top_k's own without
     std::optional<index_t> k;
     std::optional<double> logit_multiplier, softcap;
     std::string logit_bias;
@@ -159,6 +162,7 @@ struct options {
     int threads = 0;  ///< of policy par; 0: one a core
     index_t repeat = 1;
 
+    bool writes(format_kind format) const { return std::find(formats.begin(), formats.end(), format) != formats.end(); }
     bool chooses(router_kind router) const {
         return std::find(routers.begin(), routers.end(), router) != routers.end();
     }
