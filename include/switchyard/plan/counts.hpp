@@ -70,6 +70,28 @@ struct write_count {
     }
 };
 
+/// Rows that a list must have room for: on the CPU as many as there are, elsewhere the bound.
+template <class Policy, class View>
+index_t rows_to_write(const View& plan) {
+    if constexpr (host_policy<Policy>) {
+        return plan.offsets[plan.experts];
+    } else {
+        return plan.row_bound;
+    }
+}
+
+/// The last expert whose rows begin at `row` or before; those without rows begin where the next one does.
+template <class S, class Space>
+SWITCHYARD_HD index_t expert_at(const plan_view<S, Space>& plan, index_t row) {
+    index_t low = 0;
+    index_t high = plan.experts;
+    while (high - low > 1) {
+        const index_t middle = low + (high - low) / 2;
+        (plan.offsets[middle] <= row ? low : high) = middle;
+    }
+    return low;
+}
+
 }  // namespace detail
 
 /// Writes one kind of counts. `out` is a row or a column of exactly as many int32 or int64 numbers.

@@ -50,14 +50,7 @@ struct write_block_expert {
 
     SWITCHYARD_HD void operator()(index_t block) const {
         const index_t row = block * plan.row_block;
-        // The last expert whose rows begin at this row or before: those without rows begin where the next one does.
-        index_t low = 0;
-        index_t high = plan.experts;
-        while (high - low > 1) {
-            const index_t middle = low + (high - low) / 2;
-            (plan.offsets[middle] <= row ? low : high) = middle;
-        }
-        out[block] = static_cast<T>(row < plan.offsets[plan.experts] ? low : -1);
+        out[block] = static_cast<T>(row < plan.offsets[plan.experts] ? expert_at(plan, row) : -1);
     }
 };
 
@@ -127,10 +120,7 @@ void write_block_experts(const Policy& policy, const Plan& plan, Out&& out) {
     require_space<Policy, view, view_type<Out>>();
     require_finished(p);
     const auto list = detail::number_list_of("the experts of blocks", as_view(out));
-    index_t rows = p.row_bound;
-    if constexpr (host_policy<Policy>) {
-        rows = p.offsets[p.experts];
-    }
+    const index_t rows = detail::rows_to_write<Policy>(p);
     require(list.count * p.row_block >= rows, "the experts of blocks have room for ", list.count, " blocks of ",
             p.row_block, " rows; the plan has ", rows, " rows");
     for_each_index(policy, list.count,

@@ -53,16 +53,6 @@ void require_holds(const char* name, index_t most) {
             ", which int32 cannot");
 }
 
-/// Rows that a list must have room for: on the CPU as many as there are, elsewhere the bound.
-template <class Policy, class View>
-index_t rows_to_write(const View& plan) {
-    if constexpr (host_policy<Policy>) {
-        return plan.offsets[plan.experts];
-    } else {
-        return plan.row_bound;
-    }
-}
-
 template <class View>
 void require_shape(const char* name, const View& out, index_t rows, index_t columns) {
     require(out.rows == rows && out.columns == columns, name, " is ", out.rows, " x ", out.columns, "; it must be ",
@@ -106,18 +96,6 @@ struct quotient {
         return static_cast<index_t>(factor != 0 ? n * factor >> 32 : n / divisor);
     }
 };
-
-/// The last expert whose rows begin at `row` or before; those without rows begin where the next one does.
-template <class S, class Space>
-SWITCHYARD_HD index_t expert_at(const plan_view<S, Space>& plan, index_t row) {
-    index_t low = 0;
-    index_t high = plan.experts;
-    while (high - low > 1) {
-        const index_t middle = low + (high - low) / 2;
-        (plan.offsets[middle] <= row ? low : high) = middle;
-    }
-    return low;
-}
 
 /// plan_view::row_of without a condition around what it reads, so that it can be a vector's lanes.
 template <class S, class Space>
