@@ -1,14 +1,15 @@
 #include <switchyard/switchyard.hpp>
 namespace sy = switchyard;
+using matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;  // a token's numbers side by side
 
 int main() {
-    const Eigen::MatrixXf x = Eigen::MatrixXf::Random(512, 64), w = Eigen::MatrixXf::Random(64, 8);  // tokens, router
-    const sy::switch_router router{.capacity = {.factor = 1.25}, .input_jitter = 1e-2f};
-    const auto plan = sy::route(sy::seq, router, x, w, sy::training{.stream = 0, .step = 0});  // sy::par: OpenMP
-    const auto rows = sy::dispatch(sy::seq, plan, x);        // [kept, 64]; expert e owns offset(e) .. offset(e + 1)
-    const auto y = sy::combine(sy::seq, plan, rows);         // the experts' output goes in: here they change nothing
-    const auto d_y = Eigen::MatrixXf::Ones(512, 64).eval();  // from the layer above
-    const auto [d_rows, d_gates] = sy::combine_backward(sy::seq, plan, rows, d_y);  // to the experts, to the router
-    const auto d_x = sy::dispatch_backward(sy::seq, plan, d_rows);
-    const auto [d_x_router, d_w] = sy::route_backward(sy::seq, router, plan, x, w, d_gates);  // with both losses
+    // 512 tokens x[T, D] and their router w[D, E] for 8 experts; d_y comes from the layer above.
+    const matrix x = matrix::Random(512, 64), w = matrix::Random(64, 8), d_y = matrix::Ones(512, 64);
+    const sy::top_k_router router{.k = 2, .renormalize = true, .capacity = {.factor = 1.25}};
+    const auto plan = sy::route(sy::seq, router, x, w, sy::training{});  // with OpenMP: sy::par
+    const auto rows = sy::dispatch(sy::seq, plan, x);  // expert e has the rows plan.offset(e) .. plan.offset(e + 1)
+    const auto y = sy::combine(sy::seq, plan, rows);   // of the experts' output; here the experts change nothing
+    const auto [d_rows, d_gates] = sy::combine_backward(sy::seq, plan, rows, d_y);  // for the experts, for the router
+    const auto d_x_experts = sy::dispatch_backward(sy::seq, plan, d_rows);
+    const auto [d_x_router, d_w] = sy::route_backward(sy::seq, router, plan, x, w, d_gates);  // adds the balance loss
 }

@@ -1,4 +1,4 @@
-// What the tests show of each operation on each backend: the support matrix of README.md and docs/gpu.md.
+// What the tests show of each operation on each backend: the table of docs/support_matrix.md.
 //
 // A test case says `covers<operation("dispatch"), operation("combine")>(policy)` (covers.hpp) behind the checks that
 // exercise them. Where the environment's SWITCHYARD_COVERS names a file, the tests' main (claims_listener.hpp) writes
