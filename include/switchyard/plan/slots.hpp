@@ -33,7 +33,7 @@ enum class drop_order {
 /// What the load-balancing loss counts.
 enum class balance_count {
     first,  ///< first choices (Switch, GShard)
-    all,    ///< all k choices, divided by k (Mixtral, Megatron)
+    all,    ///< all k choices, divided by k (Megatron-Core)
 };
 
 struct slot_settings {
