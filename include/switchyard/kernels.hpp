@@ -1,4 +1,4 @@
-// Routing by kernels: device.hpp, and what kernel policies do better than one thread an index. Includes, nothing else.
+// Routing by kernels: device.hpp, and what kernel policies do better than one thread per index. Includes, nothing else.
 #pragma once
 
 #include <switchyard/core/macros_off.hpp>

@@ -16,8 +16,8 @@
 // cancellation. It is 0 exactly where complementary slackness holds: every token at an expert that is best for it at
 // these prices, and experts with positive (negative) prices filled to the upper (lower) quota.
 //
-// With k experts a token, max_e becomes the sum of the k largest, and a token's regret what its k best have over the k
-// it got. Costs to be minimised are scores negated: prices then add to costs, primal and dual are costs, primal >=
+// With k experts per token, max_e becomes the sum of the k largest, and a token's regret what its k best have over the
+// k it got. Costs to be minimised are scores negated: prices then add to costs, primal and dual are costs, primal >=
 // dual.
 //
 // A solver is a type of settings with a function found by its name,

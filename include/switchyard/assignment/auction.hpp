@@ -29,9 +29,9 @@
 // Scores: any storage type and strides; bids in the compute type or double, certified in double. Bad scores, tokens
 // with too few experts, and bounds that cannot be met are errors before any bid, as in `hungarian`.
 //
-// Time: a pass over the scores for the first look and for each certificate, and O(E) a bid: T bids and usually few
+// Time: a pass over the scores for the first look and for each certificate, and O(E) per bid: T bids and usually few
 // more a phase, two to five phases. Where nothing tells tokens apart they raise prices eps by eps; `most_rounds` and
-// `time_limit` bound it. Memory from the workspace: about 40 bytes a place. Nothing is allocated after the first call
+// `time_limit` bound it. Memory from the workspace: about 40 bytes per place. Nothing is allocated after the first call
 // for a shape. The first look, the bids of large rounds and the certificates are shared among the policy's threads; the
 // result is the same bits for every CPU policy, except that a time limit is met when it is met. On a Thrust policy:
 // device_auction.hpp.

@@ -28,9 +28,9 @@
 // impossible: an error that names the experts and counts the tokens, which is its proof.
 //
 // Time: O(T E) and the search for paths: at worst T k rounds of O(E^2). Memory from the workspace: about 50 bytes a
-// place, a megabyte (a quarter of the scores where rows do not lie ready), and 36 to 216 bytes a pair of experts. After
-// the first call for a shape nothing is allocated. Looks and sums run on the policy's threads, paths on one: the same
-// result for all of them.
+// place, a megabyte (a quarter of the scores where rows do not lie ready), and 36 to 216 bytes per pair of experts.
+// After the first call for a shape nothing is allocated. Looks and sums run on the policy's threads, paths on one: the
+// same result for all of them.
 //
 // `iterations` of the result counts shortest paths, `passes` looks at all scores, `steps` Newton's.
 #pragma once

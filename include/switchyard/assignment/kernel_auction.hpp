@@ -31,7 +31,7 @@
 // here and now, and so are bounds below 0 or in the wrong order, and without a mask all that cannot be met.
 //
 // k = 1, at most 4,096 experts. Launches: 4 (sample_steps + price_steps) + 5 rounds, and about 30 more.
-// docs/assignment/device.md counts bytes. Memory from the workspace: about 60 bytes a token, 4 a pair of experts.
+// docs/assignment/device.md counts bytes. Memory from the workspace: about 60 bytes per token, 4 per pair of experts.
 #pragma once
 
 #include <switchyard/assignment/detail/kernel_bids.hpp>

@@ -30,8 +30,8 @@
 //   a certificate      where a limit of the settings stopped the solver: the device looks at all tokens once more
 //   bounds, experts    arrays of bounds are copied to the device, and so are more than 28,672 experts found
 //
-// Memory: about 16 bytes a token, the parcel (32 E + 1024 rows of scores, or all), and 4 bytes a pair of experts from
-// the device workspace; on the host, the parcel's copy and what hungarian.hpp needs for the candidates, from a
+// Memory: about 16 bytes per token, the parcel (32 E + 1024 rows of scores, or all), and 4 bytes per pair of experts
+// from the device workspace; on the host, the parcel's copy and what hungarian.hpp needs for the candidates, from a
 // workspace of the caller's, or allocated in every call. Launches: about 105 without prices, 40 with; of those, many do
 // nothing once prices are good; 4 more where experts are closed. docs/assignment/device.md counts bytes.
 //

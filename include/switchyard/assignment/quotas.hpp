@@ -53,7 +53,7 @@ inline quotas balanced_quotas(index_t tokens, index_t experts) {
             .upper_of_all = tokens / experts + (tokens % experts != 0 ? 1 : 0)};
 }
 
-/// At most `capacity` tokens an expert, and no lower bound.
+/// At most `capacity` tokens per expert, and no lower bound.
 inline quotas capacity_quotas(index_t capacity, index_t experts) {
     return {.experts = experts, .lower_of_all = 0, .upper_of_all = capacity};
 }

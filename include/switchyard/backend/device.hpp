@@ -12,7 +12,7 @@
 //   policy.memory_resource()                          optional: where the allocating forms get their memory
 //
 // The rest only enqueues. With that, every router, dispatch, combine and the auction run on a device: the files named
-// device_*.hpp, one a room, are generic, and a backend overrides what it does better (kernel_*.hpp: kernels).
+// device_*.hpp, one per room, are generic, and a backend overrides what it does better (kernel_*.hpp: kernels).
 //
 // `copy_to_host` and `copy_to_device` here are the same for matrices and arrays with strides and shapes.
 #pragma once

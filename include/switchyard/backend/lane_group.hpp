@@ -1,6 +1,6 @@
 // Lane groups: the threads of a kernel that work on one row together.
 //
-//   lane_group<L>   L neighbouring lanes of a warp, a power of two: several rows a warp where rows are short
+//   lane_group<L>   L neighbouring lanes of a warp, a power of two: several rows per warp where rows are short
 //   block_group     all threads of a block: long rows
 //
 // Both have the same members, so that a row program is written once:

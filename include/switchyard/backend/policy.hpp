@@ -12,7 +12,7 @@
 //       all the same, in the caller if it has no free thread.
 //   The pool is referred to, not copied; it must outlive the call.
 //
-// Work is cut into blocks by its size alone, so results are the same bits for every policy here and any number of
+// Work is cut into blocks by its size alone, so results are bitwise identical for every policy here and any number of
 // threads. One block (decoding sizes) runs in the caller: no thread is woken.
 // Policies of devices: backend/device.hpp.
 #pragma once
@@ -138,7 +138,7 @@ concept host_policy = std::same_as<typename Policy::memory::space, host_space> &
     policy.parallel_for(index_t{1}, f);
 };
 
-/// The views of a call lie in the memory its policy works in, or a sentence says that they do not.
+/// Fails, with a message, unless the views of a call are in the memory that its policy works in.
 template <class Policy, class... Views>
 constexpr void require_space() {
     static_assert((std::is_same_v<typename Policy::memory::space, typename Views::space> && ...),

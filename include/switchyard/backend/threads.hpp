@@ -1,4 +1,4 @@
-// Threads for `par_on`: a pool of the library's own, and an adapter for pools that only take tasks.
+// Threads for `par_on`: a pool, and an adapter for pools that only take tasks.
 //
 //   worker_pool pool(8);                                     // eight threads, the caller's one of them
 //   auto plan = route_scores(par_on(pool), router, scores, training{});
@@ -6,10 +6,10 @@
 //   task_pool tasks(engine_pool, 8);                         // engine_pool.schedule(f) runs f() on some thread, some
 //   time auto plan = route_scores(par_on(tasks), router, scores, training{});
 //
-// Which threads: a call on OpenMP's (`par`) ends at a barrier of its whole team. Where another process has one of the
-// cores, a thread of the team waits for its turn there, and all others for it: a call that takes 50 us on idle cores
-// took 16 ms at the 90th percentile beside two busy processes, a scheduler's quantum. These two never wait for a thread
-// that has not begun, and took 72 us there. `par` is for machines that have nothing else to do.
+// Which to use: a call with `par` ends at a barrier of OpenMP's whole team. If another process occupies a core, the
+// team's thread on that core waits for a scheduler quantum, and all others wait for it. A call that takes 50 us on idle
+// cores took 16 ms at the 90th percentile beside two busy processes. These two pools never wait for a thread that has
+// not started, and took 72 us there. `par` is for machines that do nothing else.
 //
 // Both are for any number of callers at the same time and for calls from within their own blocks and tasks.
 #pragma once
@@ -138,8 +138,8 @@ class worker_pool {
 
 /// A pool of tasks as threads for `par_on`. Refers to the pool, which outlives it and may be shared. A call schedules a
 /// task for each other thread it could use, takes blocks itself, and waits only for blocks that are running: tasks that
-/// start when all blocks are taken do nothing. Allocates a few words a call, which the tasks share. Tasks are copyable,
-/// as std::function asks.
+/// start when all blocks are taken do nothing. Allocates a few words per call, which the tasks share. Tasks are
+/// copyable, as std::function asks.
 template <schedules_tasks Pool>
 class task_pool {
   public:

@@ -6,8 +6,8 @@
 // f_e / N, the same for every token. Shazeer et al. 2017 -> Lepikhin et al. 2020 (arXiv 2006.16668) -> Fedus et al.
 // 2021 (arXiv 2101.03961, equations 4 to 6, weight 1e-2). O(E).
 //
-// Engines differ in f: Switch and GShard count first choices; Mixtral's and Megatron's count all k. `balance_count`
-// names the choice.
+// Engines differ in f: Switch and GShard count first choices, Megatron-Core all k divided by k, and transformers for
+// Mixtral all k without dividing. `balance_count` selects first choices, or all k divided by k.
 #pragma once
 
 #include <switchyard/core/config.hpp>

@@ -1,7 +1,7 @@
-// Matrix arguments of public functions: what cannot be one does not compile, and a sentence says why.
+// Matrix arguments of public functions: an unsuitable one does not compile, and the error message says why.
 //
-// Functions take their matrices as any type and view them here, so that a wrong one ends in one sentence and not in a
-// list of overloads. What stands for a refused argument is an empty view of floats, which keeps the compiler quiet.
+// Functions take their matrices as any type and view them here, so that a wrong one gives one message instead of a list
+// of overloads. An empty view of floats replaces a refused argument, so that no further errors follow.
 #pragma once
 
 #include <switchyard/core/config.hpp>

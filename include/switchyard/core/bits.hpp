@@ -1,7 +1,7 @@
 // Counts of bits, for the host and for kernels.
 //
-// Not std::popcount and std::countr_zero: nvcc 13 with --expt-relaxed-constexpr takes libstdc++'s into kernels without
-// a word and compiles them to something else (popcount of 64 bits to nothing at all, countr_zero to a constant).
+// Not std::popcount and std::countr_zero: nvcc 13 with --expt-relaxed-constexpr accepts libstdc++'s in kernels without
+// a warning and miscompiles them (popcount of 64 bits to nothing at all, countr_zero to a constant).
 #pragma once
 
 #include <switchyard/core/config.hpp>

@@ -1,11 +1,11 @@
-// The one error of the library: a sentence that names the argument, its value and the rule it broke.
+// The library's only error: a message that names the argument, its value and the rule it broke.
 //
 // With exceptions, `fail(...)` throws `switchyard::error`. Without them (-fno-exceptions) it calls the handler set with
-// `set_error_handler`, which must not return; the default prints the sentence to stderr and aborts.
+// `set_error_handler`, which must not return; the default prints the message to stderr and aborts.
 //
 //   require(k >= 1 && k <= experts, "k = ", k, " must lie in 1..E = ", experts);
 //
-// The sentence is only composed when the rule is broken. Composing allocates; checking does not.
+// The message is composed only when the rule is broken. Composing allocates; checking does not.
 #pragma once
 
 #include <switchyard/core/config.hpp>
@@ -25,7 +25,7 @@ class error : public std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
-/// Called with the sentence where exceptions are off. It must not return: abort, longjmp or end the thread.
+/// Called with the message where exceptions are off. It must not return: abort, longjmp or end the thread.
 using error_handler = void (*)(const char* sentence);
 
 namespace fatal {
@@ -70,7 +70,7 @@ void append(std::string& sentence, const Part& part) {
 
 }  // namespace detail
 
-/// Composes the sentence from its parts (text and numbers) and throws `error`, or calls the handler.
+/// Composes the message from its parts (text and numbers) and throws `error`, or calls the handler.
 template <class... Parts>
 [[noreturn]] SWITCHYARD_COLD void fail(const Parts&... parts) {
     std::string sentence;
@@ -83,7 +83,7 @@ template <class... Parts>
 #endif
 }
 
-/// Fails with the sentence unless the rule holds. Inlined, so that a rule that holds costs its test and nothing more.
+/// Fails with the message unless the rule holds. Inlined, so that a rule that holds costs only its test.
 template <class... Parts>
 SWITCHYARD_ALWAYS_INLINE void require(bool rule, const Parts&... parts) {
     if (!rule) [[unlikely]] {

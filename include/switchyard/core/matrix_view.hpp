@@ -73,8 +73,8 @@ SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE constexpr matrix_view<T, Space> transpose
     return {m.data, m.columns, m.rows, m.column_stride, m.row_stride};
 }
 
-/// Which rows are real tokens: one byte a token, 0 for padding. Null means that every row is a token. The bytes lie in
-/// the memory of the policy that runs. Settings name it, which have no type to say so: a mask that says otherwise is
+/// Which rows are real tokens: one byte per token, 0 for padding. Null means that every row is a token. The bytes lie
+/// in the memory of the policy that runs. Settings name it, which have no type to say so: a mask that says otherwise is
 /// refused.
 struct token_mask {
     const std::uint8_t* data = nullptr;
@@ -86,13 +86,13 @@ struct token_mask {
     }
 };
 
-/// How a container shows its numbers: `view_access<Container>::view(container)` returns a matrix_view. Specialise it to
-/// let a matrix type of your own be passed to every function here; backend/eigen.hpp does so for Eigen. A
-/// specialisation for all types that satisfy a concept stands within `namespace switchyard { }`: g++ 12 finds no names
-/// of the namespace in `template <my_concept M> struct switchyard::view_access<M>`.
+/// How a container can be viewed as a matrix: `view_access<Container>::view(container)` returns a matrix_view.
+/// Specialise it to pass your own matrix type to every function here; backend/eigen.hpp does so for Eigen. A
+/// specialisation for all types that satisfy a concept must be inside `namespace switchyard { }`: g++ 12 does not find
+/// names of the namespace in `template <my_concept M> struct switchyard::view_access<M>`.
 ///
-/// `static constexpr bool is_column = true` says that the type has one column whatever its size: it is then refused
-/// where rows are tokens.
+/// `static constexpr bool is_column = true` says that the type always has one column: it is then refused where rows are
+/// tokens.
 template <class M>
 struct view_access;
 
@@ -137,7 +137,7 @@ SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE constexpr matrix_view<const T, Space> con
 
 inline namespace SWITCHYARD_TARGET {
 
-/// Fails unless two matrices have the same shape; both are named in the sentence.
+/// Fails unless two matrices have the same shape; the message names both.
 template <class A, class B>
 void require_same_shape(const char* name_a, const A& a, const char* name_b, const B& b) {
     require(a.rows == b.rows && a.columns == b.columns, name_a, " is ", a.rows, " x ", a.columns, "; ", name_b, " is ",

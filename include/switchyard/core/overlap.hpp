@@ -1,8 +1,8 @@
 // Which memory two views share, and so whether an output may be written while an input is still read.
 //
-// Addresses are compared and nothing is read: views of device memory are compared like those of the host. Shapes and
-// strides count: the left and the right columns of one row-major matrix lie apart, and so do its even and its odd
-// columns. Views whose ranges of addresses meet and whose strides do not allow such an answer count as overlapping.
+// Only addresses are compared, so views of device memory are compared like those of the host. Shapes and strides count:
+// the left and the right columns of one row-major matrix do not overlap, and neither do its even and its odd columns.
+// Views whose address ranges meet and whose strides do not allow such an answer count as overlapping.
 //
 //   require_apart<Policy>("y", y, "rows", rows)                  fails if y and rows share a byte
 //   require_apart_or_same<Policy>("d_rows", d_rows, "rows", rows)   the same view is right, too

@@ -1,9 +1,9 @@
-// Numbers that are rounded where the code says so, on every target and under every flag.
+// Numbers that are rounded exactly where the code says so, on every target and under every flag.
 //
-// Compilers fuse a * b + c into one rounding where the processor can, as GCC and nvcc do unless told otherwise. Where a
-// number decides something, such as a jittered score, that would make the decision depend on the instruction set.
-// Under -fassociative-math, part of -ffast-math, they also take (a + b) - b for a, although code that says so asks for
-// what the addition lost.
+// Compilers fuse a * b + c into one rounding where the processor can, as GCC and nvcc do by default. If a number
+// decides something, such as a jittered score, the decision would then depend on the instruction set. Under
+// -fassociative-math, part of -ffast-math, they also replace (a + b) - b by a, although such code computes what the
+// addition lost.
 #pragma once
 
 #include <switchyard/core/config.hpp>

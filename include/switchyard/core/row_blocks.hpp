@@ -1,8 +1,8 @@
 // Blocks of rows: a few rows of any matrix as dense numbers of the compute type, and back.
 //
-// Rows whose numbers lie side by side are converted pack by pack. Where columns do (Eigen's default layout), a block is
-// read column by column, so that a cache line is used up in one visit whatever the distance of two columns, and squares
-// of W x W numbers are transposed in registers. Any other strides are followed number by number.
+// Contiguous rows are converted pack by pack. If columns are contiguous (Eigen's default layout), a block is read
+// column by column, so that a cache line is used completely in one visit whatever the distance of two columns, and
+// squares of W x W numbers are transposed in registers. Any other strides are followed number by number.
 #pragma once
 
 #include <switchyard/core/config.hpp>
@@ -27,8 +27,8 @@ namespace detail {
 template <int W>
 inline constexpr index_t strip_rows = 4 * W;
 
-/// How far ahead columns are called into the cache: as many as one of its sets holds lines, since columns often lie a
-/// power of two apart.
+/// How far ahead columns are prefetched: as many as a cache set has lines, since columns often are a power of two
+/// apart.
 inline constexpr std::uintptr_t columns_ahead = 8;
 
 /// Calls f(j, columns) for strips of W columns.
@@ -69,7 +69,7 @@ template <int W, class S, class Storage>
 void load_rows(const matrix_view<const Storage>& m, index_t first, index_t count, S* out, index_t stride) {
     using P = pack<S, W>;
     if (m.rows_contiguous()) {
-        // The block that comes next is called in meanwhile.
+        // Prefetches the next block meanwhile.
         const std::uintptr_t ahead = static_cast<std::uintptr_t>(count * m.row_stride) * sizeof(Storage);
         const bool is_dense = m.row_stride == m.columns && stride == m.columns;
         const index_t columns = is_dense ? count * m.columns : m.columns;

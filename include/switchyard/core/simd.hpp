@@ -1,8 +1,8 @@
-// The one file that knows vector instructions: `pack<S, W>`, W numbers of type float or double that move together.
+// The only file with vector instructions: `pack<S, W>`, W numbers of type float or double that move together.
 //
 // Row programs are written over packs. W = 1 is a plain scalar and works everywhere, on a device too (one thread a
 // row); W = native_width<S> is a vector register of the CPU the code is compiled for, through GCC and Clang's vector
-// extensions, with intrinsics only where those have no word for it: partial loads, fused multiply-add, comparison to a
+// extensions, with intrinsics only where these have no equivalent: partial loads, fused multiply-add, comparison to a
 // bit mask.
 //
 // All reductions have a fixed order that depends on W alone, never on addresses.
@@ -75,7 +75,7 @@ inline constexpr int register_bytes = 16;
 template <class S>
 inline constexpr int native_width = register_bytes == 0 ? 1 : register_bytes / static_cast<int>(sizeof(S));
 
-/// Calls what lies `bytes` beyond p into the cache; that need not be an address one may use.
+/// Prefetches what is `bytes` beyond p; the address need not be valid.
 inline void call_in_beyond([[maybe_unused]] const void* p, [[maybe_unused]] std::uintptr_t bytes) {
 #if SWITCHYARD_DETAIL_VECTORS
     // NOLINTNEXTLINE(performance-no-int-to-ptr): the address may lie outside of every array
@@ -83,7 +83,7 @@ inline void call_in_beyond([[maybe_unused]] const void* p, [[maybe_unused]] std:
 #endif
 }
 
-/// Calls what lies at p into the cache, to be written soon; p need not be an address one may use.
+/// Prefetches p for writing; p need not be valid.
 inline void call_in_to_write([[maybe_unused]] const void* p) {
 #if SWITCHYARD_DETAIL_VECTORS
     __builtin_prefetch(p, 1);
@@ -190,10 +190,10 @@ struct pack {
     }
     void store(S* p) const { std::memcpy(p, &v, sizeof v); }
 
-    /// Calls the numbers at p into the cache; p need not be readable.
+    /// Prefetches the numbers at p; p need not be readable.
     static void call_in(const S* p) { __builtin_prefetch(p); }
 
-    /// Writes past the cache, to an address that is a multiple of the pack's size. Fence before others read it.
+    /// Non-temporal store to an address that is a multiple of the pack's size. Fence before others read it.
     void stream(S* p) const {
 #if SWITCHYARD_DETAIL_AVX512
         if constexpr (sizeof(numbers) == 64) {
@@ -673,7 +673,7 @@ SWITCHYARD_HD pack<S, W> exp_nonpositive(pack<S, W> x) {
     return detail::exponential<detail::fused_steps>(x);
 }
 
-/// The same with every product rounded: the same bits on every target and at every width.
+/// The same with every product rounded: bitwise identical on every target and at every width.
 template <class S, int W>
 SWITCHYARD_HD pack<S, W> exp_nonpositive_rounded(pack<S, W> x) {
     return detail::exponential<detail::rounded_steps>(x);

@@ -5,7 +5,7 @@
 //   load_first_stored<P>(p, n)    the first n of them, then 0; nothing beyond is read
 //   store_stored(x, p)            and back
 //   store_first_stored(x, p, n)
-//   stream_stored(x, p)           past the cache, where p is a multiple of the stored pack's size
+//   stream_stored(x, p)           non-temporal; p is a multiple of the stored pack's size
 //
 // Numbers of the pack's own type move as they are. bfloat16 and half (scalar_traits' `format`) are converted together:
 // by integer instructions, half by the processor's own conversion where the target has it. Numbers of any other type

@@ -1,8 +1,8 @@
 // Scratch memory that a training loop pays for once.
 //
 // A workspace hands out arrays within a scope and takes them all back when the scope ends. Memory is kept: once a step
-// of the largest shape has run, later steps allocate nothing. One workspace serves one call at a time. A
-// workspace can be moved outside of every scope; what is moved from is as good as new.
+// of the largest shape has run, later steps allocate nothing. One workspace serves one call at a time. A workspace can
+// be moved outside of every scope; a moved-from workspace is like a new one.
 //
 //   workspace scratch;
 //   {

@@ -1,6 +1,6 @@
-// Moving rows on a device: the verbs of dispatch/rows.hpp. One thread an element on a GPU (neighbours in a row
-// are neighbours in memory), one a row on CPU systems. Sums over a token's choices in their order, without atomics.
-// How many rows were kept is read where the plan lies: threads beyond it do nothing.
+// Moving rows on a device: the verbs of dispatch/rows.hpp. One thread per element on a GPU (neighbours in a row are
+// neighbours in memory), one per row on CPU systems. Sums over a token's choices in their order, without atomics. How
+// many rows were kept is read where the plan lies: threads beyond it do nothing.
 #pragma once
 
 #include <switchyard/backend/device.hpp>

@@ -2,15 +2,15 @@
 // offsets[e + 1].
 //
 // x[T, D] -> rows[R, D] with R >= offsets[E]; rows that hold no kept choice are not touched (`zero_rest` zeroes them;
-// the allocating form does), so a buffer of plan.row_bound() rows always suffices and nothing need be read back. With
+// the allocating form does), so a buffer of plan.row_bound() rows always suffices and nothing has to be read back. With
 // `apply_gates` the expert's input is weighted: rows[r] = gate * x[token].
 //
 // Backward: d_x[t] = sum_c d_rows[row of (t, c)], choices in order, weighted with the gates if they were applied, and
 // then d_gates[t, c] = d_rows[row] . x[t]. No atomics: the plan's token-major inverse gives each sum a fixed order.
 // O(kept D). Nothing is allocated by the forms that write into given views; nothing synchronises.
 //
-// Outputs lie apart from inputs, from each other and from the plan's arrays: an output that shares memory with another
-// matrix of the call is an error, on every policy.
+// Outputs must not overlap inputs, each other or the plan's arrays: an output that shares memory with another matrix of
+// the call is an error, on every policy.
 #pragma once
 
 #include <switchyard/core/arguments.hpp>

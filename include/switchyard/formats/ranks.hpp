@@ -4,7 +4,7 @@
 //   write_counts(policy, plan, plan_counts::kept, tokens_per_expert);     // num_tokens_per_expert (plan/counts.hpp)
 //   write_ids(policy, plan, topk_idx);                                    // int64, -1 = none (formats/choices.hpp)
 //
-//   tokens_per_rank  [R] int32 or int64    tokens with a row on the rank; a token counts once a rank
+//   tokens_per_rank  [R] int32 or int64    tokens with a row on the rank; a token counts once per rank
 //   token_in_rank    [T, R] bool or uint8  which
 //
 // Rank r has experts r E / R .. (r + 1) E / R - 1, so R divides E; which experts a rank really has is a permutation of
@@ -44,7 +44,7 @@ struct mark_ranks {
     std::int64_t* count;  ///< [blocks, R]
 
     /// Dense marks of eights of ranks: eight bytes of a token are a number, and sums of 255 such numbers are eight
-    /// sums. `K` choices a token, or as many as there are: without a loop over them, tokens become a vector's lanes.
+    /// sums. `K` choices per token, or as many as there are: without a loop over them, tokens become a vector's lanes.
     template <int K>
     SWITCHYARD_HD void mark_eights(index_t first, index_t last, std::int64_t* counts) const {
         const std::int32_t* const expert = plan.expert;

@@ -61,8 +61,8 @@ struct write_expert_bits {
     plan_view<S, Space> plan;
     matrix_view<std::uint8_t, Space> bits;
 
-    /// Eight dense bytes a token are a number; `K` choices a token, or as many as there are. Without a loop over them,
-    /// tokens become a vector's lanes.
+    /// Eight dense bytes per token are a number; `K` choices per token, or as many as there are. Without a loop over
+    /// them, tokens become a vector's lanes.
     template <int K>
     SWITCHYARD_HD void write_words(index_t first, index_t last) const {
         const std::int32_t* const expert = plan.expert;

@@ -1,8 +1,8 @@
 // Capacity: how many rows an expert may take.
 //
-// C = rounding(k T factor / E), then at least `minimum`, then up to a multiple of `multiple`. Computed in double; a
-// value within 1e-9 (relative) of an integer is that integer, so that 100 x 1.1 / 5 is 22 under every rounding. T
-// counts all rows, padding included. C = 0 drops everything and C above T is legal.
+// C = rounding(k T factor / E), then at least `minimum`, then up to a multiple of `multiple`. Computed in double. A
+// value within 1e-9 (relative) of an integer becomes that integer, so that 100 x 1.1 / 5 is 22 under every rounding. T
+// counts all rows, padding included. C = 0 drops everything, and C above T is legal.
 //
 // Engines differ: Mesh TensorFlow floors with a minimum of 4, Flaxformer rounds half to even with a minimum of 4, V-MoE
 // takes the ceiling to a multiple of 4, Megatron the ceiling with the factor k. The defaults are the Switch paper's
@@ -30,7 +30,7 @@ enum class capacity_rounding {
 /// How a capacity is found. Without a factor and a number there is no limit.
 struct capacity_rule {
     std::optional<double> factor{};   ///< of the even share; finite and >= 0
-    std::optional<index_t> number{};  ///< rows an expert, as given; >= 0; excludes `factor`
+    std::optional<index_t> number{};  ///< rows per expert, as given; >= 0; excludes `factor`
     capacity_rounding rounding = capacity_rounding::floor;
     index_t minimum = 0;
     index_t multiple = 1;

@@ -1,4 +1,4 @@
-// A plan for choices that were made elsewhere: a router of a framework's, hash routing, a replayed step.
+// A plan for choices that were made elsewhere: by a framework's router, by hash routing, or in a replayed step.
 //
 //   plan_from_choices(policy, ids, gates, experts, {.capacity = {.factor = 1.25}}, plan, scratch);   // ids, gates [T,
 //   k] auto plan = plan_from_choices(policy, ids, experts);                                            // every gate 1
@@ -12,11 +12,11 @@
 // capacity. Dispatch, combine and their backward take the plan as any other. Backward of a router does not: it has no
 // losses, no statistics of rows, and its counted tokens are those whose first id has a row.
 //
-// A token that names an expert twice is an error, which device policies note in the plan's status for `check`. With
-// `may_repeat` it gets two rows, and nothing is looked at. Equal ids of different tokens are what routing is about.
+// A token that names an expert twice is an error, which device policies record in the plan's status for `check`. With
+// `may_repeat` it gets two rows, and nothing is checked.
 //
 // O(T k) time, and O(T k^2) to look for repeated ids, O(T k) beyond 32 on the CPU. Scratch from the workspace; after
-// the first step of a shape nothing is allocated, and nothing synchronises. ids and gates lie apart from the plan.
+// the first step of a shape nothing is allocated, and nothing synchronises. ids and gates must not overlap the plan.
 #pragma once
 
 #include <switchyard/backend/policy.hpp>
@@ -165,7 +165,7 @@ void check_choices(const Policy& policy, const plan_view<S>& plan, bool may_repe
     }
 }
 
-/// The status, on a device: a thread a token.
+/// The status, on a device: one thread per token.
 template <class Policy, class S, class Space, class Workspace>
 void check_choices(const Policy& policy, const plan_view<S, Space>& plan, bool may_repeat, Workspace& scratch) {
     const auto scope = scratch.open();

@@ -1,4 +1,4 @@
-// What a plan counts for each expert, in the format that somebody else reads: int32 or int64, into the caller's memory.
+// A plan's counts per expert in the formats of other consumers: int32 or int64, written into the caller's memory.
 //
 //   write_counts(policy, plan, plan_counts::ends, out);      // torch's grouped_mm: inclusive offsets without the 0
 //   write_counts(policy, plan, plan_counts::rows, out);      // jax.lax.ragged_dot: rows of each expert
@@ -7,7 +7,7 @@
 //   asked     E           choices of expert e before capacity                 load_before
 //   kept      E           those that have a row                               load_after
 //   rows      E           rows of expert e, the padding of its last block included
-//   offsets   E + 1       where its rows begin; the last number is how many rows there are
+//   offsets   E + 1       where its rows begin; the last number is the number of rows
 //   ends      E           where its rows end, padding included: DeepGEMM's psum as transformers builds it
 //   kept_ends E           where its rows end, padding left out: DeepGEMM's psum as DeepGEMM documents it
 //

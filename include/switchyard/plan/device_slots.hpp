@@ -1,11 +1,12 @@
 // Slots on a device: the verbs of plan/slots.hpp, with the same integers.
 //
-// Choices are lined up as they take slots (all first choices before any second; tokens by position or gate) and sorted
-// by expert, stably: an expert's choices then stand together in line, and a choice's slot is its place among them. No
-// atomics, so nothing depends on the order of threads. No token left behind takes one sort a round.
+// Choices are listed in the order in which they take slots (all first choices before any second; tokens by position or
+// gate) and sorted by expert, stably. An expert's choices are then adjacent, and a choice's slot is its place among
+// them. No atomics, so nothing depends on the order of threads. No token left behind takes one sort per round.
 //
-// O(T k) work a pass of the sort, O(E log(T k)) for the bounds. Scratch from the workspace; Thrust's sort and its scan
-// over E offsets take temporary memory from the execution policy (backend/thrust.hpp). Nothing is read on the host.
+// O(T k) work per pass of the sort, O(E log(T k)) for the bounds. Scratch from the workspace; Thrust's sort and its
+// scan over E offsets take temporary memory from the execution policy (backend/thrust.hpp). Nothing is read on the
+// host.
 #pragma once
 
 #include <switchyard/backend/device.hpp>

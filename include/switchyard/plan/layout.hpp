@@ -1,5 +1,5 @@
-// The rows of a plan that is made already: each expert's begin at a multiple of a block, or, with a block of 1, stand
-// one behind the other again; and an expert's rows stand in the order of their tokens.
+// Changes the rows of a finished plan: each expert's rows begin at a multiple of a block, or, with a block of 1, follow
+// each other without padding again; or an expert's rows are sorted by token.
 //
 //   lay_out(policy, plan, 16, scratch);       // offsets, order, row_bound; experts, slots, gates and loads stay
 //   write_block_experts(policy, plan, out);   // out[i] = the expert of rows 16 i .. 16 i + 15, -1 beyond all rows
@@ -9,9 +9,10 @@
 // `basic_plan::set_row_block` before routing gives the same plan, and saves a pass over the choices. Rows of an earlier
 // layout are not moved: dispatch follows.
 //
-// A plan's rows stand in the order in which slots were taken, all first choices before any second. Frameworks sort
-// flattened ids, which puts a token's second choice before the next token's first. Products do not care, but arrays
-// that are compared with theirs, or rows that they have moved, do. Which choices are kept, gates and counts stay.
+// A plan's rows are in the order in which slots were taken, all first choices before any second. Frameworks sort
+// flattened ids, which puts a token's second choice before the next token's first. Products do not depend on the order,
+// but comparing arrays with those of a framework, or using rows that it moved, does. Kept choices, gates and counts do
+// not change.
 #pragma once
 
 #include <switchyard/backend/policy.hpp>
@@ -84,9 +85,9 @@ void lay_out(const Policy& policy, Plan& plan, index_t row_block, Workspace& scr
     plan.made_by(origin);
 }
 
-/// Each expert's rows by rising token * k + choice: slots and order change, and nothing else does. As much work as
-/// giving out slots, O(T k), with the same scratch and, on Thrust, the same memory of its sorts. T k < 2^31. The rows
-/// of a plan in which this throws are undefined.
+/// Sorts each expert's rows by rising token * k + choice: slots and order change, and nothing else. As much work as
+/// assigning slots, O(T k), with the same scratch and, on Thrust, the same memory of its sorts. T k < 2^31. The rows of
+/// a plan in which this throws are undefined.
 template <class Policy, class Plan, class Workspace>
 void sort_rows_by_token(const Policy& policy, const Plan& plan, Workspace& scratch) {
     const auto& p = view_of_plan(plan);

@@ -2,8 +2,8 @@
 //
 // Choices take slots in order: all first choices before any second (Lepikhin et al. 2020), and within a choice by token
 // position, or by falling gate of the token's first choice with the lower token first (batch priority: Riquelme et al.
-// 2021, arXiv 2106.05974). slot = number of choices before it with the same expert; kept iff slot < capacity. Integers
-// throughout: the same on every backend, policy and thread count (by gate order: from equal gates).
+// 2021, arXiv 2106.05974). slot = number of earlier choices of the same expert; kept iff slot < capacity. All integer
+// arithmetic: the same on every backend, policy and thread count (by gate order: for equal gates).
 //
 // Input is the plan's `expert` with each choice encoded: e >= 0 asks for a slot; `forbidden_choice(e)` names expert e,
 // which the token must not use, and takes none; `padding_choice` is no choice at all. Output: slot, offsets, order,
@@ -91,7 +91,7 @@ struct choice_counts {
     index_t stride = 0;  ///< k * E
 };
 
-/// Blocks of tokens for work that keeps `columns` counters a block: at least 256 rows and columns / 4, so that the
+/// Blocks of tokens for work that keeps `columns` counters per block: at least 256 rows and columns / 4, so that the
 /// counters never outweigh the choices.
 constexpr index_t rows_per_block(index_t rows, index_t columns) {
     return std::max(rows_per_block(rows), (columns + 3) / 4);
@@ -212,7 +212,7 @@ void fill_order(const plan_view<S>& plan) {
     }
 }
 
-/// Few tokens (decoding): the loops as one would write them, without counters a block and a choice.
+/// Few tokens (decoding): the loops as one would write them, without counters per block and choice.
 template <class S>
 void place_few(const plan_view<S>& plan, balance_count balance, const std::int32_t* priority) {
     const index_t k = plan.choices;

@@ -1,4 +1,4 @@
-// How balanced a plan is, and how sure its router: what one looks at to see routing collapse, drop or drift.
+// How balanced a plan is, and how certain its router: numbers that show whether routing collapses, drops or drifts.
 //
 //   statistics(plan)                              what follows from its loads, and what it dropped
 //   statistics_of_loads(loads)                    the same of any loads: after capacity, summed over layers or ranks
@@ -14,18 +14,17 @@
 //   max_over_mean                    largest load / m, 1 .. E: the slowdown of a step that waits for its busiest expert
 //   max_violation                    max_over_mean - 1 (MaxVio of Wang et al. 2024, arXiv 2408.15664)
 //   entropy                          -sum q_e ln q_e, in nats: 0 (one expert has all) .. ln E (even)
-//   effective_experts                exp(entropy), 1 .. E: as many even experts have that entropy
+//   effective_experts                exp(entropy), 1 .. E: the number of even experts with that entropy
 //   dead_share                       experts without a choice / E
 //
 // Loads 3, 1, 0 and 4: m = 2, variation sqrt(10 / 4) / 2 = 0.791, of the sample sqrt(10 / 3) / 2 = 0.913, max_over_mean
 // 2, max_violation 1, entropy 0.974, effective experts 2.649, dead share 0.25; median 2, upper quartile 3.25.
 //
-// Choices that count are those that `load_before` counts: -1 and padding tokens ask for nothing, nor does an expert
-// that was forbidden to its token. Loads that are all 0, and plans of no tokens, have 0 in everything; empty plans are
-// refused.
+// Choices that count are those that `load_before` counts: ids of -1, padding tokens and experts that are forbidden to
+// their token do not. If all loads are 0, or there are no tokens, all statistics are 0. Empty plans are refused.
 //
-// Plans on the host: `copy_to_host` (plan/device_plan.hpp) first, which waits and allocates; nothing here does but
-// where it says so. Sums are in double and in a fixed order, whatever the number of threads.
+// Plans must be on the host: `copy_to_host` (plan/device_plan.hpp) first, which waits and allocates. Functions here
+// allocate only where they say so. Sums are in double and in a fixed order, whatever the number of threads.
 #pragma once
 
 #include <switchyard/backend/policy.hpp>
@@ -210,8 +209,7 @@ plan_statistics statistics(const Plan& plan) {
 }
 
 /// out[i] = the quantile `at[i]` (0 .. 1) of at least one load: of the sorted loads the number at place (E - 1) at[i],
-/// between two places on the line between them, which is NumPy's and PyTorch's default. O(E log E), with E numbers of
-/// scratch.
+/// interpolated linearly between two places, as NumPy and PyTorch do by default. O(E log E), with E numbers of scratch.
 template <class Loads>
 void load_quantiles(const Loads& loads, std::span<const double> at, std::span<double> out, workspace& scratch) {
     const auto numbers = detail::span_of_loads(loads);
@@ -245,8 +243,8 @@ double load_quantile(const Loads& loads, double at) {
 /// out[c] is of choice c of all tokens; k of them. O(T k), integers.
 ///
 /// A choice without a row counts as dropped if its expert dropped any. So the sums are those of `statistics`, unless a
-/// token with fewer than k allowed experts lists as forbidden one that is over its capacity: a plan does not tell these
-/// two from each other.
+/// token with fewer than k allowed experts lists a forbidden one that is over its capacity: a plan does not distinguish
+/// the two.
 template <class Policy, class Plan>
 void statistics_of_choices(const Policy& policy, const Plan& plan, std::span<choice_statistics> out) {
     static_assert(host_policy<Policy>, "switchyard: statistics are of plans on the host, by a CPU policy");

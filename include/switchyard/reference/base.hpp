@@ -25,7 +25,7 @@ struct base_router {
     std::optional<list<index_t>> assignment = std::nullopt;
 };
 
-/// The assignment as a table of one choice a token, padding rows -1; fails if it is no assignment of these scores.
+/// The assignment as a table of one choice per token, padding rows -1; fails if it is no assignment of these scores.
 inline integers assigned_experts(const list<index_t>& assignment, const matrix& scores, const mask_list& mask) {
     require(assignment.length() == scores.rows, "the assignment has ", assignment.length(), " entries for ",
             scores.rows, " tokens");

@@ -5,7 +5,7 @@
 // Who comes first:
 //   by position    tokens in their order                                            (Switch, arXiv 2101.03961)
 //   by gate        tokens by falling top gate, equal gates by rising index          (batch priority, arXiv 2106.05974)
-// With several choices a token, all first choices take slots before any second (choice-major; GShard, arXiv
+// With several choices per token, all first choices take slots before any second (choice-major; GShard, arXiv
 // 2006.16668).
 //
 // No-token-left-behind (Switch, appendix): in round i = 1 .. k_max the tokens that have no place yet try their i-th

@@ -1,7 +1,7 @@
 // The BASE router: balanced assignment in training, the best expert at inference.
 //
-//   training    maximise sum_t s[t, a(t)] with every expert receiving T / E tokens; where E does not divide T, floor or
-//               ceil of it, the optimum choosing which. No capacity, no auxiliary loss, no dropped token. The
+//   training    maximise sum_t s[t, a(t)] with every expert receiving T / E tokens; where E does not divide T, the
+//               optimum decides who gets floor or ceil of it. No capacity, no auxiliary loss, no dropped token. The
 //               assignment has no gradient.
 //   inference   a(t) = argmax s_t, ties to the lower expert, no balance, no drops.
 //   gate        sigmoid(s[t, a(t)]): the expert embeddings (centroids) learn through it alone.
@@ -16,9 +16,9 @@
 // device, too, with one wait, and `async_auction` with none (kernel_base.hpp). Time is the solver's, O(T E) at
 // inference.
 //
-// Warm start: with `prices`, a step begins with the experts' prices that the step before ended with. Scores drift
-// little between steps, so the solver has little left to do; what it finds is as good as from nothing, but among
-// equally good assignments it may be another one.
+// Warm start: with `prices`, a step begins with the experts' prices at the end of the step before. Scores change little
+// between steps, so the solver has little left to do. The result is as good as from a cold start, but among equally
+// good assignments it may be a different one.
 //
 //   expert_prices prices;                                   // one for each layer, kept as long as training goes on
 //   const base_router<> router{.prices = &prices};
@@ -100,7 +100,7 @@ inline bool begin_prices(expert_prices* prices, index_t experts) {
     return is_warm;
 }
 
-/// Solves for T / E tokens an expert, from the last step's prices where there are any.
+/// Solves for T / E tokens per expert, from the last step's prices where there are any.
 template <host_policy Policy, class Solver, class Storage>
 void solve_balanced(const Policy& policy, const base_router<Solver>& router, const matrix_view<const Storage>& scores,
                     const token_mask& mask, std::int32_t* expert_of_token, workspace& scratch) {
@@ -121,7 +121,7 @@ void assign_balanced(const Policy& policy, const base_router<Solver>& router, co
     solve_balanced(policy, router, scores, mask, plan.expert, scratch);
 }
 
-/// scores[T, E] -> plan, k = 1, without capacity. The plan's arrays lie apart from the scores.
+/// scores[T, E] -> plan, k = 1, without capacity. The plan's arrays must not overlap the scores.
 template <class Policy, class Solver, class Scores, class Plan, class Workspace>
 void route_scores(const Policy& policy, const base_router<Solver>& router, const Scores& scores, const run_mode& mode,
                   Plan& plan, Workspace& scratch) {
@@ -142,8 +142,8 @@ void route_scores(const Policy& policy, const base_router<Solver>& router, const
     route_by_rows(policy, router, 1, scores, mode, plan, scratch, choose);
 }
 
-/// Where scores can be read here and now: do they have the gates that the plan kept? Three tokens are looked at, and to
-/// a hundredth: a caller may have rounded the gates to a narrow type.
+/// Whether scores have the gates that the plan kept, if they can be read on the host. Compares three tokens, to a
+/// hundredth, because a caller may have rounded the gates to a narrow type.
 template <class Solver, class Source, class S>
 void require_scores_of_plan(const base_router<Solver>&, const Source& source, const plan_view<S>& plan, workspace&) {
     for (const index_t token : {index_t{0}, plan.tokens / 2, plan.tokens - 1}) {

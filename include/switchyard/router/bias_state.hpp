@@ -1,4 +1,4 @@
-// The selection bias of a router as an object: what a layer keeps of it from step to step.
+// The selection bias of a router as an object that a layer keeps from step to step.
 //
 //   bias_state bias(policy, E, {.rule = bias_rule::centred_sign, .rate = 1e-3f});   E zeros in the policy's memory
 //   router.selection_bias = bias.numbers();                 the router sees each update
@@ -13,17 +13,17 @@
 //   bias.update(policy, scores, k, scratch);                quantile: one batch of scores[T, E]
 //   bias.update_by_quantiles(policy, q);                    by those of `balancing_quantiles`, averaged by the caller
 //
-// The bias is float32 whatever the type of the scores is: a rate of 1e-3 is lost in 16 bits. Saved and loaded, it is
-// the plain array that `view()` shows, [1, E]: on the host it is read and written, on a device copied by `copy_to_host`
-// and `copy_to_device`. There is nothing else to keep.
+// The bias is float32 whatever the type of the scores is: a rate of 1e-3 is lost in 16 bits. To save and load it, use
+// the plain array [1, E] that `view()` shows. It is read and written on the host, and copied by `copy_to_host` and
+// `copy_to_device` on a device. There is no other state.
 //
-// Which loads of a plan count is the caller's choice, `loads`: `plan_counts::asked`, before capacity, which is what a
-// router wants of its experts; or `plan_counts::kept`, after it, as in Megatron-Core. Beware of the latter where
-// capacity fills every expert: loads that are cut to equal ones move nothing. Experts without rows (identity and zero
-// experts, the last `rowless`) have a bias that the router reads and no update moves; no load counts them.
+// `loads` says which loads of a plan count: `plan_counts::asked`, before capacity, which is what a router chose; or
+// `plan_counts::kept`, after it, as in Megatron-Core. The latter changes nothing where capacity fills every expert and
+// so makes all loads equal. Experts without rows (identity and zero experts, the last `rowless`) have a bias that the
+// router reads and no update changes; no load counts them.
 //
-// Nothing is allocated after the constructor, beside the scratch of quantiles, and nothing waits. Movable, not
-// copyable; the numbers stay where they are when the object moves.
+// Nothing is allocated after the constructor, except scratch for quantiles, and nothing waits. Movable, not copyable;
+// the numbers stay at their address when the object moves.
 #pragma once
 
 #include <switchyard/backend/policy.hpp>
@@ -126,7 +126,7 @@ class bias_state {
         update_bias_by_quantiles(policy, q.data(), experts(), settings_.ema, numbers_.data());
     }
 
-    /// By those of one batch: scores[T, E] as they were routed, k choices a token.
+    /// By those of one batch: scores[T, E] as they were routed, k choices per token.
     template <class Policy, class Scores, class Workspace>
     void update(const Policy& policy, const Scores& scores, index_t k, Workspace& scratch) {
         require_quantile_rule();

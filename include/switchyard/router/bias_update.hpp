@@ -2,10 +2,10 @@
 //
 //   d_e = rate sign(mean load - load_e), sign(0) = 0        bias_e += d_e, or d_e - mean d
 //
-// `load_e` counts choices before capacity, from the plan of the step, whatever its gates; or an array of the caller's,
-// summed over ranks or micro-batches. Centred steps keep the biases' sum (torchtitan); plain ones are DeepSeek-V3's
-// and Megatron's. O(E), no allocation; on a device one launch of one thread, without a wait.
-// `bias_state` (router/bias_state.hpp) owns the biases and knows their rule.
+// `load_e` counts choices before capacity: those of the step's plan, whatever its gates, or an array of the caller,
+// summed over ranks or micro-batches. Centred steps keep the biases' sum (torchtitan); plain ones are DeepSeek-V3's and
+// Megatron's. O(E), no allocation; on a device one launch of one thread, without a wait.
+// `bias_state` (router/bias_state.hpp) owns the biases and applies their rule.
 // Wang et al. 2024, "Auxiliary-Loss-Free Load Balancing Strategy for Mixture-of-Experts", arXiv 2408.15664, rate 1e-3.
 #pragma once
 
@@ -21,7 +21,7 @@ namespace switchyard {
 
 enum class bias_rule {
     sign,
-    centred_sign,  ///< less the mean of the step
+    centred_sign,  ///< minus the mean of the step
     quantile,      ///< by scores instead of loads: router/quantile_bias.hpp
 };
 
@@ -58,7 +58,7 @@ struct move_biases {
 
 }  // namespace detail
 
-/// bias[E] in the policy's memory, moved by load[E].
+/// Updates bias[E], in the policy's memory, by load[E].
 template <class Policy>
 void update_bias(const Policy& policy, const std::int64_t* load, index_t experts, float rate, float* bias,
                  bias_rule rule = bias_rule::sign) {

@@ -1,4 +1,4 @@
-// Finished gates: what few routers do to the gates that a row pass leaves, token by token, before slots are given out.
+// Finished gates: what a few routers do to the gates of a row pass, token by token, before slots are assigned.
 //
 //   g_c = u_c                                                    no power
 //   g_c = scale u_c / D,  D = (sum_j u_j^p)^(1/p)                the p-norm of a token's k gates (DBRX, OLMo-core)
@@ -10,7 +10,7 @@
 //   d u_c = scale / D (h_c - (u_c / D)^(p - 1) m),   m = sum_j h_j u_j / D;     without a power: d u_c = h_c
 //
 // Powers other than 1 and 2 are those of the machine's own `pow`, and may differ in the last bits between CPUs and
-// GPUs. It is a pass of its own over k numbers a token: routers without it do not pay for it.
+// GPUs. It is a separate pass over k numbers per token: routers without it do not pay for it.
 #pragma once
 
 #include <switchyard/backend/policy.hpp>

@@ -1,5 +1,5 @@
-// Choices made elsewhere, weighed here: of an earlier step or another engine (replay), of a table of token ids (hash
-// layers), of chance, in turn. Gates, losses and gradients are those of the scores now.
+// Choices made elsewhere, weighed here: by an earlier step or another engine (replay), by a table of token ids (hash
+// layers), at random, or in turn. Gates, losses and gradients come from the current scores.
 //
 //   recipe_router<> router{.k = 8, .normalize = gate_sum::add, .choices = as_view(ids)};   // ids[T, k], int32
 //
@@ -7,15 +7,16 @@
 //   round_robin_choices(policy, experts, 0, ids);                     token t: experts t k, t k + 1, ... modulo E
 //   table_choices(policy, table[V, k], tokens[T], ids);               ids of token t: the table's row tokens[t]
 //
-// Everything else of the recipe holds (router/recipe.hpp). Choices stand in the order of the ids; selection bias and
-// groups, which only choose, are passed over. An id outside 0 .. E - 1, such as -1, is no choice: expert -1, slot -1,
-// gate 0, no part of a sum or a norm. Such ids stand behind a token's others: a token whose first id is none is
-// padding, whatever follows. A choice that is forbidden to its token (a score of -infinity) has no slot and gate 0. An
-// expert that a token names twice has two rows; nobody looks for that. The router keeps the address of the ids, which
-// lie in the policy's memory. By kernels rows are read by the generic device code, one thread a token.
+// Everything else of the recipe applies (router/recipe.hpp). Choices are in the order of the ids. Selection bias and
+// groups, which only choose, are ignored. An id outside 0 .. E - 1, such as -1, is no choice: it gets expert -1, slot
+// -1 and gate 0, and takes no part in a sum or a norm. Such ids come after a token's other ids: a token whose first id
+// is none is padding, whatever follows. A choice that is forbidden to its token (a score of -infinity) has no slot and
+// gate 0. An expert that a token names twice has two rows; this is not checked. The router keeps the address of the
+// ids, which are in the policy's memory. On kernel policies the generic device code reads the rows, one thread per
+// token.
 //
-// The choices are constants for backward, as in every router. In reinforcement learning the trainer replays what the
-// inference engine chose, so that both have one policy. Hash layers: Roller et al. 2021, arXiv 2106.04426.
+// The choices are constants for backward, as in every router. In reinforcement learning the trainer replays the choices
+// of the inference engine, so that both have the same policy. Hash layers: Roller et al. 2021, arXiv 2106.04426.
 #pragma once
 
 #include <switchyard/backend/policy.hpp>

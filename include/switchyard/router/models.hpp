@@ -4,8 +4,8 @@
 //   const auto router = router_of(models::deepseek_v3{.n_group = 8, .topk_group = 4}, {bias.data(), 256});
 //   route(par, router, x, w, plan, workspace);
 //
-// Each is a recipe_router (router/recipe.hpp) with that model's settings, nothing else: capacity, noise and losses are
-// the caller's to set on it. The second argument is the model's bias, where it has one: the checkpoint's
+// Each is a recipe_router (router/recipe.hpp) with that model's settings and nothing else: the caller sets capacity,
+// noise and losses on it. The second argument is the model's bias, where it has one: the checkpoint's
 // e_score_correction_bias or expert_bias, [E] floats, or for gpt-oss the bias of the router's linear layer. The router
 // keeps its address. For a device: an expert_numbers<cuda_space>, or router_of<cuda_space>(models::mixtral{}).
 //

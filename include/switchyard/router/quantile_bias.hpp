@@ -2,11 +2,11 @@
 //
 //   alpha_t = (k + 1)-th largest of s_te + bias_e over the experts       what an expert must beat at token t
 //   q_e     = (T k / E + 1)-th largest of s_te - alpha_t over the tokens
-//   bias_e <- ema bias_e - (1 - ema) q_e, less the mean of all
+//   bias_e <- ema bias_e - (1 - ema) q_e, minus the mean of all
 //
 // s[T, E] is what the bias is added to: the scores themselves for a router whose `key` is `key_source::score`, the
 // values of the score function otherwise. A step is one of coordinate descent on the dual of balanced assignment. Where
-// it no longer moves, loads are even but for the tokens whose k-th and (k + 1)-th keys have become equal: a vertex of
+// it no longer moves, loads are even except for tokens whose k-th and (k + 1)-th keys have become equal: a vertex of
 // the dual has E - 1 of them.
 //
 //   balancing_quantiles(policy, scores, k, bias, q, scratch);  // q[E] of a micro-batch, by the bias that routed it
@@ -14,12 +14,12 @@
 //   update_bias_by_quantiles(policy, q, E, ema, bias);
 //
 // Scores [4, 2], k = 1, bias 0: (3, 0), (2, 0), (1, 0), (0, 1) choose expert 0 three times. alpha = 0 0 0 0; T k / E =
-// 2, so q is the third largest of 3 2 1 0 and of 0 0 0 1: (1, 0). The bias becomes (-1, 0) less its mean, (-0.5, 0.5):
-// token 2 is now such a tie, which the lower expert has.
+// 2, so q is the third largest of 3 2 1 0 and of 0 0 0 1: (1, 0). The bias becomes (-1, 0) minus its mean, (-0.5, 0.5):
+// token 2 is now such a tie, which goes to the lower expert.
 //
-// Exact, by selection and not by bins: the same bits on any number of threads and on every device. Scores are finite
-// (no expert is forbidden, no token is padding) and T k is a multiple of E; a device, which cannot tell, moves nothing
-// by scores that are not. On CPUs O(T E), with T + 16 T + 512 E numbers of scratch at most; on devices
+// Exact, by selection and not by bins: bitwise identical on any number of threads and on every device. Scores must be
+// finite (no forbidden experts, no padding) and T k a multiple of E. A device cannot report scores that are not finite,
+// and changes nothing then. On CPUs O(T E), with T + 16 T + 512 E numbers of scratch at most; on devices
 // router/device_quantile.hpp. Nothing waits.
 // Megatron-Core's `quantile_balancing` has these equations, with beta = -bias.
 #pragma once

@@ -1,5 +1,5 @@
 // Routing from tokens, forward and backward, and the allocating forms. Written once for every router: a router provides
-// route_scores and route_scores_backward (see router/switch.hpp), and this header the rest.
+// route_scores and route_scores_backward (see router/switch.hpp), and this header provides the rest.
 //
 //   auto plan = route(par, router, x, w, training{.seed = 7, .step = n});         // x[T, D], w[D, E]
 //   auto plan = route_scores(par, router, scores, inference{});                    // scores[T, E]
@@ -97,7 +97,7 @@ using plan_for = basic_plan<compute_t<Storage>, typename Policy::memory>;
 
 namespace detail {
 
-/// x[T, D] and w[D, E] fit together, and what is made of them can be counted.
+/// Checks that x[T, D] and w[D, E] match, and that the sizes of the results can be counted.
 template <class X, class W>
 void require_tokens_and_weights(const X& tokens, const W& weights) {
     require_projection(tokens, weights);
@@ -138,8 +138,8 @@ auto take_scores(index_t tokens, index_t experts, Workspace& scratch) {
 
 }  // namespace detail
 
-/// x[T, D], w[D, E] -> plan, whose scores() keep the projection for backward: x and w lie apart from them. A plan
-/// without scores() is made all the same, and backward projects again.
+/// x[T, D], w[D, E] -> plan, whose scores() keep the projection for backward: x and w must not overlap them. A plan
+/// without scores() is also accepted, and backward then projects again.
 template <class Policy, class Router, class X, class W, class Plan, class Workspace>
 void route(const Policy& policy, const Router& router, const X& x, const W& w, run_mode mode, Plan& plan,
            Workspace& scratch) {
@@ -167,7 +167,7 @@ void route(const Policy& policy, const Router& router, const X& x, const W& w, r
 
 /// d_gates[T, k] and the losses -> d_x[T, D], d_w[D, E]. `plan` was made by `route` in training from the same x and w:
 /// shapes and settings are compared, the numbers themselves are not. d_x may be x, the same view of the same numbers.
-/// Otherwise d_x and d_w lie apart from x, w, d_gates, the plan's scores and each other.
+/// Otherwise d_x and d_w must not overlap x, w, d_gates, the plan's scores or each other.
 template <class Policy, class Router, class Plan, class X, class W, class Gates, class DX, class DW, class Workspace>
 void route_backward(const Policy& policy, const Router& router, const Plan& plan, const X& x, const W& w,
                     const Gates& d_gates, DX&& d_x, DW&& d_w, Workspace& scratch,

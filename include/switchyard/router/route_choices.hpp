@@ -1,17 +1,17 @@
-// Choices alone: ids and gates, without slots, rows and counts, for those who order tokens themselves.
+// Choices alone: ids and gates, without slots, rows and counts, for consumers that order tokens themselves.
 //
 //   route_choices(policy, router, scores[T, E], inference{}, ids[T, k], gates[T, k], scratch);
 //   auto [ids, gates] = route_choices(policy, router, scores);
 //
 // ids are int32, best choice first, and gates their weights, as a plan has them: -1 in all choices of a padding token,
 // gate 0 for it and for an expert that is forbidden to its token. That is what ggml's mul_mat_id and the fused layers
-// of other engines take. Any router does, a user's own too. There are no slots, so nothing can be dropped: a router
-// whose settings limit experts is refused, and so is training, whose losses and backward need what a plan has.
+// of other engines take. Any router works, including a user's own. There are no slots, so nothing can be dropped: a
+// router whose settings limit experts is refused, and so is training, whose losses and backward need a plan.
 //
-// On the CPU no choice is counted and none is placed. By kernels there are three launches, as for a plan, of which the
-// last reads ids alone. Bad scores are errors on the CPU; where work is asynchronous they are a status in `totals`, if
-// the caller gives any: copied to the host, `raise_status` (plan/device_plan.hpp) throws what it says. Other totals are
-// not those of a plan.
+// On the CPU choices are neither counted nor placed. By kernels there are three launches, as for a plan, of which the
+// last reads ids alone. Bad scores are errors on the CPU. Where work is asynchronous they become a status in `totals`,
+// if the caller passes any: copied to the host, `raise_status` (plan/device_plan.hpp) throws what it says. The other
+// totals are not those of a plan.
 #pragma once
 
 #include <switchyard/backend/policy.hpp>

@@ -32,8 +32,8 @@ namespace switchyard {
 /// A training step: noise as the router's settings say, losses, and a plan that backward can use.
 struct training {
     std::uint64_t seed = 0;
-    /// A number of the layer's own: layers with the same stream share noise. A router that has noise refuses a step
-    /// without one.
+    /// Identifies the layer: layers with the same stream share noise. A router that has noise refuses a step without
+    /// one.
     std::optional<std::uint32_t> stream{};
     std::uint32_t step = 0;
     token_mask mask{};  ///< [T], 0 marks padding
@@ -64,11 +64,11 @@ struct run_mode {
     SWITCHYARD_ALWAYS_INLINE constexpr run_mode(const inference& i) : mask(i.mask) {}
 };
 
-/// What is done about NaN and +infinity in scores. -infinity is never bad: it forbids an expert to a token.
+/// What happens to NaN and +infinity in scores. -infinity is never bad: it forbids an expert for a token.
 enum class bad_scores {
-    error,       ///< a sentence naming the first (token, expert); where work is asynchronous, a status in the plan
+    error,       ///< an error that names the first (token, expert); where work is asynchronous, a status in the plan
     forbid_nan,  ///< NaN counts as -infinity; +infinity is still an error
-    unchecked,   ///< nothing is promised but that experts are in range
+    unchecked,   ///< nothing is promised except that experts are in range
 };
 
 /// Settings of backward.
@@ -214,7 +214,7 @@ score_rows<Storage, Space> score_rows_of(const matrix_view<const Storage, Space>
     return {.scores = scores, .logit_jitter = logit_jitter, .noise = noise};
 }
 
-/// The memory and the scalars of a call fit together, or a sentence says why not.
+/// Fails, with a message, unless the memory and the scalars of a call match.
 template <class Policy, class Scores, class Plan>
 constexpr void require_memory() {
     using space = typename Policy::memory::space;
@@ -249,7 +249,7 @@ void require_scores(const View& scores, const token_mask& mask) {
     require_mask<Policy>(mask, scores.rows);
 }
 
-/// A setting and its name, for sentences.
+/// A setting and its name, for error messages.
 template <class T>
 struct named_setting {
     const char* name;

@@ -1,5 +1,5 @@
-// Sinkhorn: a number per expert that, added to the scores, evens out how probable experts are. S-BASE's softly balanced
-// choice is the k best of score + bias: with the recipe, backward and kernels included.
+// Sinkhorn: a number per expert that, added to the scores, makes all experts equally probable. S-BASE's softly balanced
+// choice is the k best of score + bias. The recipe takes it as a selection bias, with backward and kernels.
 //
 //   std::vector<float> bias(E);
 //   const auto [rounds, residual] = sinkhorn_bias(policy, scores, {.temperature = 1}, {}, bias.data(), scratch);
@@ -13,13 +13,14 @@
 //
 //   g_e += log(T / (E C_e)),   C_e = sum_t pi_te       until  residual = max_e |E C_e / T - 1| <= tolerance
 //
-// All in the log domain, so that no temperature overflows. The sums are those of the load-balancing loss, in the same
-// fixed order: the bits are the same for any number of threads. Rounds stop at `rounds`, which is no error: `residual`,
-// of the last sums taken, says how even they were. Padding, and tokens with every expert forbidden, have no mass; an
-// expert that has none keeps its number. The bias has the mean 0 over the experts that have mass.
+// Everything is in the log domain, so that no temperature overflows. The sums are those of the load-balancing loss, in
+// the same fixed order, so results are bitwise identical for any number of threads. Stopping at `rounds` is not an
+// error: `residual`, of the last sums, says how even they were. Padding, and tokens with every expert forbidden, have
+// no mass. An expert without mass keeps its number. The bias has the mean 0 over the experts that have mass.
 //
-// Loads follow the probabilities only softly: capacity still drops. Gates come from the scores without the bias:
-// sigmoid for k = 1 and softmax otherwise are usual. At inference, choose without the bias: S-BASE is greedy there.
+// Probabilities are balanced, and loads only follow them: capacity still drops choices. Gates come from the scores
+// without the bias: sigmoid for k = 1 and softmax otherwise are usual. At inference, choose without the bias: S-BASE is
+// greedy there.
 //
 // Clark et al. 2022, arXiv 2202.01169. A round reads every score once, O(T E), by the row pass of the
 // routers. Scratch from the workspace; nothing is allocated after the first call of a shape. CPU policies.

@@ -12,7 +12,7 @@
 //   select.template takes_tiles<W>()             whether it pays for these sizes
 //   select.needs_row_sum()                       false if a row's sum of exponentials is not read
 //   select.template choose_tile<W>(rows, scratch)    what `choose` does to each row, bit for bit
-// Backends run it over rows: `run_softmax_pass` below on CPU threads; router/device_routing.hpp, one thread a row.
+// Backends run it over rows: `run_softmax_pass` below on CPU threads; router/device_routing.hpp, one thread per row.
 #pragma once
 
 #include <switchyard/backend/policy.hpp>
@@ -478,7 +478,7 @@ struct select_list {
         rule.weigh(choices_of_row<S, W>{weight, nullptr, k}, pack<S, W>::all(maximum), pack<S, W>::all(sum));
     }
 
-    /// Tiles of W rows, one a lane.
+    /// Tiles of W rows, one per lane.
     template <int W>
     bool takes_tiles() const {
         return tile_pays<W>(experts, k);

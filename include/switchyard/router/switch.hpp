@@ -1,21 +1,21 @@
 // The Switch router: each token goes to its best expert, weighted by that expert's probability.
 //
-//   s = scores[T, E], p = softmax(s), expert = argmax s, gate = p[expert] (not renormalised: that would be 1 and have
-//   no gradient). Slots in order of position or gate, up to capacity; a dropped token's output is 0, so the residual
+//   s = scores[T, E], p = softmax(s), expert = argmax s, gate = p[expert] (not renormalised: it would be 1 and have no
+//   gradient). Slots in order of position or gate, up to capacity; a dropped token's output is 0, so the residual
 //   carries it. losses: load balancing (balance/load_balancing_loss.hpp) and z-loss (balance/z_loss.hpp), weights
 //   included.
 //
-// At inference nothing is dropped by default: a factor gives a few tokens among many experts a capacity of 0, and
-// decoding would lose them all. Without a capacity a token with every expert forbidden is an error; with one it is
-// dropped. In training the minimum of 1 serves small batches.
+// At inference nothing is dropped by default: with a factor, a few tokens among many experts get a capacity of 0, and
+// decoding would lose them all. Without a capacity, a token with every expert forbidden is an error; with a capacity it
+// is dropped. In training the minimum of 1 serves small batches.
 //
 // Exploration, in training only: input jitter or input dropout on the router's copy of the tokens (never on what
 // experts receive), sampling (expert = argmax(s + temperature * Gumbel), gate unperturbed), or, for callers that have
-// only scores, logit jitter. All are off unless asked for; the paper trains with input_jitter = 1e-2.
+// only scores, logit jitter. All are off by default; the paper trains with input_jitter = 1e-2.
 //
 // Backward, d_gates[T, 1] and the losses -> d_scores[T, E], is `route_scores_backward` of router/softmax_routing.hpp.
-// O(T E) time. CPU policies throw `error` on bad scores and settings; after the first step of a shape nothing is
-// allocated, and nothing synchronises. Ties: the lower expert.
+// O(T E) time. CPU policies throw `error` on bad scores and settings. After the first step of a shape nothing is
+// allocated, and nothing synchronises. Ties go to the lower expert.
 // Fedus, Zoph, Shazeer 2021, "Switch Transformers", arXiv 2101.03961.
 #pragma once
 
@@ -60,7 +60,7 @@ constexpr std::uint64_t fingerprint_of(const switch_router& r) {
                        r.z_weight, r.no_token_left_behind);
 }
 
-/// Fails with a sentence where a setting is out of range.
+/// Fails, with a message, where a setting is out of range.
 inline void require_settings(const switch_router& r, index_t experts, const run_mode& mode) {
     require_noise(r, mode, {"sample_temperature", r.sample_temperature});
     require_weights({{"balance_weight", r.balance_weight}, {"z_weight", r.z_weight}});
@@ -81,7 +81,7 @@ inline softmax_settings softmax_settings_of(const switch_router& r, index_t capa
             .rounds = r.no_token_left_behind};
 }
 
-/// scores[T, E] -> plan, k = 1. The plan's arrays lie apart from the scores.
+/// scores[T, E] -> plan, k = 1. The plan's arrays must not overlap the scores.
 template <class Policy, class Scores, class Plan, class Workspace>
 void route_scores(const Policy& policy, const switch_router& router, const Scores& scores, const run_mode& mode,
                   Plan& plan, Workspace& scratch) {

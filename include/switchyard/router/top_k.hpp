@@ -8,12 +8,12 @@
 // uses the full softmax and counts first choices, or all k divided by k. Renormalised gates are not renormalised again
 // over what capacity keeps.
 //
-// k = 1 with normalised gates gives every gate the value 1 and the router no gradient: an error in training.
+// k = 1 with normalised gates makes every gate 1 and gives the router no gradient: an error in training.
 // Backward, d_gates[T, k] and the losses -> d_scores[T, E], is `route_scores_backward` of router/softmax_routing.hpp.
-// O(T (E + k)) time. Ties: the lower expert. CPU policies throw `error`; nothing is allocated after the first step of a
-// shape, nothing synchronises.
+// O(T (E + k)) time. Ties go to the lower expert. CPU policies throw `error`. Nothing is allocated after the first step
+// of a shape, and nothing synchronises.
 // Shazeer et al. 2017, arXiv 1701.06538; Jiang et al. 2024, "Mixtral of Experts", arXiv 2401.04088 (softmax after);
-// Qwen and DeepSeek-V2 weigh before, Megatron-Core names both.
+// Qwen and DeepSeek-V2 take the softmax before; Megatron-Core has both.
 #pragma once
 
 #include <switchyard/core/config.hpp>
@@ -31,7 +31,7 @@
 
 namespace switchyard {
 
-/// Where the softmax stands.
+/// Which scores the softmax runs over.
 enum class softmax_order {
     before,  ///< over all experts, then the k largest
     after,   ///< over the k largest scores
@@ -68,7 +68,7 @@ constexpr std::uint64_t fingerprint_of(const top_k_router& r) {
                        static_cast<int>(r.balance), r.z_weight);
 }
 
-/// Fails with a sentence where a setting is out of range.
+/// Fails, with a message, where a setting is out of range.
 inline void require_settings(const top_k_router& r, index_t experts, const run_mode& mode) {
     require(r.k >= 1 && r.k <= experts, "k = ", r.k, " must lie in 1..E = ", experts);
     require_noise(r, mode);
@@ -87,7 +87,7 @@ inline softmax_settings softmax_settings_of(const top_k_router& r, index_t capac
             .gates = {.sum = normalizes(r) ? gate_sum::add : gate_sum::none}};
 }
 
-/// scores[T, E] -> plan with k choices. The plan's arrays lie apart from the scores.
+/// scores[T, E] -> plan with k choices. The plan's arrays must not overlap the scores.
 template <class Policy, class Scores, class Plan, class Workspace>
 void route_scores(const Policy& policy, const top_k_router& router, const Scores& scores, const run_mode& mode,
                   Plan& plan, Workspace& scratch) {

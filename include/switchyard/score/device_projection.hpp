@@ -1,7 +1,7 @@
 // Projection on a device: scores = noise(x) W and its backward, the verbs of score/projection.hpp.
 //
-// One thread an element of the result, each sum in a fixed order. It is there so that routing from tokens runs wherever
-// Thrust does; on a GPU an engine's own matrix product is many times faster: make the scores with it and call
+// One thread per element of the result, each sum in a fixed order. It is there so that routing from tokens runs
+// wherever Thrust does; on a GPU an engine's own matrix product is many times faster: make the scores with it and call
 // route_scores. O(T D E). Scratch from the workspace; nothing is read on the host.
 #pragma once
 

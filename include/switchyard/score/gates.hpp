@@ -12,7 +12,7 @@
 //
 // and for softmax, whose values depend on all scores, - p_e sum_c d s_c for every expert e besides.
 //
-// The two programs are written over `choices`, a row's k numbers wherever they lie: side by side in memory
+// The two programs are written over `choices`, a row's k numbers wherever they are: adjacent in memory
 // (choices_of_row), a pack for each choice of W rows (choices_of_tile), or one in each of a kernel's threads.
 // Choices::number is what they are read as; map(f) replaces each score by f(score, gradient) and returns the sum of
 // what this thread replaced, sum_of(f) sums f(score, gradient) and sum() what stands in the scores' place, all in a
@@ -40,7 +40,7 @@ enum class gate_sum {
     norm,   ///< a p-norm of the chosen values: not here, but when the gates are finished (router/finished_gates.hpp)
 };
 
-/// The settings of gates, as routers' settings come down to them.
+/// The settings of gates, which routers' settings are translated to.
 struct gate_settings {
     score_function function = score_function::softmax;
     gate_sum sum = gate_sum::none;
@@ -59,8 +59,8 @@ struct gate_settings {
 
 inline namespace SWITCHYARD_TARGET {
 
-/// One row's choices side by side in memory, in packs of W. What is summed is settled before: the bits do not depend on
-/// what a compiler inlines.
+/// One row's choices adjacent in memory, in packs of W. Products are rounded before they are summed: results do not
+/// depend on what a compiler inlines.
 template <class S, int W>
 struct choices_of_row {
     using number = pack<S, W>;

@@ -1,11 +1,11 @@
-// Groups of experts: a token chooses among the experts of its best groups alone.
+// Groups of experts: a token chooses only among the experts of its best groups.
 //
 //   experts e of group g: g E / G .. (g + 1) E / G     G groups of neighbours, G divides E
 //   score of a group = the sum of its `summed` best keys, in falling order; 1: its highest key (DeepSeek-V2), 2:
-//   DeepSeek-V3's. Experts that are forbidden are not counted; a group of them alone comes last.
+//   DeepSeek-V3's. Forbidden experts do not count; a group with only forbidden experts comes last.
 //   the `kept` best groups, equal ones by the lower group; the keys of the others become -infinity, or 0
 //
-// Devices hold groups of experts, so that a token is sent to few of them. DeepSeek-AI 2024, "DeepSeek-V3 Technical
+// Each device holds a group of experts, so a token is sent to few devices. DeepSeek-AI 2024, "DeepSeek-V3 Technical
 // Report", arXiv 2412.19437. With keys of 0 instead of -infinity (`group_mask::zero`, as DeepSeek-V2's and other code
 // has it) an expert whose own biased key is negative loses to experts outside its token's groups.
 #pragma once
@@ -46,7 +46,7 @@ struct expert_groups {
 
 inline namespace SWITCHYARD_TARGET {
 
-/// Fails with a sentence where groups and experts do not fit together.
+/// Fails, with a message, where groups and experts do not match.
 inline void require_groups(const expert_groups& groups, index_t experts, index_t k) {
     require(groups.count >= 1 && groups.count <= expert_groups::most && experts % groups.count == 0,
             "groups.count = ", groups.count, " must lie in 1..", expert_groups::most, " and divide E = ", experts);
@@ -152,7 +152,7 @@ SWITCHYARD_HD void mask_keys(const expert_groups& groups, S* key, index_t size) 
     }
 }
 
-/// The groups that each of W rows keeps, as bits. `scores` has room for W numbers a group.
+/// The groups that each of W rows keeps, as bits. `scores` has room for W numbers per group.
 template <int W, class S>
 SWITCHYARD_HD void find_groups(const expert_groups& groups, index_t size, S* const (&row)[W], S* scores,
                                std::uint64_t (&kept)[W]) {
@@ -188,7 +188,7 @@ SWITCHYARD_HD void find_groups(const expert_groups& groups, index_t size, S* con
 
 }  // namespace detail
 
-/// Masks the keys [E] of W rows outside each row's kept groups. `scores` has room for W numbers a group.
+/// Masks the keys [E] of W rows outside each row's kept groups. `scores` has room for W numbers per group.
 template <int W, class S>
 SWITCHYARD_HD void keep_groups(const expert_groups& groups, index_t experts, S* const (&row)[W], S* scores) {
     const index_t size = experts / groups.count;
@@ -203,9 +203,9 @@ SWITCHYARD_HD void keep_groups(const expert_groups& groups, index_t experts, S* 
     }
 }
 
-/// Moves the keys of each row's kept groups together, in order: what is left is kept * E / count columns, and
-/// -infinity up to the next multiple of W. A column then was shift[r][column / size] further right. `scores` has room
-/// for W numbers a group.
+/// Moves the keys of each row's kept groups together, in order: what is left is kept * E / count columns, and -infinity
+/// up to the next multiple of W. A column then was shift[r][column / size] further right. `scores` has room for W
+/// numbers per group.
 template <int W, class S>
 void gather_groups(const expert_groups& groups, index_t experts, S* const (&row)[W], S* scores,
                    std::int32_t (&shift)[W][expert_groups::most]) {

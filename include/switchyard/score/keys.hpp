@@ -4,11 +4,11 @@
 //   biased_keys   value or score of an expert + bias[e], within a token's best groups of experts (score/groups.hpp)
 //
 // A bias steers the choice and nothing else: gates come from the values without it. A score of -infinity forbids its
-// expert before any bias. Keys are computed in the compute type. Those of sigmoid and sqrt-softplus have the same bits
-// on every target; a softmax's hold a sum over the row, and may differ in the last bit between CPUs, generic devices
-// and kernels, so that keys nearer to each other than that may change places there.
+// expert before any bias. Keys are computed in the compute type. Those of sigmoid and sqrt-softplus are bitwise
+// identical on every target. A softmax's keys contain a sum over the row and may differ in the last bit between CPUs,
+// generic devices and kernels, so keys that are closer than that may change places.
 //
-// Keys of one's own are a type with
+// Your own keys are a type with
 //
 //   template <int W>                                         the keys of the W experts from `first` on, from their
 //   pack<S, W> operator()(index_t token, index_t first,      scores; experts at E and beyond have -infinity, and what
@@ -16,7 +16,7 @@
 //   bool needs_row_sum() const                               whether row_sum is read
 //
 // and may have a member `expert_groups groups`. Keys that are NaN or -infinity count as the lowest finite number, so
-// that nothing but a score forbids an expert. DeepSeek-V3: arXiv 2412.19437. Balancing by bias: Wang et al. 2024, arXiv
+// that only a score forbids an expert. DeepSeek-V3: arXiv 2412.19437. Balancing by bias: Wang et al. 2024, arXiv
 // 2408.15664.
 #pragma once
 

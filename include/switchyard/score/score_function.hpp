@@ -1,4 +1,4 @@
-// What a token's scores s become before they choose and weigh: its values v.
+// The values v of a token's scores s, which choices and weights are made from.
 //
 //   softmax         v_e = exp(s_e - max s) / sum_i exp(s_i - max s)     Switch, Mixtral, Qwen, DeepSeek-V2, ...
 //   sigmoid         v_e = 1 / (1 + exp(-s_e))                           DeepSeek-V3, GLM-4.5, Kimi K2, Llama 4, BASE

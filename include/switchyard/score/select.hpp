@@ -1,10 +1,10 @@
 // Which experts a row picks: the k largest scores, best first, equal scores by the lower expert index.
 //
-// Decisions are taken on raw scores, so every backend takes the same ones from the same scores. A score of -infinity
+// Decisions use raw scores, so every backend takes the same decisions from the same scores. A score of -infinity
 // forbids its expert; when fewer than k experts are allowed, the forbidden ones follow in index order.
 //
-// `select_top_k` takes one row. `select_tile` takes W rows, one a lane, and leaves to it the rows that are rare. Both
-// work on any rows of keys: scores as they are, or what a router makes of them.
+// `select_top_k` takes one row. `select_tile` takes W rows, one per lane, and leaves rare rows to it. Both work on any
+// rows of keys: raw scores, or what a router makes of them.
 #pragma once
 
 #include <switchyard/core/bits.hpp>
@@ -197,7 +197,7 @@ SWITCHYARD_HD void select_top_k(const S* row, index_t experts, index_t k, pack<S
     }
 }
 
-/// The k best of W rows, one row a lane: the c-th best key of row r is key[c][r], and its column column[c][r].
+/// The k best of W rows, one row per lane: the c-th best key of row r is key[c][r], and its column column[c][r].
 template <class S, int W>
 struct tile_choices {
     static constexpr int most = 16;  ///< the largest k
@@ -405,7 +405,7 @@ constexpr bool tile_pays(index_t columns, index_t k) {
     return W > 1 && k <= 16 && columns <= 4096;
 }
 
-/// The k best of W rows of keys, one row a lane, where `tile_pays`. `column_maxima` is that of `select_top_k`, row by
+/// The k best of W rows of keys, one row per lane, where `tile_pays`. `column_maxima` is that of `select_top_k`, row by
 /// row. Returns the rows, one bit each, that are left to `select_top_k`: those with fewer than k keys above -infinity,
 /// and those with too many near the k-th.
 template <int W, class S>

@@ -1,9 +1,9 @@
 // Sigmoid: v = 1 / (1 + exp(-s)), d v / d s = v (1 - v).
 //
-// Some routers choose by it, with a bias added, so its bits are the same on every target and at every width: products
-// are rounded, never fused. In float32 it saturates above |s| of about 17, where values tie although scores do not:
-// without a bias, decisions are taken on scores. BASE and Llama 4 weigh experts with it, DeepSeek-V3 chooses by it,
-// too.
+// Some routers choose by it, with a bias added, so it is bitwise identical on every target and at every width: products
+// are rounded, never fused. In float32 it saturates above |s| of about 17, where values tie although scores do not.
+// Without a bias, decisions therefore use scores. BASE and Llama 4 weigh experts with it; DeepSeek-V3 also chooses by
+// it.
 #pragma once
 
 #include <switchyard/core/config.hpp>

@@ -1,8 +1,8 @@
 // Soft cap: a score s becomes cap tanh(s / cap), between -cap and cap; d / d s = 1 - (what it became / cap)^2.
 //
-// Scores well below the cap stay nearly as they are, and large ones stop to grow: Laguna, Gemma 2 and Grok cap logits
-// so. -infinity stays what it is, and forbids its expert as everywhere; +infinity and NaN stay, too, and are refused.
-// The bits are the same on every target and at every width: products are rounded, never fused.
+// Scores well below the cap hardly change, and large ones stop growing. Laguna, Gemma 2 and Grok cap logits in this
+// way. -infinity stays -infinity and forbids its expert as everywhere. +infinity and NaN stay, too, and are refused.
+// Results are bitwise identical on every target and at every width: products are rounded, never fused.
 #pragma once
 
 #include <switchyard/core/config.hpp>

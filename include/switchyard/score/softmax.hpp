@@ -2,8 +2,8 @@
 //
 // The row program here serves every router with a softmax gate. It reads R rows side by side (their reductions overlap
 // in the processor) and finds each row's maximum, its first position (the argmax, ties to the lower expert) and its sum
-// of exponentials. A sum that is not finite tells that the row holds NaN, +infinity, or nothing but -infinity: the
-// check of the scores costs nothing on good rows.
+// of exponentials. A sum that is not finite means that the row holds NaN, +infinity, or only -infinity: checking the
+// scores costs nothing on valid rows.
 #pragma once
 
 #include <switchyard/core/bits.hpp>

@@ -1,6 +1,6 @@
 // Square root of softplus: v = sqrt(log(1 + exp(s))), d v / d s = sigmoid(s) / (2 v).
 //
-// It grows like sqrt(s) where sigmoid saturates. DeepSeek-V4 chooses and weighs by it. Its bits are the same on every
+// It grows like sqrt(s) where sigmoid saturates. DeepSeek-V4 chooses and weighs by it. It is bitwise identical on every
 // target and at every width: products are rounded, never fused. v = 0 at -infinity and wherever e^s is 0 in the type;
 // the derivative there, which is infinite in the formula's limit, is 0.
 #pragma once

@@ -207,7 +207,7 @@ class auction_rounds {
                                        static_cast<double>(found.second));
     }
 
-    /// k experts a token: the best for its open places, of those it has not, against the best that it leaves.
+    /// k experts per token: the best for its open places, of those it has not, against the best that it leaves.
     template <class Real>
     void find_several_bids(index_t bidder, const Real* prices, Real* copy, Real* margins) {
         constexpr Real lowest = -std::numeric_limits<Real>::infinity();

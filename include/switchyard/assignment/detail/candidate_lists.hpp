@@ -8,7 +8,7 @@
 // A token that leaves e stays in the lists of e until it comes up as their best (`owner` tells); coming back, it finds
 // itself there. Equal keys: the lower token first.
 //
-// With k experts a token, what moves is one of its k *places*, numbered token * k + choice; it may not move to where
+// With k experts per token, what moves is one of its k *places*, numbered token * k + choice; it may not move to where
 // the token is already. For k = 1 places are tokens, and are called so here.
 //
 // Memory: rows x E x (24 + 12 length) bytes.

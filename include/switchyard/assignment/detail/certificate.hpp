@@ -71,7 +71,7 @@ block_certificate certify_tokens(const score_source<S>& scores, index_t count, O
         if constexpr (Exact == exactness::of_ranges) {
             const row_facts facts = facts_of(row, scores.experts());
             magnitude.add(static_cast<double>(choices) * (facts.highest - facts.lowest));
-            // With several experts a token, margins are compared after rounding: far from 0 that would lose digits.
+            // With several experts per token, margins are compared after rounding: far from 0 that would lose digits.
             if (choices > 1) subtract(row, scores.experts(), facts.highest);
         }
         regretted.add(regret(row, scores.experts(), chosen, choices, prices, margins));

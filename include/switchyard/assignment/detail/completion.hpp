@@ -15,7 +15,7 @@
 // together (Dinic 1970; Hopcroft and Karp 1973). Where no path is left, the experts reached are the proof.
 //
 // Time: O(T k + E) to fill where nothing is forbidden, else O(T E) a round of paths and one round a length of path, at
-// most E; of order sqrt(T) rounds at worst, usually none. Memory from the workspace: 4 bytes a place, 40 an expert.
+// most E; of order sqrt(T) rounds at worst, usually none. Memory from the workspace: 4 bytes per place, 40 per expert.
 #pragma once
 
 #include <switchyard/assignment/detail/score_rows.hpp>

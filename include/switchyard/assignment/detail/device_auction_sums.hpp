@@ -1,5 +1,5 @@
-// The auction's first look at the scores and its certificate on a device: one thread a row, and sums in the
-// fixed order of `fold`, in double.
+// The auction's first look at the scores and its certificate on a device: one thread per row, and sums in the fixed
+// order of `fold`, in double.
 #pragma once
 
 #include <switchyard/assignment/detail/auction_scores.hpp>

@@ -21,10 +21,10 @@
 //
 // An expert whose upper quota is 0 is closed: its price is infinite, and nothing leads to it.
 //
-// With k experts a token, each token has k *places*, numbered token * k + choice; settling gives it its k best experts,
-// and an edge e -> f takes only places of tokens that are not at f already. For k = 1 places and tokens are the same.
-// No path asks for two places of a token where one would hinder the other: that would need the token at an expert and
-// not at it.
+// With k experts per token, each token has k *places*, numbered token * k + choice; settling gives it its k best
+// experts, and an edge e -> f takes only places of tokens that are not at f already. For k = 1 places and tokens are
+// the same. No path asks for two places of a token where one would hinder the other: that would need the token at an
+// expert and not at it.
 //
 // Ties. A token that several experts suit equally goes, in settling, to the one with the most room; a path moves all
 // tokens that its lists show to be equally good at once; and filling a list stops as soon as it is full of tokens that

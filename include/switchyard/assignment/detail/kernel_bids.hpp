@@ -186,7 +186,7 @@ struct bid_rows {
     }
 };
 
-/// Each expert keeps as many of the best bids as it has places. A block an expert.
+/// Each expert keeps as many of the best bids as it has places. One block per expert.
 template <class Space>
 struct keep_best_bids {
     static constexpr int threads = 256;

@@ -54,7 +54,7 @@ struct begin_closed_prices {
     }
 };
 
-/// What the tokens would give, a token a thread; then their scores, neighbouring threads at neighbouring closed
+/// What the tokens would give, one token per thread; then their scores, neighbouring threads at neighbouring closed
 /// experts.
 template <class S, class Space>
 struct ask_for_closed {

@@ -2,7 +2,7 @@
 // price_steps.hpp explains, in a number of launches that is settled beforehand.
 //
 //   begin_price_steps      1 launch, 3 with a mask (kernel_price_state.hpp)
-//   run_price_steps(n)     4 launches a step and 2 at the end:
+//   run_price_steps(n)     4 launches per step and 2 at the end:
 //     price_pass             all rows, or one of so many: loads, and who is torn between whom
 //     measure_prices         one block: are these prices better than the best so far? Else back, and half the step
 //     count_torn             all rows: tokens torn between two experts, within a band of margins

@@ -51,7 +51,7 @@ struct row_groups {
     SWITCHYARD_HD index_t groups() const { return threads / lanes; }
     SWITCHYARD_HD index_t blocks() const { return (rows + rows_a_block - 1) / rows_a_block; }
 
-    /// At least 64 rows a block, so that what a block reads of prices and writes of counts is little beside its rows;
+    /// At least 64 rows per block, so that what a block reads of prices and writes of counts is little beside its rows;
     /// at most about 512 blocks. A function of the sizes alone: sums over blocks are the same everywhere.
     static row_groups of(index_t rows, index_t experts, int numbers_an_access) {
         row_groups made{.rows = rows};

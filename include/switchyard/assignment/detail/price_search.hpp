@@ -1,7 +1,7 @@
 // Good prices: what `hungarian` finds before its exact part, so that little is left to do there.
 //
 // The prices that settle all tokens within the quotas minimise D (assignment.hpp), a convex function of E numbers. A
-// sample of some tokens an expert already tells most about them. A set of rows is a sample, the tokens that are still
+// sample of some tokens per expert already tells most about them. A set of rows is a sample, the tokens that are still
 // in question, or all tokens. Small sets are copied side by side; large ones are looked at where they lie, since a copy
 // would be no nearer. Two ways to prices for a set:
 //

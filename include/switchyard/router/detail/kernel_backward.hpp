@@ -25,7 +25,7 @@ namespace switchyard {
 inline namespace SWITCHYARD_TARGET {
 namespace detail {
 
-/// The choices of a row, one a thread, read by all threads of its group: through shuffles, or through shared memory.
+/// The choices of a row, one per thread, read by all threads of its group: through shuffles, or through shared memory.
 template <class S, class Group>
 struct shown_choices {
     std::int32_t expert;

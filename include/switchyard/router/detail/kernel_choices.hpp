@@ -94,7 +94,7 @@ SWITCHYARD_DEVICE scored_column<S> pick(Here& here, Group& group, const select_b
 }
 template <class Here, class Group, class S>
 SWITCHYARD_DEVICE S gate_of(Here&, Group&, const select_best<S>&, const scored_column<S>&, S, S) {
-    return S(0);  // a thread a row does that, when all rows are done
+    return S(0);  // one thread per row does that, when all rows are done
 }
 
 template <class Here, class Group, class S, class Storage, int V, int Size>

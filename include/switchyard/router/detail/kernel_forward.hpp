@@ -28,7 +28,7 @@ namespace switchyard {
 inline namespace SWITCHYARD_TARGET {
 namespace detail {
 
-/// One choice a token, that of the maximum.
+/// One choice per token, that of the maximum.
 template <class Select>
 inline constexpr bool is_single = false;
 template <class S>
@@ -275,7 +275,7 @@ struct forward_kernel {
         }
     }
 
-    /// What was kept in shared memory, a thread a row; and what is summed over the rows.
+    /// What was kept in shared memory, one thread per row; and what is summed over the rows.
     template <class Here>
     SWITCHYARD_DEVICE void finish_rows(Here& here, block_state& in) const {
         double squares = 0;
