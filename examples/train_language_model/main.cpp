@@ -47,7 +47,7 @@ std::vector<run_settings> runs_of(const options& asked) {
 std::string line_of(const run_record& run) {
     std::ostringstream line;
     line << std::left << std::setw(24) << run.settings.name() << " seed " << run.settings.seed << "  " << std::fixed
-         << std::setprecision(3) << run.final_bits() << " bits a byte after " << run.evaluations.back().step
+         << std::setprecision(3) << run.final_bits() << " bits per byte after " << run.evaluations.back().step
          << " steps, " << std::setprecision(1) << run.seconds() << " s";
     return line.str();
 }

@@ -22,7 +22,7 @@ void progress_line::show(switchyard::index_t steps, const std::string& what, dou
     constexpr int cells = 24;
     const auto full = static_cast<std::size_t>(share * cells);
     const std::string bar = std::string(full, '#') + std::string(cells - full, '.');
-    std::fprintf(stderr, "\r\033[K[%s] %3.0f %%  %d:%02d left  %s: %.3f bits a byte", bar.c_str(), 100 * share,
+    std::fprintf(stderr, "\r\033[K[%s] %3.0f %%  %d:%02d left  %s: %.3f bits per byte", bar.c_str(), 100 * share,
                  left / 60, left % 60, what.c_str(), smooth_);
     std::fflush(stderr);
     is_shown_ = true;

@@ -98,7 +98,7 @@ def loss_figure(groups, by_second):
     ends = [run["validation_bits"] for runs in groups.values() for run in runs]
     starts = [at["validation_bits"] for runs in groups.values() for run in runs for at in run["evaluations"]]
     unit = "second of training" if by_second else "step"
-    figure, ax = axes(unit, "bits a byte, held-out text", f"Loss by {'second' if by_second else 'step'}")
+    figure, ax = axes(unit, "bits per byte, held-out text", f"Loss by {'second' if by_second else 'step'}")
     for colour, (name, runs) in zip(COLOURS * 9, groups.items()):
         steps, seconds, middle, least, most = curve(runs, lambda at: at["validation_bits"])
         x = seconds if by_second else steps
@@ -220,7 +220,7 @@ def spread(numbers, digits, factor=1):
 
 
 def table(groups):
-    heads = ["router", "parameters", "bits a byte", "steps to dense", "seconds to dense", "load CV", "max / mean",
+    heads = ["router", "parameters", "bits per byte", "steps to dense", "seconds to dense", "load CV", "max / mean",
              "dropped %", "routing %"]
     rows = []
     for name, runs in groups.items():

@@ -268,7 +268,7 @@ std::optional<crossing> crossing_of(const std::vector<run_record>& runs, const r
 }
 
 void print_table(std::ostream& out, const std::vector<run_record>& runs) {
-    std::vector<std::vector<std::string>> lines{{"router", "parameters", "bits a byte", "steps to dense",
+    std::vector<std::vector<std::string>> lines{{"router", "parameters", "bits per byte", "steps to dense",
                                                  "seconds to dense", "seconds", "load CV", "max/mean", "dropped %",
                                                  "routing %"}};
     std::vector<std::string> names;

@@ -67,7 +67,7 @@ struct run_record {
     double seconds() const { return evaluations.back().seconds; }
 };
 
-/// Told after every step: the steps done and the last step's bits a byte. False ends the run.
+/// Told after every step: the steps done and the last step's bits per byte. False ends the run.
 using watcher = std::function<bool(index_t steps, double bits)>;
 
 /// Trains; A is what activations are stored in. Instantiated in train_float32.cpp and train_bfloat16.cpp, which compile
