@@ -28,7 +28,7 @@ double dual(const prices& p) {
 }
 
 /// How many tokens each expert suits best; and how many have no one best expert.
-loads loads_at(const prices& p, int* torn = nullptr) {
+loads loads_at(const prices& p, int* tied = nullptr) {
     loads load{};
     int several = 0;
     for (int t = 0; t < 6; ++t) {
@@ -42,7 +42,7 @@ loads loads_at(const prices& p, int* torn = nullptr) {
         load[best] += 1;
         several += equal > 1 ? 1 : 0;
     }
-    if (torn != nullptr) *torn = several;
+    if (tied != nullptr) *tied = several;
     return load;
 }
 
@@ -57,9 +57,9 @@ TEST_CASE("mathematics: two shortest paths") {
     CHECK(dual({2, 1, 0}) == 38);
     // Token 3 moves 0 -> 1 and token 5 moves 1 -> 2; each loses 1 beyond the prices. They rise by 2, 1, 0 again.
     CHECK(dual({4, 2, 0}) == 36);
-    int torn = 0;
-    loads_at({4, 2, 0}, &torn);
-    CHECK(torn == 2);  // tokens 3 and 5: E - 1
+    int tied = 0;
+    loads_at({4, 2, 0}, &tied);
+    CHECK(tied == 2);  // tokens 3 and 5: E - 1
 
     std::array<std::int32_t, 6> expert;
     prices p;
@@ -74,7 +74,8 @@ TEST_CASE("mathematics: two shortest paths") {
 }
 
 TEST_CASE("mathematics: one Newton step") {
-    // From no prices, with a band of 2.5: tokens 2 and 3 are torn between experts 0 and 1, tokens 4 and 5 between 1 and
+    // From no prices, with a band of 2.5: tokens 2 and 3 are nearly tied between experts 0 and 1, tokens 4 and 5
+    // between 1 and
     // 2. Each counts 1 / (2 x 2.5) = 0.2.
     const Eigen::Matrix3d laplacian{{.4, -.4, 0}, {-.4, .8, -.4}, {0, -.4, .4}};
     const Eigen::Vector3d excess(4 - 2, 2 - 2, 0 - 2);
@@ -82,9 +83,9 @@ TEST_CASE("mathematics: one Newton step") {
     CHECK((laplacian * step - excess).norm() == Approx(0));
 
     CHECK(loads_at({10, 5, 0}) == loads{0, 0, 6});  // too far: worse than before
-    int torn = 0;
-    CHECK(loads_at({5, 2.5, 0}, &torn) == loads{2, 2, 2});  // half of it: done
-    CHECK(torn == 0);
+    int tied = 0;
+    CHECK(loads_at({5, 2.5, 0}, &tied) == loads{2, 2, 2});  // half of it: done
+    CHECK(tied == 0);
     CHECK(dual({5, 2.5, 0}) == 36);
 
     // With these prices to start from, no path is needed.

@@ -264,7 +264,7 @@ void exact_assignment<Policy, S>::find_prices(price_search<S>& search, std::int3
     }
 }
 
-/// Looks at all tokens at good prices, and solves for those that are torn. False: that did not do.
+/// Looks at all tokens at good prices, and solves for those that are nearly tied. False: that did not do.
 template <class Policy, class S>
 bool exact_assignment<Policy, S>::solve_narrowed() {
     const auto scope = scratch_.open();
@@ -275,7 +275,7 @@ bool exact_assignment<Policy, S>::solve_narrowed() {
     price_search<S> search(scores_, bounds_, tokens_, choices(), most_rows, scratch_);
     auto* const sample = scratch_.take<std::int32_t>(most_rows);
     double* const prices = graph_.prices();
-    // So few places too many that it is better to go on with the tokens torn because of them than with all.
+    // So few places too many that it is better to go on with the tokens nearly tied because of them than with all.
     const double few = static_cast<double>(
         std::clamp((tokens_ / 4 - 32 * experts_) / 12, experts_, std::max(16 * experts_, tokens_ / 64)));
     bool searched = problem_.initial_prices == nullptr;

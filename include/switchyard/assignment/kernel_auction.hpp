@@ -9,7 +9,7 @@
 // `async_auction` enqueues a number of launches that its settings and the shape settle, reads nothing on the host, and
 // can be captured in a CUDA graph. Its assignment is always within the quotas and the gap is always certified; how
 // small it is nobody promises. It is the exact optimum's price, found as `hungarian` finds it, and a few rounds of an
-// auction for the tokens that are torn:
+// auction for the tokens that are nearly tied:
 //
 //   prices     at most `sample_steps` Newton steps on one token of eight, and `price_steps` on all
 //                                                                                 detail/kernel_price_steps.hpp

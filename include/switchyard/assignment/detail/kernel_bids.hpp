@@ -119,7 +119,7 @@ struct bid_in_row {
     }
 };
 
-/// Tokens without a place bid. `fills`: they ask for what is free, below all bids, and the torn ones last.
+/// Tokens without a place bid. `fills`: they ask for what is free, below all bids, and the nearly tied ones last.
 template <class S, class Space, int V>
 struct bid_rows {
     static constexpr int threads = row_groups::threads;

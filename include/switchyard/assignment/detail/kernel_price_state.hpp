@@ -20,7 +20,7 @@ namespace switchyard {
 inline namespace SWITCHYARD_TARGET {
 namespace detail {
 
-/// Experts up to which torn tokens are counted for each pair.
+/// Experts up to which nearly tied tokens are counted for each pair.
 inline constexpr index_t most_tabled_experts = 512;
 
 /// Bounds as kernels read them: arrays on the device, one pair for all, or floor and ceiling of tokens / experts.
@@ -36,7 +36,7 @@ struct kernel_bounds {
 struct search_state {
     double value;          ///< D at the best prices so far, up to a constant
     double excess;         ///< places taken beyond the goals there
-    double band;           ///< of margins within which torn tokens are counted
+    double band;           ///< of margins within which nearly tied tokens are counted
     double part;           ///< of a step, to be tried
     double open_part;      ///< how much of what bounds leave open tokens need: 0 to 1
     std::int32_t tokens;   ///< rows that are not padding
@@ -63,7 +63,7 @@ struct price_search_on_device {
     double* residual;       ///< [E]
     double* product;        ///< [E]
     double* degree;         ///< [E]
-    std::int32_t* torn;     ///< [E, E] tokens torn between two experts; [E] above most_tabled_experts
+    std::int32_t* torn;     ///< [E, E] tokens nearly tied between two experts; [E] above most_tabled_experts
     pass_prices<C> passed;  ///< the prices to be looked at, rounded
     pass_results<C> looked;
     search_state* state;

@@ -3,9 +3,9 @@
 //
 //   begin_price_steps      1 launch, 3 with a mask (kernel_price_state.hpp)
 //   run_price_steps(n)     4 launches per step and 2 at the end:
-//     price_pass             all rows, or one of so many: loads, and who is torn between whom
+//     price_pass             all rows, or one of so many: loads, and which are nearly tied between which experts
 //     measure_prices         one block: are these prices better than the best so far? Else back, and half the step
-//     count_torn             all rows: tokens torn between two experts, within a band of margins
+//     count_torn             all rows: tokens nearly tied between two experts, within a band of margins
 //     solve_step             one block: L step = load - goal by conjugate gradients, and the next prices to try
 //
 // Once loads are near enough to the goals, the launches left over do nothing. The best prices so far are kept; nothing
@@ -59,7 +59,8 @@ SWITCHYARD_DEVICE index_t find_bin(Here& here, const std::int32_t* bins, index_t
     return room[256];
 }
 
-/// Whether the prices looked at are better than the best so far, and the band in which to count torn tokens. One block.
+/// Whether the prices looked at are better than the best so far, and the band in which to count nearly tied tokens. One
+/// block.
 template <class C>
 struct measure_prices {
     static constexpr int threads = price_search_on_device<C>::threads;
@@ -150,7 +151,7 @@ struct measure_prices {
     }
 };
 
-/// Tokens whose margin is within the band, by the two experts they are torn between.
+/// Tokens whose margin is within the band, by the two experts they are nearly tied between.
 template <class C>
 struct count_torn {
     static constexpr int threads = 256;
@@ -252,7 +253,7 @@ struct solve_step {
         for (index_t i = here.thread(); i < on.torn_size(); i += threads) here.store(on.torn + i, 0);
     }
 
-    /// Tokens torn between an expert and others.
+    /// Tokens nearly tied between an expert and others.
     template <class Here>
     SWITCHYARD_DEVICE index_t torn_of(Here& here, index_t e) const {
         if (!on.is_tabled()) return here.load(on.torn + e);

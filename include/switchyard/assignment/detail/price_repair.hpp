@@ -1,6 +1,6 @@
 // Prices anew from the assignment alone, for scores whose sizes differ by more digits than a double has.
 //
-// A token torn between 1e30 and 1 makes prices of 1e30, beside which other tokens' small differences vanish: draining
+// A token with scores of 1e30 and 1 makes prices of 1e30, beside which other tokens' small differences vanish: draining
 // may then choose wrongly among them, and prices may be rounded to the wrong side. The certificate notices. `repair`
 // looks at the assignment without its prices: Bellman and Ford's algorithm on the score lost along each edge finds a
 // cycle that gains, which is sent round, until there is none; the distances are then prices, each rounded to the side

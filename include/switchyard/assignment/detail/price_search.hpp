@@ -7,9 +7,9 @@
 //
 //   start    from nothing: tokens bid for places, each expert keeps the best bids its share of places holds, and the
 //            lowest bid it keeps is its price. Coarse steps, then finer ones.
-//   refine   from prices that are roughly right: Newton's method. Where tokens are torn between two experts, their
-//            number for a small difference of the prices, counted within a band of margins, is how many move when that
-//            difference changes: a graph Laplacian L on the experts, and L step = load - goal. A step that does not
+//   refine   from prices that are roughly right: Newton's method. Where tokens are nearly tied between two experts,
+//            their number for a small difference of the prices, counted within a band of margins, is how many move when
+//            that difference changes: a graph Laplacian L on the experts, and L step = load - goal. A step that does not
 //            help is halved.
 //
 // Nothing here decides anything: whatever the prices, the exact part stays exact. So all of it may be cut short, and
@@ -233,7 +233,7 @@ class price_search {
     double* product_;           // [E]
     double* degree_;            // [E]
     torn_pair* pairs_;
-    std::int32_t* table_;  // [E, E] tokens torn between two experts
+    std::int32_t* table_;  // [E, E] tokens nearly tied between two experts
     bid* bids_;            // a heap for each expert
     index_t* first_bid_;   // [E + 1]
     index_t* bid_count_;   // [E]

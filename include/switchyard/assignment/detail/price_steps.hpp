@@ -1,9 +1,9 @@
 // Better prices (price_search.hpp): Newton's method on D, the price of all tokens.
 //
-// Where tokens are torn between two experts, the number of those within a band of margins says how many move when the
-// difference of the two prices changes. L, the graph Laplacian on the experts with these numbers for weights, is D's
-// second derivative, seen from as far as the band reaches; load - goal is its first, negated. L step = load - goal is
-// solved by conjugate gradients, to what accuracy the counts deserve. A step that does not help is halved.
+// Where tokens are nearly tied between two experts, the number of those within a band of margins says how many move
+// when the difference of the two prices changes. L, the graph Laplacian on the experts with these numbers for weights,
+// is D's second derivative, seen from as far as the band reaches; load - goal is its first, negated. L step = load -
+// goal is solved by conjugate gradients, to what accuracy the counts deserve. A step that does not help is halved.
 #pragma once
 
 #include <switchyard/assignment/detail/margins.hpp>
@@ -19,7 +19,7 @@ namespace switchyard {
 inline namespace SWITCHYARD_TARGET {
 namespace detail {
 
-/// The band to count torn rows in, 0 if nobody is torn.
+/// The band to count nearly tied rows in, 0 if there are none.
 template <class S>
 double price_search<S>::step_band(index_t torn) const {
     index_t tied = 0;
@@ -28,7 +28,7 @@ double price_search<S>::step_band(index_t torn) const {
     return std::isfinite(band) ? band : 0.0;
 }
 
-/// Between which experts rows with margins below `band` are torn, and how many a unit of price would move.
+/// Between which experts rows with margins below `band` are nearly tied, and how many a unit of price would move.
 template <class S>
 index_t price_search<S>::torn_pairs(double band) {
     index_t count = 0;
