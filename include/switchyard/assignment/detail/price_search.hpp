@@ -9,8 +9,8 @@
 //            lowest bid it keeps is its price. Coarse steps, then finer ones.
 //   refine   from prices that are roughly right: Newton's method. Where tokens are nearly tied between two experts,
 //            their number for a small difference of the prices, counted within a band of margins, is how many move when
-//            that difference changes: a graph Laplacian L on the experts, and L step = load - goal. A step that does not
-//            help is halved.
+//            that difference changes: a graph Laplacian L on the experts, and L step = load - goal. A step that does
+//            not help is halved.
 //
 // Nothing here decides anything: whatever the prices, the exact part stays exact. So all of it may be cut short, and
 // computes in the scores' own compute type. Counts are integers and sums run in the order of blocks: the same prices
