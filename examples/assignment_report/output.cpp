@@ -83,7 +83,7 @@ std::string text_of(const report& made) {
         {"", "score", "of the best", "below", "proved", "max/mean", "cv", "dropped", "milliseconds"}};
     for (const outcome& one : made.outcomes) rows.push_back(table_row(made, one));
     text += aligned(rows);
-    text += "\nbelow, proved: of the best, in standard deviations a token. max/mean, cv: loads of the experts.\n";
+    text += "\nbelow, proved: of the best, in standard deviations per token. max/mean, cv: loads of the experts.\n";
     return text;
 }
 

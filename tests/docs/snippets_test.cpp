@@ -203,18 +203,18 @@ TEST_CASE("docs: padding and 16-bit storage") {
     CHECK(narrow.tokens() == 4);
 }
 
-TEST_CASE("docs: errors are sentences") {
+TEST_CASE("docs: error messages") {
     // [errors]
     Eigen::MatrixXf scores = Eigen::MatrixXf::Zero(3, 2);
     scores(1, 0) = std::numeric_limits<float>::quiet_NaN();
-    std::string sentence;
+    std::string message;
     try {
         sy::route_scores(sy::seq, sy::switch_router{}, scores);
     } catch (const sy::error& fault) {
-        sentence = fault.what();
+        message = fault.what();
     }
     // [/errors]
-    CHECK(sentence == "scores[1, 0] is NaN: a score must be finite, or -infinity to forbid an expert");
+    CHECK(message == "scores[1, 0] is NaN: a score must be finite, or -infinity to forbid an expert");
 }
 
 TEST_CASE("docs: the exact balanced assignment") {
