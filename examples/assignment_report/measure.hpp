@@ -34,8 +34,8 @@ struct report {
     std::vector<double> prices{};     ///< of the exact one's certificate
 
     double optimum() const { return outcomes.back().score; }
-    /// By how much an outcome is below the optimum, in standard deviations per token; negative: above, as only those can
-    /// be that are not balanced. Nothing where neither says anything.
+    /// By how much an outcome is below the optimum, in standard deviations per token; negative: above, as only those
+    /// can be that are not balanced. Nothing where neither says anything.
     std::optional<double> below(const outcome& made) const { return per_token(optimum() - made.score); }
     /// A gap in the same measure.
     std::optional<double> per_token(double difference) const {
