@@ -7,7 +7,8 @@ A fenced block marked ```cpp stands under a comment that names where it comes fr
     <!-- code: examples/engine_thread_pool.cpp [pool] --> the lines between `// [pool]` and `// [/pool]`
     <!-- code: tests/docs/worked_examples_test.cpp "switch: capacity" -->    that TEST_CASE
 
-Indentation that all lines of a part share is left out. Also: links to files of the repository lead somewhere.
+Indentation that all lines of a part share is left out. Also: links to files of the repository, and to headings in pages,
+lead somewhere.
 
 usage: check_code.py ROOT [PAGE...]      all pages of ROOT, or those given; exit 0, or 1 with one line a fault
        check_code.py --write ROOT        puts the sources' text into the pages of ROOT
@@ -19,7 +20,7 @@ import sys
 import textwrap
 
 MARKER = re.compile(r'^<!-- code: (\S+?)(?: \[(\w+)\]| "([^"]+)")? -->$')
-LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+LINK = re.compile(r"\]\(([^)#\s]+)(?:#([^)\s]*))?\)")
 
 
 def part_between(lines, name):
@@ -50,6 +51,29 @@ def source_of(root, marker):
     return textwrap.dedent("\n".join(lines)).strip("\n")
 
 
+def anchors_of(page):
+    """The anchors that GitHub makes of a page's headings."""
+    anchors, fenced = set(), False
+    for line in page.read_text().splitlines():
+        fenced ^= line.startswith("```")
+        if not fenced and re.match(r"#+ ", line):
+            title = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", line.lstrip("#").strip()).lower()
+            anchors.add(re.sub(r"[^\w\- ]", "", title).replace(" ", "-"))
+    return anchors
+
+
+def check_link(page, target, anchor):
+    """What is wrong with a link, or None."""
+    file = page.parent / target
+    if "://" in target:
+        return None
+    if not file.exists():
+        return f"a link to {target}, which does not exist"
+    if anchor and file.suffix == ".md" and anchor not in anchors_of(file):
+        return f"a link to {target}#{anchor}, where there is no such heading"
+    return None
+
+
 def check_page(root, page):
     """Yields a sentence for each fault of a page."""
     lines = page.read_text().splitlines()
@@ -76,9 +100,10 @@ def check_page(root, page):
         elif line:
             marker = None
         if fence is None:
-            for target in LINK.findall(line):
-                if "://" not in target and not (page.parent / target).exists():
-                    yield f"line {number}: a link to {target}, which does not exist"
+            for target, anchor in LINK.findall(line):
+                fault = check_link(page, target, anchor)
+                if fault:
+                    yield f"line {number}: {fault}"
     if fence is not None:
         yield f"line {start}: a fence that is not closed"
 
@@ -115,7 +140,7 @@ def main(arguments):
     pages = [pathlib.Path(page).resolve() for page in arguments[1:]]
     pages = pages or sorted(pages_of(root))
     faults = [f"{page.relative_to(root)}: {fault}" for page in pages for fault in check_page(root, page)]
-    print("\n".join(faults) if faults else f"{len(pages)} pages: all C++ is the text of its source, all links lead to files")
+    print("\n".join(faults) if faults else f"{len(pages)} pages: all C++ is the text of its source, all links lead to files and headings")
     return 1 if faults or not pages else 0
 
 
