@@ -1,6 +1,6 @@
 // switchyard for the CPU, but for what touches Eigen: switchyard.hpp without backend/eigen.hpp. Includes, nothing else.
 //
-// Matrix arguments are then views (core/matrix_view.hpp), switchyard::matrix, or types of one's own.
+// Matrix arguments are then views (core/matrix_view.hpp), switchyard::matrix, or your own types.
 #pragma once
 
 #include <switchyard/core/macros_off.hpp>

@@ -3,7 +3,7 @@
 //   maximise   sum_t s[t, a(t)]      over assignments a of each token to one expert, or to k different ones
 //   subject to lower_e <= load_e <= upper_e                    (quotas.hpp), and a(t) not forbidden (s = -inf)
 //
-// Prices p[E] prove how good an assignment is. For any p whatever, no assignment within the quotas can score more than
+// Prices p[E] prove how good an assignment is. For any prices p, no assignment within the quotas can score more than
 //
 //   D(p) = sum_t max_e (s_te - p_e) + sum_e (upper_e max(p_e, 0) + lower_e min(p_e, 0))
 //
@@ -12,7 +12,7 @@
 //
 //   sum_t [max_e (s_te - p_e) - (s_ta - p_a)] + sum_e [p_e > 0 ? p_e (upper_e - load_e) : -p_e (load_e - lower_e)]
 //
-// and is computed as that sum, in double, from the scores as they are: D minus the score would lose all its digits to
+// and is computed as that sum, in double, from the original scores: D minus the score would lose all its digits to
 // cancellation. It is 0 exactly where complementary slackness holds: every token at an expert that is best for it at
 // these prices, and experts with positive (negative) prices filled to the upper (lower) quota.
 //
@@ -61,14 +61,14 @@ struct assignment_problem {
     const double* initial_prices = nullptr;  ///< [E]: a warm start, of an earlier batch; or null
 };
 
-/// Where a solver writes. On an error it holds nothing of use. `prices` may be the initial ones; otherwise both arrays
-/// lie apart from each other and from what the solver is given.
+/// Where a solver writes. After an error the contents are unspecified. `prices` may be the initial ones; otherwise the
+/// two arrays must not overlap each other or the solver's inputs.
 struct assignment_arrays {
     std::int32_t* expert_of_token = nullptr;  ///< [T, k], a token's best expert first; -1 for padding
     double* prices = nullptr;                 ///< [E], those of the certificate; or null
 };
 
-/// What a solver found, and how sure it is.
+/// A solver's result and its certificate.
 struct assignment_result {
     index_t tokens = 0;      ///< placed: rows that are not padding
     double primal = 0;       ///< sum_t s[t, a(t)]
@@ -77,9 +77,9 @@ struct assignment_result {
     double tolerance = 0;    ///< 1e-9 sum_t |s[t, a(t)]| + 1e-12; of auctions: see auction.hpp
     bool converged = false;  ///< gap <= tolerance: the assignment counts as optimal
     index_t iterations = 0;  ///< the solver's own unit of work: see there
-    index_t passes = 0;      ///< how often it looked at all scores
-    index_t steps = 0;       ///< how often it moved all prices at once
-    index_t repairs = 0;     ///< how often the certificate failed at first and prices were found another way
+    index_t passes = 0;      ///< passes over all scores
+    index_t steps = 0;       ///< steps that changed all prices at once
+    index_t repairs = 0;     ///< how often the certificate failed at first and prices were found in another way
 };
 
 inline namespace SWITCHYARD_TARGET {
@@ -93,7 +93,7 @@ concept assignment_solver = requires(const Solver& solver, const assignment_prob
 
 namespace detail {
 
-/// What one look at all scores of a problem finds.
+/// What one pass over all scores of a problem finds.
 struct score_range {
     double lowest = std::numeric_limits<double>::infinity();    ///< of the finite ones
     double highest = -std::numeric_limits<double>::infinity();  ///< of the finite ones
@@ -168,7 +168,7 @@ score_range require_scores(const score_source<S>& scores, const token_mask& mask
     return range;
 }
 
-/// What a solver writes lies apart from what it reads; prices may be the initial ones.
+/// Fails if a solver's outputs overlap its inputs; prices may be the initial ones.
 template <class Policy, class S, class Space>
 void require_arrays_apart(const matrix_view<const S, Space>& scores, index_t choices, const double* initial_prices,
                           const assignment_arrays& out) {
@@ -220,8 +220,7 @@ void order_choices(const score_source<S>& scores, index_t choices, std::int32_t*
     }
 }
 
-/// By how much a token would rather be at another expert than at `chosen`, at these prices; 0 if it would not.
-/// `margins` is scratch.
+/// By how much another expert suits a token better than `chosen` at these prices; 0 if none does. `margins` is scratch.
 inline double regret(const double* row, index_t experts, index_t chosen, const double* prices, double* margins) {
     for (index_t e = 0; e < experts; ++e) margins[e] = row[e] - prices[e];
     const double margin = margins[chosen];

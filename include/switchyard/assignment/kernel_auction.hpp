@@ -1,4 +1,4 @@
-// The auction by kernels: `auction` with the bids of groups of lanes, and `async_auction`, which nobody waits for.
+// The auction by kernels: `auction` with the bids of groups of lanes, and `async_auction`, which never waits.
 //
 //   assignment_result* const found = ...;                    // device memory, to be read later; or null
 //   const async_auction solver{.rounds = 32, .found = found};
@@ -53,7 +53,7 @@
 
 namespace switchyard {
 
-/// Settings of the auction that nobody waits for. All pointers are to device memory.
+/// Settings of the auction without waiting. All pointers are to device memory.
 struct async_auction {
     index_t sample_steps = 16;  ///< Newton steps on one token of eight, at most; 0 with good prices to begin with
     index_t price_steps = 12;   ///< and on all tokens
@@ -87,7 +87,7 @@ inline void require_order_of_bounds(const quotas& bounds) {
     }
 }
 
-/// One call of the auction that nobody waits for.
+/// One call of the auction without waiting.
 template <kernel_policy Policy, class S>
 class auction_on_device {
   public:

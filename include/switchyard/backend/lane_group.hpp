@@ -8,7 +8,7 @@
 //   group.size()                       threads of the group
 //   group.count(threads)               groups of a block
 //   group.rank(here), number(here)     place in the group, place of the group in the block
-//   group.sum(here, x)                 of all, in a fixed order: the same bits in every thread
+//   group.sum(here, x)                 of all, in a fixed order: identical in every thread
 //   group.highest(here, x)             the largest of all, to every thread; NaN is none of them
 //   group.lowest(here, column)         the smallest of all, to every thread
 //   group.best(here, score, column)    the highest score, equal ones by the lower column, to every thread

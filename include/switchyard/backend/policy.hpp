@@ -9,7 +9,7 @@
 //     - the block index is the only identity: nothing depends on which thread runs a block or how many there are;
 //     - f never throws (bad input is found before or noted by the block and raised by the caller afterwards);
 //     - f never calls parallel_for itself. A pool that is called from within one of its own tasks must run the blocks
-//       all the same, in the caller if it has no free thread.
+//       anyway, in the caller if it has no free thread.
 //   The pool is referred to, not copied; it must outlive the call.
 //
 // Work is cut into blocks by its size alone, so results are bitwise identical for every policy here and any number of

@@ -27,7 +27,7 @@ SWITCHYARD_HD inline double balance_scale(double weight, index_t experts, index_
                : weight * static_cast<double>(experts) / (tokens * tokens * static_cast<double>(counted_choices));
 }
 
-/// What the loss is made of: any memory, read by whoever runs there.
+/// What the loss is made of: in any memory, read where the code runs.
 struct balance_terms {
     double weight = 0;
     index_t experts = 0;

@@ -12,11 +12,11 @@
 //                                          beyond all rows, where it is expert 0's
 //
 // The block is the plan's row_block. Choices without a row, dropped or -1, are in no block; vLLM leaves -1 out where it
-// is asked to ignore invalid experts. Within an expert ids stand in the order of the plan's slots, which such kernels
-// do not care about; after `sort_rows_by_token` (plan/layout.hpp) they rise.
+// is asked to ignore invalid experts. Within an expert ids are in the order of the plan's slots, which does not matter
+// to such kernels; after `sort_rows_by_token` (plan/layout.hpp) they rise.
 //
 // All three may also be int64, and longer. O(their lengths), on every policy, in three launches; nothing is allocated,
-// nothing synchronises. Outputs lie apart from the plan and from each other.
+// nothing synchronises. Outputs must not overlap the plan or each other.
 #pragma once
 
 #include <switchyard/backend/policy.hpp>

@@ -1,13 +1,13 @@
 // Where experts end in expert order, with any padding: MegaBlocks' bins and padded_bins, torch's grouped_mm.
 //
 //   write_bins(policy, plan, 128, padded_bins);      // running sums of loads, each rounded up to a multiple of 128
-//   write_bins(policy, plan, 1, bins);               // and of the loads as they are
+//   write_bins(policy, plan, 1, bins);               // running sums of the loads themselves
 //
 //   out  [E] int32 or int64   number e: the sum over experts 0 .. e of load_after, each rounded up to `block`
 //
-// The plan's own row_block plays no part: a plan in blocks of 128 has these bins and those padded bins. Where rows are
-// laid out as the plan's are, `write_counts` has ends, kept ends and offsets (plan/counts.hpp); `ends` is the same as
-// `write_bins` with the plan's row_block. An expert without choices takes no block; torchao gives it one.
+// The plan's own row_block does not matter: a plan in blocks of 128 has the same bins and padded bins. For the plan's
+// own layout, `write_counts` has ends, kept ends and offsets (plan/counts.hpp); `ends` is the same as `write_bins` with
+// the plan's row_block. An expert without choices takes no block; torchao gives it one.
 //
 // O(E) on a CPU, a thread for each expert with O(E) work on a device; nothing is allocated, nothing synchronises.
 #pragma once

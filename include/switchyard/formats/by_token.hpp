@@ -15,7 +15,7 @@
 //
 // O(T k), on every policy; scratch from the workspace, nothing is allocated after the first step of a shape, nothing
 // synchronises. On Thrust its scans take memory of their own from the execution policy, and may wait, as they do for
-// slots (backend/thrust.hpp). Outputs lie apart from the plan and from each other.
+// slots (backend/thrust.hpp). Outputs must not overlap the plan or each other.
 #pragma once
 
 #include <switchyard/backend/policy.hpp>

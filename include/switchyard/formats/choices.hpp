@@ -1,4 +1,4 @@
-// Ids and weights by token: for those who order choices themselves.
+// Ids and weights by token, for consumers that order choices themselves.
 //
 //   write_ids(policy, plan, ids);                 DeepEP's topk_idx: int64 [T, k], -1 = none
 //   write_ids(policy, plan, ids, {.none = 0});    llama.cpp's mul_mat_id: int32 [T, k], all ids valid
@@ -6,13 +6,13 @@
 //   write_packed_choices(policy, plan, packed);   FlashInfer's trtllm kernels: int32 [T, k], id << 16 | bfloat16
 //
 // A choice without a row, dropped or given as -1, has the weight 0 and the id `none`: -1 unless settings say otherwise.
-// Kernels that index by every id, as llama.cpp's do, want one that exists: with `none = 0` expert 0 runs for such a
-// choice and adds 0 times its output. The plan's own `expert` array names dropped choices' experts.
+// Kernels that index by every id, as llama.cpp's do, need a valid one: with `none = 0` expert 0 runs for such a choice
+// and adds 0 times its output. The plan's own `expert` array names dropped choices' experts.
 //
 // Packed: the id's low 16 bits are the high half, so at most 32,768 experts fit; -1 is 0xffff0000. The weight is
 // rounded to the nearest bfloat16, halves to even; a double is rounded to float first.
 //
-// O(T k), on every policy, in one launch each; nothing is allocated, nothing synchronises. Outputs lie apart from the
+// O(T k), on every policy, in one launch each; nothing is allocated, nothing synchronises. Outputs must not overlap the
 // plan.
 #pragma once
 

@@ -3,16 +3,16 @@
 //   const index_t most = masked_rows(plan);
 //   write_masked(policy, plan, choices, counts);
 //
-//   choices  [E, most] int32 or int64   which token * k + choice row m of expert e is, -1 beyond its load
+//   choices  [E, most] int32 or int64   the token * k + choice of row m of expert e, -1 beyond its load
 //   counts   [E] int32 or int64         masked_m: the expert's load after capacity
 //
 // Row m of expert e is the choice with slot m, whatever the plan's layout. Choices without a row are nowhere. `most` is
-// any number that no load exceeds: min(C, T) for tokens that name an expert once, which is what masked_rows says and
-// what device policies insist on; CPU policies look at the loads. A plan with `may_repeat` may give an expert up to T k
-// rows: on a device, those beyond `most` are left out of both arrays.
+// any number that no load exceeds: min(C, T) for tokens that name an expert once, which masked_rows returns and device
+// policies require; CPU policies check the loads. A plan with `may_repeat` may give an expert up to T k rows: on a
+// device, those beyond `most` are left out of both arrays.
 //
-// O(E most), on every policy, in two launches; nothing is allocated, nothing synchronises. Outputs lie apart from the
-// plan and from each other.
+// O(E most), on every policy, in two launches; nothing is allocated, nothing synchronises. Outputs must not overlap the
+// plan or each other.
 #pragma once
 
 #include <switchyard/backend/policy.hpp>

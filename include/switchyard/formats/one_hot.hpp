@@ -4,12 +4,12 @@
 //   write_combine_weights(policy, plan, combine);        // [T, E C]: its gate there
 //
 // C is any number that no load exceeds, and columns are E times it: the capacity of a plan that has one, or
-// `masked_rows` (formats/masked.hpp); device policies insist on that bound, CPU policies look at the loads. Numbers of
+// `masked_rows` (formats/masked.hpp); device policies require that bound, CPU policies check the loads. Numbers of
 // `dispatch` are bool, uint8 or any storage type, those of `combine` any storage type. Choices without a row, dropped
 // or given as -1, are nowhere, and a token's own row is 0 without any.
 //
-// O(T (E C + k)), on every policy, in two launches; nothing is allocated, nothing synchronises. Outputs lie apart from
-// the plan.
+// O(T (E C + k)), on every policy, in two launches; nothing is allocated, nothing synchronises. Outputs must not
+// overlap the plan.
 #pragma once
 
 #include <switchyard/backend/policy.hpp>

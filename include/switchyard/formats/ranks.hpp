@@ -1,4 +1,4 @@
-// Which ranks a token goes to, where each rank has an equal share of the experts: what DeepEP's dispatch wants.
+// Which ranks a token goes to, where each rank has an equal share of the experts: what DeepEP's dispatch takes.
 //
 //   write_rank_layout(policy, plan, ranks, tokens_per_rank, token_in_rank, scratch);
 //   write_counts(policy, plan, plan_counts::kept, tokens_per_expert);     // num_tokens_per_expert (plan/counts.hpp)
@@ -12,7 +12,7 @@
 // dropped or given as -1, go nowhere, and neither does a token without any.
 //
 // O(T (k + R)), on every policy; scratch from the workspace, nothing is allocated after the first step of a shape,
-// nothing synchronises. Outputs lie apart from the plan and from each other.
+// nothing synchronises. Outputs must not overlap the plan or each other.
 #pragma once
 
 #include <switchyard/backend/policy.hpp>

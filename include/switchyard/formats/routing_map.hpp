@@ -14,7 +14,7 @@
 // token that names an expert twice has 1, one bit, the sum of its gates in choice order, and two rows.
 //
 // O(size of the table + T k^2), on every policy, in two launches, bits in one; nothing is allocated, nothing
-// synchronises. Outputs lie apart from the plan.
+// synchronises. Outputs must not overlap the plan.
 #pragma once
 
 #include <switchyard/backend/policy.hpp>

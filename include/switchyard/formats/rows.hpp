@@ -1,4 +1,4 @@
-// What each row of a plan is: lists by row for those who gather rows themselves or run grouped products over them.
+// What each row of a plan is: lists by row, for consumers that gather rows themselves or run grouped products on them.
 //
 //   write_row_experts(policy, plan, out);    // the expert, -1 in padding: DeepGEMM's m_indices, MegaBlocks' bin_ids
 //   write_row_choices(policy, plan, out);    // token * k + choice: ScatterMoE's sorted_scattered_idxs, SonicMoE's
@@ -12,7 +12,7 @@
 // `zero_rest` zeroes.
 //
 // Lists are a row or a column of int32 or int64 numbers: at least row_bound (on the CPU: as many as there are rows).
-// O(rows), on every policy; nothing is allocated, nothing synchronises. Outputs lie apart from the plan.
+// O(rows), on every policy; nothing is allocated, nothing synchronises. Outputs must not overlap the plan.
 #pragma once
 
 #include <switchyard/backend/policy.hpp>

@@ -1,5 +1,5 @@
-// What a layer keeps from step to step, for those who do not want to keep it themselves: plan, workspace, and the rows
-// that go to the experts and come back.
+// What a layer keeps from step to step: plan, workspace, and the rows that go to the experts and come back. Optional:
+// callers may keep these themselves.
 //
 //   layer_state<float> layer;                                      one for each layer
 //   layer.forward(par, router, x, w, training{...});               routes and dispatches: rows_in() [R, D]

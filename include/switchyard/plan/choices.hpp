@@ -131,7 +131,7 @@ struct lower_number {
 /// The status, and what is not known of a plan without a router.
 struct note_choices {
     plan_totals* totals;
-    const std::int64_t* repeated;  ///< a token, or all of them for none; null: nobody looked
+    const std::int64_t* repeated;  ///< a token, or all of them for none; null: not checked
     index_t tokens;
 
     SWITCHYARD_HD void operator()(index_t) const {

@@ -31,7 +31,7 @@ plan_totals totals_of(const Policy& policy, const Plan& plan) {
 }
 
 /// Throws `error` where totals, copied to the host, say that scores could not be routed: NaN or +infinity, every expert
-/// forbidden to a token that may not be dropped, or, of choices made elsewhere, an expert named twice. The sentence
+/// forbidden to a token that may not be dropped, or, of choices made elsewhere, an expert named twice. The message
 /// names the first such token.
 inline void raise_status(const plan_totals& totals) {
     if (totals.status == plan_status::bad_score) {

@@ -23,7 +23,7 @@
 //
 // A plan is empty until the call that makes it has returned: after its constructor, after it was moved from, and where
 // routing threw, on any policy, whatever the arrays hold by then. Every function that reads a plan refuses an empty one
-// with a sentence; `kept()`, `offset()` and the losses of an empty plan are 0.
+// with a message; `kept()`, `offset()` and the losses of an empty plan are 0.
 #pragma once
 
 #include <switchyard/core/config.hpp>
@@ -341,7 +341,7 @@ const plan_view<S, typename Memory::space>& view_of_plan(const basic_plan<S, Mem
     return p.view();
 }
 
-/// Gradients of gates have the plan's shape, or a sentence says why not.
+/// Fails, with a message, unless gradients of gates have the plan's shape.
 template <class Plan, class Gates>
 void require_gate_shape(const Plan& plan, const Gates& d_gates) {
     require(d_gates.rows == plan.tokens && d_gates.columns == plan.choices, "d_gates is ", d_gates.rows, " x ",

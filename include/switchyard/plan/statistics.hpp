@@ -292,9 +292,9 @@ double gate_entropy(const Policy& policy, const Plan& plan) {
 }
 
 /// The mean over tokens of 1 - |A and B| / max(|A|, |B|), where A and B are the sets of experts that two plans of the
-/// same tokens and experts list for a token, dropped choices included: 0 (nobody moved) .. 1. A token with no expert in
-/// both plans, such as padding, does not count; with none in one of them it has changed all of them. The plans may have
-/// different k. O(T k^2).
+/// same tokens and experts list for a token, dropped choices included: 0 (no token moved) .. 1. A token with no expert
+/// in both plans, such as padding, does not count; with none in one of them it has changed all of them. The plans may
+/// have different k. O(T k^2).
 template <class Policy, class Before, class After>
 double churn(const Policy& policy, const Before& before, const After& after) {
     const auto& a = detail::host_plan(before);

@@ -2,7 +2,7 @@
 //
 //   hungarian       exact; waits once for the device (assignment/kernel_hungarian.hpp). Bad scores are errors here and
 //                   now. What the host needs is allocated at every call.
-//   async_auction   nobody waits, and a step can be captured in a CUDA graph; bad scores are noted in the plan's
+//   async_auction   never waits, and a step can be captured in a CUDA graph; bad scores are noted in the plan's
 //                   status (assignment/kernel_auction.hpp). Prices from step to step lie on the device:
 //                   async_auction::prices, not base_router::prices.
 //
@@ -45,7 +45,7 @@ void assign_balanced(const Policy& policy, const base_router<hungarian>& router,
     for_each_index(policy, 1, detail::note_events{plan.totals, nullptr, false});
 }
 
-/// Balanced assignment that nobody waits for: the plan's experts, -1 for padding, and its status.
+/// Balanced assignment without waiting: the plan's experts, -1 for padding, and its status.
 template <kernel_policy Policy, class Storage, class S>
 void assign_balanced(const Policy& policy, const base_router<async_auction>& router,
                      const matrix_view<const Storage, policy_space<Policy>>& scores, const token_mask& mask,

@@ -113,7 +113,7 @@ constexpr bool has_raw_keys(const recipe_router<Space>& r) {
     return r.selection_bias.data == nullptr && !r.groups.choose();
 }
 
-/// Fails with a sentence where a setting is out of range.
+/// Fails, with a message, where a setting is out of range.
 template <class Space>
 void require_settings(const recipe_router<Space>& r, index_t experts, const run_mode& mode) {
     require(r.k >= 1 && r.k <= experts, "k = ", r.k, " must lie in 1..E = ", experts);
@@ -152,7 +152,7 @@ softmax_settings softmax_settings_of(const recipe_router<Space>& r, index_t capa
             .finish = gate_finish_of(r)};
 }
 
-/// scores[T, E] -> plan with k choices. The plan's arrays lie apart from the scores.
+/// scores[T, E] -> plan with k choices. The plan's arrays must not overlap the scores.
 template <class Policy, class Space, class Scores, class Plan, class Workspace>
 void route_scores(const Policy& policy, const recipe_router<Space>& router, const Scores& scores, const run_mode& mode,
                   Plan& plan, Workspace& scratch) {

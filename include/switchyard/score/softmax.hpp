@@ -155,9 +155,9 @@ SWITCHYARD_HD softmax_statistics<S, W, R> softmax_rows(const S* const (&row)[R],
     return found;
 }
 
-/// The maxima of R contiguous rows, for who needs no sum: `sum` is 1, or NaN where the row may hold NaN or +infinity,
-/// or nothing but -infinity. `best` is not looked for. Calls see(r, j, scores) with the scores of row r from column j
-/// on, -infinity beyond the row.
+/// The maxima of R contiguous rows, for callers that need no sum: `sum` is 1, or NaN where the row may hold NaN or
+/// +infinity, or nothing but -infinity. `best` is not looked for. Calls see(r, j, scores) with the scores of row r from
+/// column j on, -infinity beyond the row.
 template <int W, int R, class S, class See>
 SWITCHYARD_HD softmax_statistics<S, W, R> maxima_of_rows(const S* const (&row)[R], index_t experts, const See& see) {
     using P = pack<S, W>;
