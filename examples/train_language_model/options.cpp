@@ -3,11 +3,9 @@
 #include "command_line.hpp"
 
 #include <algorithm>
-#include <charconv>
-#include <cmath>
-#include <iostream>
+#include <cstdint>
+#include <string>
 #include <thread>
-#include <type_traits>
 
 namespace study {
 namespace {
@@ -31,45 +29,6 @@ constexpr const char* more =
     "\n"
     "Exit status: 0 done; 2 bad input, with one line on stderr; 130 interrupted, with what there is written.";
 
-template <class Number>
-Number number_in(const std::string& option, const std::string& text) {
-    Number number{};
-    const char* const end = text.data() + text.size();
-    const auto [stop, problem] = std::from_chars(text.data(), end, number);
-    sy::require(problem == std::errc{} && stop == end, option, " '", text, "' is not a ",
-                std::is_floating_point_v<Number> ? "number" : "whole number that fits");
-    return number;
-}
-
-template <class Number>
-Number number_in(const std::string& option, const std::string& text, Number least, Number most) {
-    const auto number = number_in<Number>(option, text);
-    sy::require(number >= least && number <= most, option, " ", text, " must lie in ", least, "..", most);
-    return number;
-}
-
-/// The values that a list of names, separated by commas, stands for.
-template <class Value, std::size_t N>
-std::vector<Value> values_in(const std::string& option, const named<Value> (&table)[N], const std::string& text) {
-    std::vector<Value> values;
-    for (std::size_t begin = 0; begin <= text.size();) {
-        const std::size_t end = std::min(text.find(',', begin), text.size());
-        const std::string name = text.substr(begin, end - begin);
-        std::string known;
-        const named<Value>* found = nullptr;
-        for (const auto& entry : table) {
-            found = name == entry.name ? &entry : found;
-            known += (known.empty() ? "" : ", ") + std::string(entry.name);
-        }
-        sy::require(found != nullptr, option, " '", name, "' is unknown; it is one of ", known);
-        sy::require(std::find(values.begin(), values.end(), found->value) == values.end(), option, " '", text,
-                    "' names ", name, " twice");
-        values.push_back(found->value);
-        begin = end + 1;
-    }
-    return values;
-}
-
 class grammar : public command_line {
   public:
     explicit grammar(options& asked) : command_line("train_language_model", about, more, 34), asked_(asked) {
@@ -80,34 +39,17 @@ class grammar : public command_line {
     }
 
   private:
-    template <class Number>
-    void add_number(const char* name, const char* type, const std::string& what, Number& value, Number least,
-                    Number most) {
-        add(name, type, what, [&value, least, most](const std::string& option, const std::string& text) {
-            value = number_in<Number>(option, text, least, most);
-        });
-    }
-
     void add_what() {
         group_ = "What is compared";
-        add("--router", "R[,R...]", "dense, switch_unbalanced, switch, switch_jitter, top_2, base (all)",
-            [this](const std::string& name, const std::string& text) {
-                asked_.contenders = values_in(name, contenders_by_name, text);
-            });
-        add("--precision", "P[,P...]",
-            "Of activations: float32, bfloat16 with routing in float32, pure_bfloat16 with the router in bfloat16, "
-            "too (float32)",
-            [this](const std::string& name, const std::string& text) {
-                asked_.precisions = values_in(name, precisions_by_name, text);
-            });
+        add_names("--router", "R[,R...]", contenders_by_name, asked_.contenders,
+                  names_of(contenders_by_name, ", ") + " (all)");
+        add_names("--precision", "P[,P...]", precisions_by_name, asked_.precisions,
+                  "Of activations: float32, bfloat16 with routing in float32, pure_bfloat16 with the router in "
+                  "bfloat16, too (float32)");
         app_.add_option("--text", asked_.text, "Files and folders to learn from (the Eigen headers)")
             ->type_name("FILE")
             ->group(group_);
-        add("--out", "DIR", "Folder for the results, made if need be (study-results)",
-            [this](const std::string& name, const std::string& text) {
-                sy::require(!text.empty(), name, " '' is no folder");
-                asked_.out = text;
-            });
+        add_path("--out", "DIR", "Folder for the results, made if need be (study-results)", asked_.out);
     }
 
     void add_model() {
@@ -125,24 +67,22 @@ class grammar : public command_line {
         group_ = "Training";
         add_number<index_t>("--steps", "N", "Steps of a run (2000)", asked_.steps, 1, 100'000'000);
         add_number<index_t>("--tokens", "N", "Tokens a step (1024)", asked_.tokens, 1, 1 << 20);
-        add_number("--rate", "X", "Adam's learning rate, after a hundred steps of warming up (0.02)", asked_.rate, 0.0,
-                   10.0);
-        add_number("--capacity-factor", "F", "Rows an expert = F k T / E, in training (1.25)", asked_.capacity_factor,
-                   0.0, 1e6);
-        add_number("--balance-weight", "W", "Of the balance loss of switch, switch_jitter and top_2 (0.05)",
-                   asked_.balance_weight, 0.0, 1e6);
-        add_number("--jitter", "X", "Of switch_jitter: the router's input times U[1-X, 1+X) (0.01)", asked_.jitter, 0.0,
-                   0.999);
-        add("--seed", "N", "Of the first run of each router (1)",
-            [this](const std::string& name, const std::string& text) {
-                asked_.seed = number_in<std::uint64_t>(name, text);
-            });
+        add_number<double>("--rate", "X", "Adam's learning rate, after a hundred steps of warming up (0.02)",
+                           asked_.rate, 0, 10);
+        add_number<double>("--capacity-factor", "F", "Rows an expert = F k T / E, in training (1.25)",
+                           asked_.capacity_factor, 0, 1e6);
+        add_number<double>("--balance-weight", "W", "Of the balance loss of switch, switch_jitter and top_2 (0.05)",
+                           asked_.balance_weight, 0, 1e6);
+        add_number<double>("--jitter", "X", "Of switch_jitter: the router's input times U[1-X, 1+X) (0.01)",
+                           asked_.jitter, 0, 0.999);
+        add_number<std::uint64_t>("--seed", "N", "Of the first run of each router (1)", asked_.seed);
         add_number<index_t>("--seeds", "N", "Runs of each router, with seeds that follow (1)", asked_.seeds, 1, 10'000);
     }
 
     void add_execution() {
         group_ = "How it runs";
-        add_number("--threads", "N", "One a core unless given; results do not depend on it", asked_.threads, 1, 1024);
+        add_number<int>("--threads", "N", "One a core unless given; results do not depend on it", asked_.threads, 1,
+                        1024);
         app_.add_flag_callback(
                 "--no-report", [this] { asked_.report = false; }, "Make no report.html")
             ->group(group_);

@@ -1,6 +1,8 @@
 // What the command line asks for, checked as far as it can be without the text.
 #pragma once
 
+#include "values.hpp"
+
 #include <switchyard/switchyard.hpp>
 
 #include <cstdint>
@@ -10,18 +12,8 @@
 
 namespace study {
 
-namespace sy = switchyard;
-using sy::index_t;
-
 enum class contender { dense, switch_unbalanced, switch_balanced, switch_jitter, top_2, base };
 enum class precision { float32, bfloat16, pure_bfloat16 };
-
-/// A value and what it is called, on the command line and in the results.
-template <class Value>
-struct named {
-    const char* name;
-    Value value;
-};
 
 inline constexpr named<contender> contenders_by_name[] = {{"dense", contender::dense},
                                                           {"switch_unbalanced", contender::switch_unbalanced},
@@ -31,16 +23,6 @@ inline constexpr named<contender> contenders_by_name[] = {{"dense", contender::d
                                                           {"base", contender::base}};
 inline constexpr named<precision> precisions_by_name[] = {
     {"float32", precision::float32}, {"bfloat16", precision::bfloat16}, {"pure_bfloat16", precision::pure_bfloat16}};
-
-template <class Value, std::size_t N>
-const char* name_of(const named<Value> (&table)[N], Value value) {
-    for (const auto& entry : table) {
-        if (entry.value == value) {
-            return entry.name;
-        }
-    }
-    return "";
-}
 
 struct options {
     std::vector<std::string> text;  ///< files and folders

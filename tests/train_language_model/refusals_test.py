@@ -26,7 +26,7 @@ class Refusals(Case):
                                     ("--layers", 0, "must lie in 1..64"), ("--context", 513, "must lie in 1..512"),
                                     ("--steps", 0, "must lie in 1.."), ("--tokens", 0, "must lie in 1.."),
                                     ("--tokens", 3, "at least --experts 4"), ("--tokens", "1e3", "not a whole number"),
-                                    ("--steps", "99999999999999999999", "not a whole number that fits"),
+                                    ("--steps", "99999999999999999999", "must lie in 1.."),
                                     ("--rate", "nan", "must lie in"), ("--capacity-factor", -1, "must lie in"),
                                     ("--balance-weight", "inf", "must lie in"), ("--jitter", 1, "must lie in"),
                                     ("--seed", -1, "not a whole number"), ("--seeds", 0, "must lie in 1.."),
