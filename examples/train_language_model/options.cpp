@@ -41,8 +41,29 @@ class grammar : public command_line {
   private:
     void add_what() {
         group_ = "What is compared";
-        add_names("--router", "R[,R...]", contenders_by_name, asked_.contenders,
-                  names_of(contenders_by_name, ", ") + " (all)");
+        add("--router", "R[,R...]",
+            "all, or some of\n"
+            "dense              no router: one expert for all, of equal work a token\n"
+            "switch_unbalanced  the best expert, without a balance loss\n"
+            "switch             the best expert (Fedus et al. 2021)\n"
+            "switch_jitter      the same with noise on the router's input\n"
+            "top_2              the two best of half the width\n"
+            "base               balanced assignment (Lewis et al. 2021)\n"
+            "deepseek_v3        two by sigmoid + bias within the best groups; the bias balances\n"
+            "deepseek_v4        two by sqrt-softplus + bias; the bias balances\n"
+            "quantile           the best by score + bias, moved by quantiles of scores\n"
+            "sinkhorn           the best by softly balanced scores (Clark et al. 2022)\n"
+            "hash               by a table of bytes (Roller et al. 2021)\n"
+            "random             by chance\n"
+            "round_robin        in turn\n"
+            "(the first six)",
+            [this](const char* name, const std::string& text) {
+                if (text == "all") {
+                    for (const auto& entry : contenders_by_name) asked_.contenders.push_back(entry.value);
+                } else {
+                    asked_.contenders = values_in(name, contenders_by_name, text);
+                }
+            });
         add_names("--precision", "P[,P...]", precisions_by_name, asked_.precisions,
                   "Of activations: float32, bfloat16 with routing in float32, pure_bfloat16 with the router in "
                   "bfloat16, too (float32)");
@@ -100,15 +121,21 @@ std::optional<options> parse_options(int argc, const char* const* argv) {
         return std::nullopt;
     }
     if (asked.contenders.empty()) {
-        for (const auto& entry : contenders_by_name) {
-            asked.contenders.push_back(entry.value);
-        }
+        for (std::size_t i = 0; i < usual_contenders; ++i) asked.contenders.push_back(contenders_by_name[i].value);
     }
     if (asked.precisions.empty()) {
         asked.precisions.push_back(precision::float32);
     }
     if (asked.threads == 0) {
         asked.threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+    }
+    for (const contender kind : asked.contenders) {
+        const bool wants_one = kind != contender::dense && std::count(asked.precisions.begin(), asked.precisions.end(),
+                                                                      precision::pure_bfloat16) > 0;
+        sy::require(!wants_one || has_bfloat16_router(kind), "--precision pure_bfloat16: there is no such router of ",
+                    name_of(contenders_by_name, kind));
+        sy::require(kind != contender::quantile || asked.tokens % asked.experts == 0, "--router quantile: --tokens ",
+                    asked.tokens, " must be a multiple of --experts ", asked.experts);
     }
     sy::require(asked.tokens >= asked.experts, "--tokens ", asked.tokens, " must be at least --experts ",
                 asked.experts);

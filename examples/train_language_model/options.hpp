@@ -12,7 +12,21 @@
 
 namespace study {
 
-enum class contender { dense, switch_unbalanced, switch_balanced, switch_jitter, top_2, base };
+enum class contender {
+    dense,
+    switch_unbalanced,
+    switch_balanced,
+    switch_jitter,
+    top_2,
+    base,
+    deepseek_v3,
+    deepseek_v4,
+    quantile,
+    sinkhorn,
+    hash,
+    random,
+    round_robin
+};
 enum class precision { float32, bfloat16, pure_bfloat16 };
 
 inline constexpr named<contender> contenders_by_name[] = {{"dense", contender::dense},
@@ -20,7 +34,16 @@ inline constexpr named<contender> contenders_by_name[] = {{"dense", contender::d
                                                           {"switch", contender::switch_balanced},
                                                           {"switch_jitter", contender::switch_jitter},
                                                           {"top_2", contender::top_2},
-                                                          {"base", contender::base}};
+                                                          {"base", contender::base},
+                                                          {"deepseek_v3", contender::deepseek_v3},
+                                                          {"deepseek_v4", contender::deepseek_v4},
+                                                          {"quantile", contender::quantile},
+                                                          {"sinkhorn", contender::sinkhorn},
+                                                          {"hash", contender::hash},
+                                                          {"random", contender::random},
+                                                          {"round_robin", contender::round_robin}};
+/// Those that run unless told otherwise come first.
+inline constexpr std::size_t usual_contenders = 6;
 inline constexpr named<precision> precisions_by_name[] = {
     {"float32", precision::float32}, {"bfloat16", precision::bfloat16}, {"pure_bfloat16", precision::pure_bfloat16}};
 
@@ -31,7 +54,7 @@ struct options {
     std::vector<precision> precisions;
 
     index_t experts = 16;
-    index_t hidden = 256;  ///< of the dense model and of each expert; top_2's have half
+    index_t hidden = 256;  ///< of the dense model and of each expert; of two experts a token each has half
     index_t width = 64;
     index_t layers = 1;
     index_t context = 16;
@@ -48,6 +71,9 @@ struct options {
     int threads = 0;  ///< 0: one a core
     bool report = true;
 };
+
+/// Whether a contender's router can work in bfloat16 throughout: bfloat16_router.hpp knows those of the papers alone.
+inline bool has_bfloat16_router(contender kind) { return kind > contender::dense && kind <= contender::base; }
 
 /// Reads the command line. Nothing is returned where it asked for help or the version, which are then printed; anything
 /// wrong throws switchyard::error with a sentence.

@@ -36,7 +36,11 @@ class Refusals(Case):
                 4096)
 
     def test_names(self):
-        self.no("--router 'hash' is unknown; it is one of dense, switch_unbalanced", "--router", "hash")
+        self.no("--router 'cosine' is unknown; it is one of dense, switch_unbalanced", "--router", "cosine")
+        self.no("--precision pure_bfloat16: there is no such router of hash", "--text", "text", "--router", "hash",
+                "--precision", "float32,pure_bfloat16")
+        self.no("--router quantile: --tokens 66 must be a multiple of --experts 4", "--text", "text", "--router",
+                "quantile", "--tokens", 66)
         self.no("names base twice", "--router", "base,switch,base")
         self.no("--router '' is unknown", "--router", "")
         self.no("--precision 'half' is unknown", "--precision", "half")
