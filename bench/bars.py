@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""What a run of routing_bench says of the library's own bars: the table of docs/benchmarks.md, and whether each is met.
+"""What a run of routing_bench or formats_bench says of the library's own bars: a table, and whether each bar is met.
 
 usage: bars.py RUN.json [--write PAGE]
 
-RUN.json is what routing_bench wrote with --benchmark_out=RUN.json and --benchmark_repetitions: medians are compared, and only
-those of one run. --write puts the table between the marks `figures:routing_bench` of a page. Exit 1 if a bar is missed or a row
-is not in the run.
+RUN.json is what the benchmark wrote with --benchmark_out=RUN.json and --benchmark_repetitions: medians are compared, and only
+those of one run. --write puts the table between the marks `figures:BENCHMARK` of a page: docs/benchmarks.md has routing_bench's,
+docs/formats.md those of formats_bench. Exit 1 if a bar is missed or a row is not in the run.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import re
 import sys
 
 UNITS = {"ns": 1e-6, "us": 1e-3, "ms": 1.0, "s": 1e3}
-MARKS = re.compile(r"(<!-- figures:routing_bench -->\n\n).*?(\n\n<!-- /figures:routing_bench -->)", re.DOTALL)
+MARKS = r"(<!-- figures:{0} -->\n\n).*?(\n\n<!-- /figures:{0} -->)"
 
 # Row, what it is compared with, how much more work the row does than that, and the most its ratio may be.
 BARS = [
@@ -67,13 +67,30 @@ for experts, k, most in [
         (f"top_k_route_seq/65536/{experts}/{k}", f"switch_infer_seq/65536/{experts}", 1, most),
     ]
 
+# Formats against memcpy of as many bytes as they write.
+FORMATS = (
+    "row_experts", "row_choices", "row_tokens", "choice_rows", "aligned_blocks", "masked", "ids", "ids_int32", "weights", "packed_choices",
+    "routing_map", "routing_bits", "routing_weights", "row_map", "rank_layout", "token_lists",
+)
+FORMAT_BARS = [(f"{name}_seq/65536/64/2", f"{name}_memcpy/65536/64/2", 1, 2) for name in FORMATS]
 
-def medians(path):
+BENCHMARKS = {"routing_bench": BARS, "formats_bench": FORMAT_BARS}
+
+
+def benchmark_of(run):
+    """Which benchmark's run it is."""
+    name = pathlib.Path(run["context"]["executable"]).name
+    if name not in BENCHMARKS:
+        sys.exit(f"the run is one of {name}; there are bars for {', '.join(BENCHMARKS)}")
+    return name
+
+
+def medians(run):
     """Row -> milliseconds."""
     found = {}
-    for run in json.loads(path.read_text())["benchmarks"]:
-        if run.get("aggregate_name") == "median":
-            found[run["run_name"].removesuffix("/real_time")] = run["real_time"] * UNITS[run["time_unit"]]
+    for row in run["benchmarks"]:
+        if row.get("aggregate_name") == "median":
+            found[row["run_name"].removesuffix("/real_time")] = row["real_time"] * UNITS[row["time_unit"]]
     return found
 
 
@@ -81,11 +98,11 @@ def shown(milliseconds):
     return f"{milliseconds:.2f} ms" if milliseconds >= 1 else f"{1000 * milliseconds:.3g} us"
 
 
-def judge(times):
+def judge(times, bars):
     """The table's lines, and the bars that are missed."""
     lines = ["| row | | against | | ratio | bar |", "|---|---:|---|---:|---:|---:|"]
     missed = []
-    for row, against, work, bar in BARS:
+    for row, against, work, bar in bars:
         if row not in times or against not in times:
             missed.append(f"{row} against {against}: not in this run")
             continue
@@ -102,15 +119,18 @@ def main():
     parser.add_argument("run", type=pathlib.Path)
     parser.add_argument("--write", type=pathlib.Path)
     args = parser.parse_args()
-    lines, missed = judge(medians(args.run))
+    run = json.loads(args.run.read_text())
+    benchmark = benchmark_of(run)
+    lines, missed = judge(medians(run), BENCHMARKS[benchmark])
     print("\n".join(lines))
     for line in missed:
         print(f"missed: {line}", file=sys.stderr)
     if args.write:
         text = args.write.read_text()
-        if not MARKS.search(text):
-            sys.exit(f"{args.write} has no marks figures:routing_bench")
-        args.write.write_text(MARKS.sub(lambda found: found[1] + "\n".join(lines) + found[2], text))
+        marks = re.compile(MARKS.format(benchmark), re.DOTALL)
+        if not marks.search(text):
+            sys.exit(f"{args.write} has no marks figures:{benchmark}")
+        args.write.write_text(marks.sub(lambda found: found[1] + "\n".join(lines) + found[2], text))
     return 1 if missed else 0
 
 

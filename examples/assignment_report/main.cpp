@@ -6,6 +6,7 @@
 #include "measure.hpp"
 #include "options.hpp"
 #include "output.hpp"
+#include "output_file.hpp"
 
 #include <iostream>
 #include <string>

@@ -1,31 +1,15 @@
 #include "measure.hpp"
 
 #include "assignment_scores.hpp"
+#include "measured.hpp"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <variant>
 
 namespace study {
 namespace {
-
-/// Calls `work` once to prepare and `repeat` times against the clock; median milliseconds.
-template <class Work>
-double measured(index_t repeat, const Work& work) {
-    using clock = std::chrono::steady_clock;
-    work();
-    std::vector<double> times;
-    for (index_t i = 0; i < repeat; ++i) {
-        const auto start = clock::now();
-        work();
-        times.push_back(std::chrono::duration<double, std::milli>(clock::now() - start).count());
-    }
-    std::sort(times.begin(), times.end());
-    const std::size_t half = times.size() / 2;
-    return times.size() % 2 == 1 ? times[half] : (times[half - 1] + times[half]) / 2;
-}
 
 /// Scores, loads and drops of an assignment: expert_of_token[T], negative where a token was dropped.
 template <class S>
@@ -132,10 +116,10 @@ report measure_on(const Policy& policy, const options& asked, const sy::matrix<S
 }
 
 bench::row_major generated(const options& asked) {
-    if (asked.kind == "gaussian") return bench::gaussian(asked.tokens, asked.experts, asked.seed + 1);
-    if (asked.kind == "equal") return bench::equal_scores(asked.tokens, asked.experts);
+    if (asked.kind == score_kind::gaussian) return bench::gaussian(asked.tokens, asked.experts, asked.seed + 1);
+    if (asked.kind == score_kind::equal) return bench::equal_scores(asked.tokens, asked.experts);
     auto scores = bench::skewed_scores(asked.tokens, asked.experts, asked.seed);
-    return asked.kind == "quantized" ? bench::quantized_scores(std::move(scores)) : scores;
+    return asked.kind == score_kind::quantized ? bench::quantized_scores(std::move(scores)) : scores;
 }
 
 score_table scores_of(const options& asked) {
@@ -158,8 +142,8 @@ report measure(const options& asked) {
             return measure_on(sy::seq, asked, table);
         },
         scores);
-    const std::string seed = asked.kind == "equal" ? "" : ", seed " + std::to_string(asked.seed);
-    made.scores = asked.scores.empty() ? asked.kind + seed : asked.scores;
+    const std::string seed = asked.kind == score_kind::equal ? "" : ", seed " + std::to_string(asked.seed);
+    made.scores = asked.scores.empty() ? name_of(kinds_by_name, asked.kind) + seed : asked.scores;
     return made;
 }
 

@@ -1,6 +1,8 @@
 // What the command line asks for, checked as far as it can be without the scores.
 #pragma once
 
+#include "values.hpp"
+
 #include <switchyard/switchyard.hpp>
 
 #include <cstdint>
@@ -9,14 +11,20 @@
 
 namespace study {
 
-namespace sy = switchyard;
-using sy::index_t;
+/// Of generated scores: bench/assignment_scores.hpp.
+enum class score_kind { gaussian, skewed, quantized, equal };
+
+inline constexpr named<score_kind> kinds_by_name[] = {{"gaussian", score_kind::gaussian},
+                                                      {"skewed", score_kind::skewed},
+                                                      {"quantized", score_kind::quantized},
+                                                      {"equal", score_kind::equal}};
+inline constexpr named<bool> policies_by_name[] = {{"seq", false}, {"par", true}};
 
 struct options {
     std::string scores;  ///< a file; empty: generated ones
     index_t tokens = 16384;
     index_t experts = 64;
-    std::string kind = "skewed";  ///< bench/assignment_scores.hpp
+    score_kind kind = score_kind::skewed;
     std::uint32_t seed = 0;
 
     double capacity_factor = 1.25;  ///< Switch's

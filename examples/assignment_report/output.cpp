@@ -1,33 +1,17 @@
 #include "output.hpp"
 
-#include <algorithm>
-#include <array>
-#include <cerrno>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <filesystem>
-#include <span>
+#include "npy.hpp"
+#include "table.hpp"
 
-#include <sys/stat.h>
-#include <unistd.h>
+#include <array>
+#include <span>
+#include <utility>
+#include <vector>
 
 namespace study {
 namespace {
 
-std::string formatted(const char* format, double number) {
-    std::array<char, 64> text{};
-    std::snprintf(text.data(), text.size(), format, number);
-    return text.data();
-}
-std::string formatted(const char* format, const std::optional<double>& number, const char* nothing) {
-    return number ? formatted(format, *number) : nothing;
-}
-
-constexpr std::size_t columns = 9;
-using row = std::array<std::string, columns>;
-
-row table_row(const report& made, const outcome& one) {
+std::vector<std::string> table_row(const report& made, const outcome& one) {
     const auto share = made.share(one);
     const auto proved = one.gap ? made.per_token(*one.gap) : std::nullopt;
     return {one.method,
@@ -39,23 +23,6 @@ row table_row(const report& made, const outcome& one) {
             formatted("%.3f", one.variation),
             std::to_string(one.dropped),
             formatted("%.4g", one.milliseconds)};
-}
-
-/// The first column to the left, all others to the right.
-std::string aligned(const std::vector<row>& rows) {
-    std::array<std::size_t, columns> width{};
-    for (const row& line : rows) {
-        for (std::size_t c = 0; c < columns; ++c) width[c] = std::max(width[c], line[c].size());
-    }
-    std::string text;
-    for (const row& line : rows) {
-        for (std::size_t c = 0; c < columns; ++c) {
-            const std::string gap(width[c] - line[c].size(), ' ');
-            text += c == 0 ? line[c] + gap : "  " + gap + line[c];
-        }
-        text += '\n';
-    }
-    return text;
 }
 
 /// A text as a CSV field.
@@ -78,11 +45,10 @@ std::string text_of(const report& made) {
     text += "best balanced assignment: " + formatted("%.10g", made.optimum()) +
             (made.is_proved ? "; proved, nothing better by more than " : "; not proved: it may be better by ") +
             formatted("%.2g", gap) + "\n";
-    text += "switch: at most " + std::to_string(made.capacity) + " tokens an expert\n\n";
-    std::vector<row> rows = {
-        {"", "score", "of the best", "below", "proved", "max/mean", "cv", "dropped", "milliseconds"}};
-    for (const outcome& one : made.outcomes) rows.push_back(table_row(made, one));
-    text += aligned(rows);
+    text += "switch: at most " + std::to_string(made.capacity) + " tokens per expert\n\n";
+    table_lines lines = {{"", "score", "of the best", "below", "proved", "max/mean", "cv", "dropped", "milliseconds"}};
+    for (const outcome& one : made.outcomes) lines.push_back(table_row(made, one));
+    text += plain_table(std::move(lines));
     text += "\nbelow, proved: of the best, in standard deviations per token. max/mean, cv: loads of the experts.\n";
     return text;
 }
@@ -105,38 +71,6 @@ std::string prices_npy(const report& made) {
     const auto bytes = std::as_bytes(std::span(made.prices));
     return npy_header(npy_type<double>(), shape) +
            std::string(reinterpret_cast<const char*>(bytes.data()), bytes.size());
-}
-
-output_file::output_file(const std::string& path) : path_(path) {
-    if (path.empty()) return;
-    std::error_code problem;
-    sy::require(!std::filesystem::is_directory(path, problem), path, ": is a folder");
-    std::string scratch = path + ".XXXXXX";
-    file_ = ::mkstemp(scratch.data());
-    sy::require(file_ >= 0, path, ": cannot be written: ", std::strerror(errno));
-    scratch_ = scratch;
-}
-
-output_file::~output_file() {
-    if (file_ >= 0) ::close(file_);
-    if (!scratch_.empty()) ::unlink(scratch_.c_str());
-}
-
-void output_file::write(const std::string& bytes) {
-    for (std::size_t done = 0; file_ >= 0 && done < bytes.size();) {
-        const ssize_t now = ::write(file_, bytes.data() + done, bytes.size() - done);
-        sy::require(now > 0 || errno == EINTR, path_, ": cannot be written: ", std::strerror(errno));
-        done += static_cast<std::size_t>(now > 0 ? now : 0);
-    }
-}
-
-void output_file::move_in() {
-    if (file_ < 0) return;
-    const mode_t mask = ::umask(0);  // mkstemp's files are for their owner alone; this one is like any other
-    ::umask(mask);
-    const bool moved = ::fchmod(file_, 0666 & ~mask) == 0 && std::rename(scratch_.c_str(), path_.c_str()) == 0;
-    sy::require(moved, path_, ": cannot be written: ", std::strerror(errno));
-    scratch_.clear();
 }
 
 }  // namespace study

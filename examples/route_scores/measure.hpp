@@ -2,37 +2,16 @@
 // conversion of a plan in ordinary memory to `routing`.
 #pragma once
 
+#include "measured.hpp"
 #include "run.hpp"
 
 #include <algorithm>
-#include <chrono>
 #include <type_traits>
 #include <utility>
 #include <variant>
 #include <vector>
 
 namespace study {
-
-/// The median; of an even number, the mean of the middle two.
-inline double median(std::vector<double> values) {
-    std::sort(values.begin(), values.end());
-    const std::size_t half = values.size() / 2;
-    return values.size() % 2 == 1 ? values[half] : (values[half - 1] + values[half]) / 2;
-}
-
-/// Calls `route` once to prepare and asked.repeat times against the clock; median milliseconds.
-template <class Route>
-double measured(const options& asked, const Route& route) {
-    using clock = std::chrono::steady_clock;
-    route();
-    std::vector<double> times;
-    for (index_t i = 0; i < asked.repeat; ++i) {
-        const auto start = clock::now();
-        route();
-        times.push_back(std::chrono::duration<double, std::milli>(clock::now() - start).count());
-    }
-    return median(std::move(times));
-}
 
 inline sy::switch_router switch_router_of(const options& asked) {
     const noise_setting noise = noise_of(asked, router_kind::switch_router);

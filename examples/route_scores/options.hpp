@@ -5,20 +5,17 @@
 #pragma once
 
 #include "presets.hpp"
+#include "values.hpp"
 
 #include <switchyard/switchyard.hpp>
 
 #include <algorithm>
 #include <cstdint>
-#include <iterator>
 #include <optional>
 #include <string>
 #include <vector>
 
 namespace study {
-
-namespace sy = switchyard;
-using sy::index_t;
 
 enum class router_kind { switch_router, top_k, base, greedy, replay, hash, random, round_robin };
 enum class noise_kind { none, logit_jitter, sample };
@@ -45,13 +42,6 @@ enum class format_kind {
 enum class solver_kind { hungarian, auction };
 enum class backend_kind { eigen, thrust };
 enum class policy_kind { seq, par };
-
-/// A value and what it is called on the command line and in summary.json.
-template <class Value>
-struct named {
-    const char* name;
-    Value value;
-};
 
 inline constexpr named<router_kind> routers_by_name[] = {{"switch", router_kind::switch_router},
                                                          {"top_k", router_kind::top_k},
@@ -99,13 +89,6 @@ inline constexpr named<backend_kind> backends_by_name[] = {{"eigen", backend_kin
                                                            {"thrust", backend_kind::thrust}};
 inline constexpr named<policy_kind> policies_by_name[] = {{"seq", policy_kind::seq}, {"par", policy_kind::par}};
 
-/// The name of a value: `name_of(routers_by_name, router_kind::base)` is "base".
-template <class Value, std::size_t N>
-const char* name_of(const named<Value> (&table)[N], Value value) {
-    return std::find_if(std::begin(table), std::end(table), [value](const auto& entry) { return entry.value == value; })
-        ->name;
-}
-
 /// Of router top_k, as given; files by their paths. `recipe_of` says what they come to.
 struct top_k_options {
     std::string preset, config;
@@ -126,6 +109,9 @@ struct top_k_options {
     std::optional<epsilon_kind> epsilon;
     std::optional<double> scale;
     std::string expert_scale;
+
+    /// Whether no model's settings stand below those given.
+    bool is_plain() const { return preset.empty() && config.empty(); }
 };
 
 struct options {

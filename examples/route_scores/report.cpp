@@ -1,11 +1,14 @@
 #include "report.hpp"
 
+#include "npy.hpp"
+#include "table.hpp"
+
 #include <nlohmann/json.hpp>
 
 #include <array>
 #include <cmath>
-#include <cstdio>
 #include <span>
+#include <utility>
 
 namespace study {
 namespace {
@@ -108,15 +111,6 @@ void write_array(output_folder& out, const std::filesystem::path& name, const st
     out.write(name, npy_header(npy_type<Number>(), shape), std::as_bytes(std::span(numbers)));
 }
 
-std::string short_text(double value, int digits) {
-    std::array<char, 32> text{};
-    std::snprintf(text.data(), text.size(), "%.*g", digits, value);
-    return text.data();
-}
-std::string short_text(const std::optional<double>& value, int digits) {
-    return value ? short_text(*value, digits) : "-";
-}
-
 }  // namespace
 
 std::string summary_of(const options& asked, const routing& made) {
@@ -164,28 +158,14 @@ void write_results(output_folder& out, const std::filesystem::path& subfolder, c
 }
 
 std::string comparison_of(const std::vector<routing>& all) {
-    using row = std::array<std::string, 7>;
-    std::vector<row> rows = {
-        {"router", "total score", "kept", "load variation", "balance loss", "z-loss", "milliseconds"}};
+    table_lines lines = {{"router", "total score", "kept", "load variation", "balance loss", "z-loss", "milliseconds"}};
     for (const routing& made : all) {
-        rows.push_back({name_of(routers_by_name, made.router), short_text(made.total_score, 9),
-                        std::to_string(made.kept()) + " of " + std::to_string(made.asked),
-                        short_text(made.load_variation, 4), short_text(made.load_balancing_loss, 5),
-                        short_text(made.z_loss, 5), short_text(made.milliseconds, 4)});
+        lines.push_back({name_of(routers_by_name, made.router), formatted("%.9g", made.total_score),
+                         std::to_string(made.kept()) + " of " + std::to_string(made.asked),
+                         formatted("%.4g", made.load_variation), formatted("%.5g", made.load_balancing_loss, "-"),
+                         formatted("%.5g", made.z_loss, "-"), formatted("%.4g", made.milliseconds)});
     }
-    std::string text;
-    for (const row& line : rows) {
-        for (std::size_t column = 0; column < line.size(); ++column) {
-            std::size_t width = 0;
-            for (const row& other : rows) {
-                width = std::max(width, other[column].size());
-            }
-            const std::string gap(width - line[column].size(), ' ');
-            text += column == 0 ? line[column] + gap : "  " + gap + line[column];
-        }
-        text += '\n';
-    }
-    return text;
+    return plain_table(std::move(lines));
 }
 
 }  // namespace study

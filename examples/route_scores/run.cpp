@@ -29,7 +29,7 @@ routing run_on_cpu(const Policy& policy, const options& asked, router_kind route
     routing made;
     with_router(asked, router, placed, [&](const auto& how, const sy::run_mode& mode) {
         const double milliseconds =
-            measured(asked, [&] { sy::route_scores(policy, how, scores, mode, plan, scratch); });
+            measured(asked.repeat, [&] { sy::route_scores(policy, how, scores, mode, plan, scratch); });
         made = routing_of(asked, router, plan.view(), scores, given);
         made.milliseconds = milliseconds;
         if (given.gradients && mode.is_training) {

@@ -44,7 +44,7 @@ routing run_on(const Policy& policy, const options& asked, router_kind router, c
     sy::device_workspace<Policy> scratch;
     routing result;
     with_router(asked, router, placed, [&](const auto& how, const sy::run_mode& mode) {
-        const double milliseconds = measured(asked, [&] {
+        const double milliseconds = measured(asked.repeat, [&] {
             sy::route_scores(policy, how, device_scores, mode, plan, scratch);
             sy::check(policy, plan);
         });

@@ -21,7 +21,7 @@ namespace study {
 
 struct model_settings {
     index_t context = 16;    ///< bytes the next one is told from
-    index_t embedding = 16;  ///< numbers a byte
+    index_t embedding = 16;  ///< numbers per byte
     index_t width = 64;      ///< D
     std::vector<layer_settings> layers;
 };
@@ -47,6 +47,11 @@ class language_model {
     double forward(const thread_policy& threads, const batch& tokens, sy::run_mode mode) {
         resize(tokens.size());
         each_block(threads, [&](index_t first, index_t count) { embed(tokens, first, count); });
+        bytes_.resize(static_cast<std::size_t>(tokens.size()));
+        for (index_t t = 0; t < tokens.size(); ++t) {
+            bytes_[static_cast<std::size_t>(t)] = tokens.context(t, tokens.length - 1);
+        }
+        for (const auto& layer : layers_) layer->see(bytes_);
         // [layers]
         for (std::size_t i = 0; i < layers_.size(); ++i) {
             state& at = states_[i];
@@ -261,6 +266,7 @@ class language_model {
 
     // Kept from step to step.
     index_t tokens_ = 0;
+    std::vector<std::uint8_t> bytes_;  // [T], the last of each context
     matrix<S> embedded_, d_embedded_;  // [T, context * embedding]
     std::vector<state> states_;        // a layer each, and the output's
     matrix<A> y_;                      // [T, D], what a layer gave

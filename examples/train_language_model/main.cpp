@@ -1,7 +1,7 @@
 // train_language_model: what the papers claim of routing, on real text, in minutes.
 //
-// Every kind of run trains the same small model with another router, at equal work a token; what was seen is printed as
-// a table and written to a folder.
+// Every kind of run trains the same small model with another router, at equal work per token; what was seen is printed
+// as a table and written to a folder.
 #include "complain.hpp"
 #include "options.hpp"
 #include "progress.hpp"

@@ -9,15 +9,18 @@
 
 #include "bfloat16_router.hpp"
 #include "experts.hpp"
+#include "steered_router.hpp"
 #include "stopwatch.hpp"
 
+#include <cstdint>
 #include <optional>
 #include <variant>
+#include <vector>
 
 namespace study {
 
 /// What a layer may route by.
-using router_settings = std::variant<sy::switch_router, sy::top_k_router, sy::base_router<>>;
+using router_settings = std::variant<sy::switch_router, sy::top_k_router, sy::base_router<>, steered_router>;
 
 struct layer_settings {
     std::optional<router_settings> router = {};  ///< none: dense
@@ -94,6 +97,13 @@ class moe_layer {
         d_u += d_u_router_;
     }
     // [/backward]
+
+    /// The bytes of the tokens of the next forward, for routers that choose by them.
+    void see(const std::vector<std::uint8_t>& bytes) {
+        if (settings_.router && std::holds_alternative<steered_router>(*settings_.router)) {
+            std::get<steered_router>(*settings_.router).see(bytes);
+        }
+    }
 
     bool is_routed() const { return settings_.router.has_value(); }
     const sy::plan<S>& plan() const { return plan_; }

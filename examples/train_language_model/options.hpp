@@ -1,6 +1,8 @@
 // What the command line asks for, checked as far as it can be without the text.
 #pragma once
 
+#include "values.hpp"
+
 #include <switchyard/switchyard.hpp>
 
 #include <cstdint>
@@ -10,37 +12,40 @@
 
 namespace study {
 
-namespace sy = switchyard;
-using sy::index_t;
-
-enum class contender { dense, switch_unbalanced, switch_balanced, switch_jitter, top_2, base };
-enum class precision { float32, bfloat16, pure_bfloat16 };
-
-/// A value and what it is called, on the command line and in the results.
-template <class Value>
-struct named {
-    const char* name;
-    Value value;
+enum class contender {
+    dense,
+    switch_unbalanced,
+    switch_balanced,
+    switch_jitter,
+    top_2,
+    base,
+    deepseek_v3,
+    deepseek_v4,
+    quantile,
+    sinkhorn,
+    hash,
+    random,
+    round_robin
 };
+enum class precision { float32, bfloat16, pure_bfloat16 };
 
 inline constexpr named<contender> contenders_by_name[] = {{"dense", contender::dense},
                                                           {"switch_unbalanced", contender::switch_unbalanced},
                                                           {"switch", contender::switch_balanced},
                                                           {"switch_jitter", contender::switch_jitter},
                                                           {"top_2", contender::top_2},
-                                                          {"base", contender::base}};
+                                                          {"base", contender::base},
+                                                          {"deepseek_v3", contender::deepseek_v3},
+                                                          {"deepseek_v4", contender::deepseek_v4},
+                                                          {"quantile", contender::quantile},
+                                                          {"sinkhorn", contender::sinkhorn},
+                                                          {"hash", contender::hash},
+                                                          {"random", contender::random},
+                                                          {"round_robin", contender::round_robin}};
+/// Those that run unless told otherwise come first.
+inline constexpr std::size_t usual_contenders = 6;
 inline constexpr named<precision> precisions_by_name[] = {
     {"float32", precision::float32}, {"bfloat16", precision::bfloat16}, {"pure_bfloat16", precision::pure_bfloat16}};
-
-template <class Value, std::size_t N>
-const char* name_of(const named<Value> (&table)[N], Value value) {
-    for (const auto& entry : table) {
-        if (entry.value == value) {
-            return entry.name;
-        }
-    }
-    return "";
-}
 
 struct options {
     std::vector<std::string> text;  ///< files and folders
@@ -49,7 +54,7 @@ struct options {
     std::vector<precision> precisions;
 
     index_t experts = 16;
-    index_t hidden = 256;  ///< of the dense model and of each expert; top_2's have half
+    index_t hidden = 256;  ///< of the dense model and of each expert; of two experts per token each has half
     index_t width = 64;
     index_t layers = 1;
     index_t context = 16;
@@ -66,6 +71,9 @@ struct options {
     int threads = 0;  ///< 0: one a core
     bool report = true;
 };
+
+/// Whether a contender's router can work in bfloat16 throughout: bfloat16_router.hpp knows those of the papers alone.
+inline bool has_bfloat16_router(contender kind) { return kind > contender::dense && kind <= contender::base; }
 
 /// Reads the command line. Nothing is returned where it asked for help or the version, which are then printed; anything
 /// wrong throws switchyard::error with a sentence.

@@ -19,7 +19,7 @@ class progress_line {
     progress_line& operator=(const progress_line&) = delete;
     ~progress_line() { clear(); }
 
-    /// `steps` done in all runs; `bits` a byte is the current loss.
+    /// `steps` done in all runs; `bits` per byte is the current loss.
     void show(switchyard::index_t steps, const std::string& what, double bits);
     /// Prints a line that stays.
     void say(const std::string& line);

@@ -21,6 +21,7 @@ import numpy as np  # noqa: E402
 
 # Okabe and Ito's colours, told apart by everyone.
 COLOURS = ["#000000", "#d55e00", "#0072b2", "#56b4e9", "#009e73", "#cc79a7", "#e69f00", "#f0e442"]
+STYLES = [{"color": colour, "linestyle": line} for line in ("-", "--", "-.", ":") for colour in COLOURS]
 SIZE = (4.2, 3.0)  # inches: 400 pixels wide, so that letters keep their size on a telephone
 
 STYLE = """
@@ -99,11 +100,11 @@ def loss_figure(groups, by_second):
     starts = [at["validation_bits"] for runs in groups.values() for run in runs for at in run["evaluations"]]
     unit = "second of training" if by_second else "step"
     figure, ax = axes(unit, "bits per byte, held-out text", f"Loss by {'second' if by_second else 'step'}")
-    for colour, (name, runs) in zip(COLOURS * 9, groups.items()):
+    for style, (name, runs) in zip(STYLES * 9, groups.items()):
         steps, seconds, middle, least, most = curve(runs, lambda at: at["validation_bits"])
         x = seconds if by_second else steps
-        ax.plot(x, middle, color=colour, label=name, linewidth=1.5)
-        ax.fill_between(x, least, most, color=colour, alpha=0.15, linewidth=0)
+        ax.plot(x, middle, **style, label=name, linewidth=1.5)
+        ax.fill_between(x, least, most, color=style["color"], alpha=0.15, linewidth=0)
     if goals:
         ax.axhline(goals[0], color=COLOURS[0], linewidth=0.8, linestyle=":")
     ax.set_ylim(min(ends) - 0.1, min(max(starts), max(ends) + 1.5))
@@ -127,11 +128,11 @@ def load_pictures(groups):
     for key, label, factor, title in (("dropped_share", "dropped choices, %", 100, "Dropped by capacity"),
                                       ("variation", "coefficient of variation", 1, "How uneven the experts' loads are")):
         figure, ax = axes("step", label, title)
-        for colour, (name, runs) in zip(COLOURS * 9, groups.items()):
+        for style, (name, runs) in zip(STYLES * 9, groups.items()):
             steps, _, middle, least, most = curve(runs, lambda at: layer_mean(at, key))
             if len(steps):
-                ax.plot(steps, factor * middle, color=colour, label=name, linewidth=1.5)
-                ax.fill_between(steps, factor * least, factor * most, color=colour, alpha=0.15, linewidth=0)
+                ax.plot(steps, factor * middle, **style, label=name, linewidth=1.5)
+                ax.fill_between(steps, factor * least, factor * most, color=style["color"], alpha=0.15, linewidth=0)
         ax.set_ylim(bottom=0)
         ax.legend(fontsize=8)
         made.append(picture(figure, f"{title}, in training, by step."))
@@ -249,8 +250,8 @@ def page(results):
 <h1>A language model over bytes, trained with every router</h1>
 <p>{results["text_bytes"]:,} bytes of text, of which {results["held_out_bytes"]:,} are held out; {asked["experts"]} experts
 of hidden width {asked["hidden"]} (half in top_2), {asked["layers"]} layer{"s" if asked["layers"] > 1 else ""} of them,
-{asked["width"]} numbers a token, {asked["context"]} bytes of context; {asked["steps"]:,} steps of {asked["tokens"]:,}
-tokens; {seeds} seed{"s" if seeds > 1 else ""}. Every kind of run does the same work a token.</p>{note}
+{asked["width"]} numbers per token, {asked["context"]} bytes of context; {asked["steps"]:,} steps of {asked["tokens"]:,}
+tokens; {seeds} seed{"s" if seeds > 1 else ""}. Every kind of run does the same work per token.</p>{note}
 {table(groups)}
 <p>Steps and seconds to dense: when the run was first as good as the dense model is at its end. Loads, before capacity, and
 dropped choices are means over the second half of training. Routing: the share of training's time that routing, dispatch and

@@ -1,15 +1,21 @@
 #include "results.hpp"
 
+#include "measured.hpp"
+#include "npy.hpp"
+#include "output_file.hpp"
+#include "table.hpp"
+
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
-#include <bit>
+#include <array>
 #include <cerrno>
 #include <cstring>
 #include <fstream>
 #include <iomanip>
 #include <ostream>
 #include <sstream>
+#include <utility>
 
 namespace study {
 namespace {
@@ -17,14 +23,10 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::ordered_json;
 
-/// A file that is there whole or not at all.
 void write_file(const fs::path& path, const std::string& text) {
-    const fs::path partial = path.native() + ".partial";
-    std::ofstream out(partial, std::ios::binary);
-    out.write(text.data(), static_cast<std::streamsize>(text.size()));
-    out.close();
-    sy::require(out.good(), "--out: ", path.native(), " cannot be written: ", std::strerror(errno));
-    fs::rename(partial, path);
+    output_file file(path);
+    file.write(text);
+    file.move_in();
 }
 
 std::string csv_of(const std::vector<run_record>& runs) {
@@ -160,34 +162,22 @@ ordered_json json_of(const options& asked) {
             {"threads", asked.threads}};
 }
 
-/// NumPy's format 1.0: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
 std::string npy_of(const matrix<float>& numbers) {
-    std::string header = std::string("{'descr': '") + (std::endian::native == std::endian::little ? '<' : '>') +
-                         "f4', 'fortran_order': False, 'shape': (" + std::to_string(numbers.rows()) + ", " +
-                         std::to_string(numbers.cols()) + "), }";
-    const std::size_t prefix = 10;  // magic, version, length
-    header += std::string(63 - (prefix + header.size()) % 64, ' ') + '\n';
-    std::string file("\x93NUMPY\x01\x00", 8);
-    file += static_cast<char>(header.size() & 0xff);
-    file += static_cast<char>(header.size() >> 8);
-    file += header;
-    file.append(reinterpret_cast<const char*>(numbers.data()),
-                static_cast<std::size_t>(numbers.size()) * sizeof(float));
-    return file;
+    const std::array<index_t, 2> shape{numbers.rows(), numbers.cols()};
+    return npy_header(npy_type<float>(), shape) + std::string(reinterpret_cast<const char*>(numbers.data()),
+                                                              static_cast<std::size_t>(numbers.size()) * sizeof(float));
 }
 
 /// Median, and with several numbers the least and the largest.
-std::string spread_of(std::vector<double> numbers, int digits, double factor = 1) {
+std::string spread_of(const std::vector<double>& numbers, int digits, double factor = 1) {
     if (numbers.empty()) {
         return "-";
     }
-    std::sort(numbers.begin(), numbers.end());
-    const std::size_t n = numbers.size();
-    const double median = n % 2 == 1 ? numbers[n / 2] : (numbers[n / 2 - 1] + numbers[n / 2]) / 2;
     std::ostringstream out;
-    out << std::fixed << std::setprecision(digits) << factor * median;
-    if (n > 1) {
-        out << " [" << factor * numbers.front() << ", " << factor * numbers.back() << ']';
+    out << std::fixed << std::setprecision(digits) << factor * median_of(numbers);
+    if (numbers.size() > 1) {
+        const auto [least, most] = std::minmax_element(numbers.begin(), numbers.end());
+        out << " [" << factor * *least << ", " << factor * *most << ']';
     }
     return out.str();
 }
@@ -268,9 +258,8 @@ std::optional<crossing> crossing_of(const std::vector<run_record>& runs, const r
 }
 
 void print_table(std::ostream& out, const std::vector<run_record>& runs) {
-    std::vector<std::vector<std::string>> lines{{"router", "parameters", "bits per byte", "steps to dense",
-                                                 "seconds to dense", "seconds", "load CV", "max/mean", "dropped %",
-                                                 "routing %"}};
+    table_lines lines{{"router", "parameters", "bits per byte", "steps to dense", "seconds to dense", "seconds",
+                       "load CV", "max/mean", "dropped %", "routing %"}};
     std::vector<std::string> names;
     for (const run_record& run : runs) {
         const std::string name = run.settings.name();
@@ -279,23 +268,7 @@ void print_table(std::ostream& out, const std::vector<run_record>& runs) {
             lines.push_back(cells_of(runs, name));
         }
     }
-    std::vector<std::size_t> widths(lines.front().size(), 0);
-    for (const auto& line : lines) {
-        for (std::size_t c = 0; c < line.size(); ++c) {
-            widths[c] = std::max(widths[c], line[c].size());
-        }
-    }
-    for (std::size_t i = 0; i < lines.size(); ++i) {
-        for (std::size_t c = 0; c < widths.size(); ++c) {
-            out << "| " << (c == 0 ? std::left : std::right) << std::setw(static_cast<int>(widths[c])) << lines[i][c]
-                << ' ';
-        }
-        out << "|\n";
-        for (std::size_t c = 0; i == 0 && c < widths.size(); ++c) {
-            out << '|' << std::string(widths[c] + 1, '-') << (c == 0 ? '-' : ':');
-        }
-        out << (i == 0 ? "|\n" : "");
-    }
+    out << markdown_table(std::move(lines));
 }
 
 void require_writable(const fs::path& folder) {

@@ -34,8 +34,8 @@ struct load_record {
 struct evaluation {
     index_t step = 0;                    ///< steps trained so far
     double seconds = 0;                  ///< of training so far
-    double training_bits = 0;            ///< a byte, mean since the last evaluation
-    double validation_bits = 0;          ///< a byte
+    double training_bits = 0;            ///< per byte, mean since the last evaluation
+    double validation_bits = 0;          ///< per byte
     std::vector<load_record> load = {};  ///< a layer each, since the last evaluation; empty if dense
 };
 

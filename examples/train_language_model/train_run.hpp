@@ -11,7 +11,41 @@
 
 namespace study {
 
-/// The routers that are compared, and how wide their experts are: every kind does the same work a token.
+/// The routers whose choice a bias or a table steers, with capacities like all others. Those that balance by a bias
+/// have no balance loss, and neither have those whose choice no loss can move.
+inline steered_router steered_router_of(contender kind, index_t experts, const sy::capacity_rule& capacity,
+                                        const sy::capacity_rule& inference_capacity) {
+    sy::recipe_router<> recipe{.capacity = capacity, .inference_capacity = inference_capacity};
+    switch (kind) {
+        case contender::deepseek_v3:
+        case contender::deepseek_v4:
+            recipe.k = 2;
+            recipe.score = sy::score_function::sigmoid;
+            if (kind == contender::deepseek_v4) {
+                recipe.score = sy::score_function::sqrt_softplus;
+            } else if (experts % 4 == 0) {
+                recipe.groups = {.count = 4, .kept = 2, .summed = std::min<index_t>(2, experts / 4)};
+            }
+            recipe.normalize = sy::gate_sum::add;
+            recipe.epsilon = 1e-20;
+            return {recipe, steering::signs};
+        case contender::quantile:
+            recipe.key = sy::key_source::score;
+            return {recipe, steering::quantiles};
+        case contender::sinkhorn:
+            recipe.score = sy::score_function::sigmoid;
+            recipe.key = sy::key_source::score;
+            return {recipe, steering::sinkhorn};
+        case contender::hash:
+            return {recipe, steering::hash};
+        case contender::random:
+            return {recipe, steering::random};
+        default:
+            return {recipe, steering::in_turn};
+    }
+}
+
+/// The routers that are compared, and how wide their experts are: every kind does the same work per token.
 inline layer_settings layer_of(const options& asked, const run_settings& run) {
     layer_settings layer{.experts = asked.experts, .hidden = asked.hidden};
     const sy::capacity_rule capacity{.factor = asked.capacity_factor};
@@ -49,6 +83,9 @@ inline layer_settings layer_of(const options& asked, const run_settings& run) {
             layer.router = sy::base_router<>{};
             // [/base]
             break;
+        default:
+            layer.router = steered_router_of(run.kind, asked.experts, capacity, inference_capacity);
+            if (std::get<steered_router>(*layer.router).recipe().k == 2) layer.hidden = asked.hidden / 2;
     }
     layer.precision = run.stored == precision::pure_bfloat16 ? router_precision::bfloat16 : router_precision::computed;
     return layer;

@@ -48,6 +48,7 @@ TEST_CASE("formats: all tokens at one expert, and one token with every expert") 
         CHECK(all_formats_difference(policy, one, sy::unlimited, 128, scratch) == "");
         CHECK(all_formats_difference(policy, one, 77, 1, scratch) == "");
         CHECK(all_formats_difference(policy, every, sy::unlimited, 128, scratch) == "");
+        covers<operation("formats")>(policy);
     });
 }
 

@@ -177,7 +177,7 @@ class Files(Case):
         self.refuse("is a folder", *line, ".")
         self.refuse("is not a regular file", *line, "/dev/null")
         self.refuse("No such file|Not a directory|not found", *line, "S.npy/S.npy")
-        self.refuse("No such file", *line, "")
+        self.refuse("--scores .. is no file", *line, "")
         self.refuse("No such file|too long", *line, "n" * 5000)
         self.refuse(r"a b\.npy: No such file", *line, "a\nb.npy")
 

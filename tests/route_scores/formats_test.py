@@ -121,7 +121,7 @@ class Formats(Case):
                               ("--block 2 is used by nothing chosen: it needs --format vllm", "--format rows --block 2"),
                               ("--format 'x' is unknown; it is one of rows, grouped_mm", "--format x"),
                               ("names rows twice", "--format rows,rows"),
-                              ("--block '0' must be at least 1", "--format vllm --block 0"),
+                              ("--block '0' must lie in 1..16777216", "--format vllm --block 0"),
                               ("4 .*ranks|ranks.* 4", "--format deepep --ranks 4")):
             self.refuse(pattern, "--scores", "S.npy", "--router", "top_k", "--out", "out", *line.split())
         self.save(np.zeros((3000, 600), np.float32))

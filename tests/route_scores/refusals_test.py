@@ -154,7 +154,7 @@ class Refusals(Case):
                 ("norm_power = -2 must be finite", "--normalize p_norm --norm-power -2"),
                 ("epsilon = -1 must be finite and not negative", "--normalize sum --normalize-epsilon -1"),
                 ("--scale 'nan' must be finite", "--scale nan"),
-                ("--bias '' names nothing", ["--bias", ""])):
+                ("--bias '' is no file", ["--bias", ""])):
             self.no(pattern, "top_k", *(line.split() if isinstance(line, str) else line))
         for text, pattern in (("[]", "is no JSON object"), ("{", "is no JSON object"), ("{}", "model_type '' is unknown"),
                               ('{"model_type": "bert"}', "model_type 'bert' is unknown"),

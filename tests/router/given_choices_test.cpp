@@ -164,6 +164,7 @@ TEST_CASE("given choices: policies and layouts agree") {
             CHECK(difference(gates_of(plan.view()), gates_of(want.view())) == 0);
             CHECK(plan.load_balancing_loss() == want.load_balancing_loss());
         }
+        covers<operation("choices made elsewhere")>(policy);
     });
 }
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Runs bench/bars.py on made-up runs: one that meets every bar, one that misses one, and one in which a row is not there. And each
-row that a bar names is one of routing_bench's.
+row that a bar names is one of its benchmark's.
 
-usage: check_bars.py BARS ROUTING_BENCH
+usage: check_bars.py BARS BENCHMARK...
 """
 
 import importlib.util
@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 
-PAGE = "before\n<!-- figures:routing_bench -->\n\nold\n\n<!-- /figures:routing_bench -->\nafter\n"
+PAGE = "before\n<!-- figures:{0} -->\n\nold\n\n<!-- /figures:{0} -->\nafter\n"
 
 
 def load(path):
@@ -24,23 +24,30 @@ def load(path):
 
 
 def main():
-    script, bench = sys.argv[1], sys.argv[2]
-    bars = load(script).BARS
+    benchmarks = {pathlib.Path(path).name: path for path in sys.argv[2:]}
+    known = load(sys.argv[1]).BENCHMARKS
+    if set(benchmarks) != set(known):
+        sys.exit(f"there are bars for {sorted(known)}, and the benchmarks {sorted(benchmarks)}")
+    for name, bench in benchmarks.items():
+        check(sys.argv[1], name, bench, known[name])
+
+
+def check(script, benchmark, bench, bars):
     rows = {name for bar in bars for name in bar[:2]}
     listed = subprocess.run([bench, "--benchmark_list_tests"], capture_output=True, text=True, check=True).stdout.split()
     unknown = rows - {name.removesuffix("/real_time") for name in listed}
     if not any("_par/" in name for name in listed):  # a build without OpenMP
         unknown = {name for name in unknown if "_par/" not in name}
     if unknown:
-        sys.exit(f"bars name rows that routing_bench has not: {sorted(unknown)}")
+        sys.exit(f"bars name rows that {benchmark} has not: {sorted(unknown)}")
 
     def judged(times):
         with tempfile.TemporaryDirectory() as folder:
             run, page = pathlib.Path(folder) / "run.json", pathlib.Path(folder) / "page.md"
-            run.write_text(json.dumps({"benchmarks": [
+            run.write_text(json.dumps({"context": {"executable": f"./bench/{benchmark}"}, "benchmarks": [
                 {"run_name": f"{name}/real_time", "aggregate_name": "median", "real_time": time, "time_unit": "us"}
                 for name, time in times.items()]}))
-            page.write_text(PAGE)
+            page.write_text(PAGE.format(benchmark))
             done = subprocess.run([sys.executable, script, run, "--write", page], capture_output=True, text=True)
             return done.returncode, done.stderr, page.read_text()
 
@@ -55,7 +62,7 @@ def main():
     status, words, _ = judged({name: time for name, time in times.items() if name != row})
     if status != 1 or f"{row} against {against}: not in this run" not in words:
         sys.exit(f"a run without a row: exit {status}, {words}")
-    print(f"{len(bars)} bars, {len(rows)} rows of routing_bench")
+    print(f"{len(bars)} bars, {len(rows)} rows of {benchmark}")
 
 
 def met(bars, rows):

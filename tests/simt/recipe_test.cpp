@@ -159,6 +159,7 @@ TEST_CASE("recipe kernels: choices made elsewhere") {
                                            draw_mask(tokens, 6)) == "");
         }
     }
+    covers<operation("choices made elsewhere")>(simt::policy{});
 }
 
 TEST_CASE("recipe kernels: hostile scores") {

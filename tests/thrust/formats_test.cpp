@@ -29,6 +29,7 @@ TEST_CASE("formats: no tokens, all tokens at one expert, every expert of each, m
     CHECK(all_formats_difference(device, random_given(64, 16, 16, 2, 0), 50, 8, scratch) == "");
     CHECK(all_formats_difference(device, random_given(3000, 2, 8, 3), 600, 64, scratch, 5) == "");
     CHECK(all_formats_difference(device, random_given(200, 2, 64, 4), 9, 8, scratch) == "");
+    covers<operation("formats")>(device);
 }
 
 TEST_CASE("formats: a table of an expert's rows holds any batch, since no load is known here") {

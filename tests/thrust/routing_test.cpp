@@ -249,7 +249,18 @@ TEST_CASE("recipes on Thrust: the CPU backend's decisions, gates, losses, gradie
         router.scale = 2;
         router.capacity = router.inference_capacity = {.number = 200};
     }});
-    covers<operation("recipe, forward"), operation("recipe, backward"), operation("update of the bias")>(device);
+    both_recipes given(
+        [](auto& router) {
+            router.k = 3;
+            router.score = sy::score_function::sigmoid;
+            router.normalize = sy::gate_sum::add;
+            router.capacity = router.inference_capacity = {.factor = 0.9};
+        },
+        {.logit = spread_bias(48, 5)});
+    given.give_choices(150, 48);
+    checks(given);
+    covers<operation("recipe, forward"), operation("recipe, backward"), operation("update of the bias"),
+           operation("choices made elsewhere")>(device);
 }
 
 TEST_CASE_TEMPLATE("quantile balancing on Thrust: the CPU's bits", S, float, double) {

@@ -121,3 +121,46 @@ TEST_CASE("gradient: top-2, normalised") {
 }
 
 TEST_CASE("gradient: BASE") { check(layer_with(sy::base_router<>{})); }
+
+TEST_CASE("gradient: routers whose choice is steered") {
+    // A bias moved by loads would change choices from one difference to the next; Sinkhorn's is that of the scores.
+    const sy::recipe_router<> two{.k = 2, .score = sy::score_function::sigmoid, .normalize = sy::gate_sum::add};
+    check(layer_with(steered_router{two, steering::sinkhorn}));
+    check(layer_with(steered_router{{.k = 1}, steering::hash}));
+    check(layer_with(steered_router{two, steering::random}));
+}
+
+TEST_CASE("steered router: a bias balances from step to step, the table of bytes stays, turns are even") {
+    sy::matrix<double> scores(64, 4);
+    std::vector<std::uint8_t> bytes(64);
+    for (index_t t = 0; t < 64; ++t) {
+        bytes[static_cast<std::size_t>(t)] = static_cast<std::uint8_t>(t % 5);
+        for (index_t e = 0; e < 4; ++e) {
+            scores(t, e) = static_cast<double>(sy::uniform_at({.seed = 4}, t, e)) + (e == 0 ? 0.6 : 0.0);
+        }
+    }
+    sy::workspace scratch;
+    const auto spread_after = [&](const steered_router& router, int steps) {
+        sy::plan<double> plan;
+        for (int step = 0; step < steps; ++step) {
+            sy::route_scores(sy::seq, router, scores, sy::training{.stream = 0}, plan, scratch);
+        }
+        return sy::statistics(plan).coefficient_of_variation;
+    };
+    const sy::recipe_router<> by_score{.k = 1, .key = sy::key_source::score};
+    for (const auto by : {steering::signs, steering::quantiles}) {
+        const steered_router router{by_score, by};
+        CHECK(spread_after(router, 1) > 1);  // no bias yet
+        CHECK(spread_after(router, 400) < 0.3);
+    }
+    CHECK(spread_after({by_score, steering::sinkhorn}, 1) < 0.3);
+    CHECK(spread_after({by_score, steering::in_turn}, 1) == 0);
+
+    steered_router by_bytes{{.k = 1}, steering::hash};
+    by_bytes.see(bytes);
+    sy::plan<double> plan;
+    sy::route_scores(sy::seq, by_bytes, scores, sy::inference{}, plan, scratch);
+    for (index_t t = 5; t < 64; ++t) CHECK(plan.expert()(t, 0) == plan.expert()(t - 5, 0));
+    by_bytes.see({1, 2});
+    CHECK_THROWS_AS(sy::route_scores(sy::seq, by_bytes, scores, sy::inference{}, plan, scratch), sy::error);
+}

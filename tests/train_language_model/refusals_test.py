@@ -26,7 +26,7 @@ class Refusals(Case):
                                     ("--layers", 0, "must lie in 1..64"), ("--context", 513, "must lie in 1..512"),
                                     ("--steps", 0, "must lie in 1.."), ("--tokens", 0, "must lie in 1.."),
                                     ("--tokens", 3, "at least --experts 4"), ("--tokens", "1e3", "not a whole number"),
-                                    ("--steps", "99999999999999999999", "not a whole number that fits"),
+                                    ("--steps", "99999999999999999999", "must lie in 1.."),
                                     ("--rate", "nan", "must lie in"), ("--capacity-factor", -1, "must lie in"),
                                     ("--balance-weight", "inf", "must lie in"), ("--jitter", 1, "must lie in"),
                                     ("--seed", -1, "not a whole number"), ("--seeds", 0, "must lie in 1.."),
@@ -36,7 +36,11 @@ class Refusals(Case):
                 4096)
 
     def test_names(self):
-        self.no("--router 'hash' is unknown; it is one of dense, switch_unbalanced", "--router", "hash")
+        self.no("--router 'cosine' is unknown; it is one of dense, switch_unbalanced", "--router", "cosine")
+        self.no("--precision pure_bfloat16: there is no such router of hash", "--text", "text", "--router", "hash",
+                "--precision", "float32,pure_bfloat16")
+        self.no("--router quantile: --tokens 66 must be a multiple of --experts 4", "--text", "text", "--router",
+                "quantile", "--tokens", 66)
         self.no("names base twice", "--router", "base,switch,base")
         self.no("--router '' is unknown", "--router", "")
         self.no("--precision 'half' is unknown", "--precision", "half")

@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 
-from study import ROUTERS, TEXT, Case, main, small
+from study import ROUTERS, STEERED, TEXT, TWO, Case, main, small
 
 
 def without_time(value):
@@ -24,7 +24,7 @@ def without_time(value):
 
 class Run(Case):
 
-    def test_all_routers(self):
+    def test_usual_routers(self):
         results, printed = self.study("--seeds", 2, "--layers", 2, "--steps", 50)
         self.assertEqual([(run["router"], run["seed"]) for run in results["runs"]],
                          [(router, seed) for seed in (1, 2) for router in ROUTERS])
@@ -34,6 +34,27 @@ class Run(Case):
         for run in results["runs"]:
             with self.subTest(run=run["name"], seed=run["seed"]):
                 self.check_run(results, run)
+
+    def test_all_routers(self):
+        results, _ = self.study("--router", "all", "--steps", 50)
+        self.assertEqual([run["router"] for run in results["runs"]], ROUTERS + STEERED)
+        loads = {}
+        for run in results["runs"][len(ROUTERS):]:
+            with self.subTest(run=run["name"]):
+                seen = run["evaluations"]
+                self.assertEqual([at["step"] for at in seen], list(range(51)))
+                self.assertLess(seen[-1]["validation_bits"], 5)
+                loads[run["router"]] = run["late_load"][0]["variation"]
+                # What was chosen is in the results; scores alone do not say it.
+                k = 2 if run["router"] in TWO else 1
+                counted = sum(sum(expert["bytes"].values()) for expert in run["layers"][0]["experts"])
+                self.assertEqual(counted, k * np.load(self.folder / "out" / run["layers"][0]["scores"]).shape[0])
+        self.assertEqual(loads["round_robin"], 0)
+        self.assertLess(loads["quantile"], 0.5)
+        # A byte has one expert.
+        hashed = [run for run in results["runs"] if run["router"] == "hash"][0]["layers"][0]["experts"]
+        owners = [byte for expert in hashed for byte in expert["bytes"]]
+        self.assertEqual(len(owners), len(set(owners)))
 
     def check_run(self, results, run):
         seen = run["evaluations"]
@@ -76,8 +97,8 @@ class Run(Case):
         self.assertAlmostEqual(run["seconds_to_dense"], a["seconds"] + share * (b["seconds"] - a["seconds"]), places=6)
 
     def test_same_for_any_thread_count(self):
-        line = ["--router", ",".join(ROUTERS), "--tokens", 300, "--steps", 12]
-        for precision in ("float32", "bfloat16,pure_bfloat16"):
+        for routers, precision in ((ROUTERS + STEERED, "float32"), (ROUTERS, "bfloat16,pure_bfloat16")):
+            line = ["--router", ",".join(routers), "--tokens", 300, "--steps", 12]
             one, _ = self.study(*line, "--precision", precision, "--threads", 1, out="one")
             three, _ = self.study(*line, "--precision", precision, "--threads", 3, out="three")
             self.assertEqual(without_time(one), without_time(three))

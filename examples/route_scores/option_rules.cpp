@@ -1,0 +1,142 @@
+#include "option_rules.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <string>
+#include <string_view>
+
+namespace study {
+namespace {
+
+/// Whether something uses an option, and what would.
+struct use {
+    const char* option;
+    bool used;
+    const char* needs;
+};
+
+}  // namespace
+
+void require_used(const options& asked, const command_line& line) {
+    const bool top_k = std::any_of(asked.routers.begin(), asked.routers.end(), is_recipe);
+    const bool chooses_itself = asked.chooses(router_kind::top_k);
+    const bool draws = asked.chooses(router_kind::random);
+    const bool switched = asked.chooses(router_kind::switch_router);
+    const bool softmax = top_k || switched;
+    const bool factor = softmax && (asked.capacity_factor || (switched && !asked.capacity));
+    const bool noise = softmax && asked.noise != noise_kind::none;
+    const use uses[] = {
+        {"--choices", asked.chooses(router_kind::replay), "router replay"},
+        {"--token-ids", asked.chooses(router_kind::hash), "router hash"},
+        {"--table", asked.chooses(router_kind::hash), "router hash"},
+        {"--k", chooses_itself || draws || asked.chooses(router_kind::round_robin), "router top_k"},
+        {"--bias", chooses_itself, "router top_k"},
+        {"--groups", chooses_itself, "router top_k"},
+        {"--bias-on", chooses_itself, "router top_k"},
+        {"--groups-kept", chooses_itself, "router top_k"},
+        {"--group-score", chooses_itself, "router top_k"},
+        {"--group-score-count", chooses_itself, "router top_k"},
+        {"--group-mask", chooses_itself, "router top_k"},
+        {"--gradients", top_k || switched || asked.chooses(router_kind::base), "a router that trains"},
+        {"--capacity-factor", softmax, "router switch or top_k"},
+        {"--capacity", softmax, "router switch or top_k"},
+        {"--capacity-rounding", factor, "router switch or top_k with a capacity from a factor"},
+        {"--capacity-minimum", factor, "router switch or top_k with a capacity from a factor"},
+        {"--capacity-multiple", factor, "router switch or top_k with a capacity from a factor"},
+        {"--drop-order", softmax, "router switch or top_k"},
+        {"--balance-weight", softmax, "router switch or top_k"},
+        {"--z-weight", softmax, "router switch or top_k"},
+        {"--noise", asked.noise == noise_kind::sample ? switched : softmax,
+         asked.noise == noise_kind::sample ? "router switch" : "router switch or top_k"},
+        {"--noise-scale", noise, "--noise logit_jitter or sample"},
+        {"--seed", noise || draws, "--noise logit_jitter or sample"},
+        {"--block",
+         asked.writes(format_kind::vllm) || asked.writes(format_kind::deepgemm) ||
+             asked.writes(format_kind::megablocks),
+         "--format vllm, deepgemm or megablocks"},
+        {"--ranks", asked.writes(format_kind::deepep), "--format deepep"},
+        {"--solver", asked.chooses(router_kind::base), "router base"},
+        {"--threads", asked.policy == policy_kind::par, "--policy par"},
+    };
+    const auto require_use = [&](const use& u) {
+        const std::string* const text = line.given(u.option);
+        const bool is_flag = std::string_view(u.option) == "--renormalize";
+        sy::require(text == nullptr || u.used, u.option, is_flag ? "" : " ",
+                    is_flag || text == nullptr ? "" : text->c_str(), " is used by nothing chosen: it needs ", u.needs);
+    };
+    for (const char* const option :
+         {"--preset", "--config", "--logit-multiplier", "--logit-bias", "--softcap", "--score", "--softmax",
+          "--renormalize", "--normalize", "--norm-power", "--normalize-epsilon", "--epsilon-kind", "--scale",
+          "--expert-scale", "--balance-count"}) {
+        require_use({option, top_k, "router top_k"});
+    }
+    for (const use& u : uses) require_use(u);
+    if (!top_k) return;
+    const sy::recipe_router<> router = recipe_of(asked);
+    const bool takes_sum =
+        !weighs_after(asked) || asked.top_k.renormalize || asked.top_k.normalize == normalize_kind::sum;
+    const bool sums = takes_sum && (router.normalize == sy::gate_sum::add || router.normalize == sy::gate_sum::clamp);
+    const use top_k_uses[] = {
+        {"--bias-on", !asked.top_k.bias.empty() || router.groups.choose(), "--bias or groups"},
+        {"--groups-kept", router.groups.count > 1 || asked.top_k.groups.has_value(), "--groups"},
+        {"--group-score", router.groups.count > 1 || asked.top_k.groups.has_value(), "--groups"},
+        {"--group-mask", router.groups.count > 1 || asked.top_k.groups.has_value(), "--groups"},
+        {"--group-score-count", asked.top_k.group_score == group_score_kind::top_n_sum, "--group-score top_n_sum"},
+        {"--norm-power", router.normalize == sy::gate_sum::norm, "--normalize p_norm"},
+        {"--normalize-epsilon", sums, "--normalize sum"},
+        {"--epsilon-kind", sums, "--normalize sum"},
+    };
+    for (const use& u : top_k_uses) require_use(u);
+}
+
+/// Options of top_k that contradict each other.
+void require_possible(const top_k_options& given) {
+    const auto require_apart = [](bool both, const char* one, const char* other) {
+        sy::require(!both, one, " and ", other, " exclude each other");
+    };
+    require_apart(!given.preset.empty() && !given.config.empty(), "--preset", "--config");
+    const bool after = given.softmax == sy::softmax_order::after;
+    require_apart(after && given.score.value_or(sy::score_function::softmax) != sy::score_function::softmax,
+                  "--softmax after", "a --score other than softmax");
+    require_apart(after && given.normalize == normalize_kind::p_norm, "--softmax after", "--normalize p_norm");
+    require_apart(after && given.bias_on == sy::key_source::value, "--softmax after", "--bias-on score");
+    require_apart(given.renormalize && given.normalize.value_or(normalize_kind::sum) != normalize_kind::sum,
+                  "--renormalize", "a --normalize other than sum");
+    require_apart(given.group_score_count && given.group_score != group_score_kind::top_n_sum, "--group-score-count",
+                  "a --group-score other than top_n_sum");
+    sy::require(given.group_score != group_score_kind::top_n_sum || given.group_score_count,
+                "--group-score top_n_sum needs --group-score-count");
+    sy::require(!given.groups || *given.groups == 1 || given.groups_kept || !given.is_plain(), "--groups ",
+                given.groups.value_or(0), " needs --groups-kept");
+    const auto require_float = [](const char* option, const std::optional<double>& x) {
+        const double least = std::numeric_limits<float>::min();
+        const double size = x ? std::abs(*x) : 1;
+        sy::require(size == 0 || (size >= least && size <= std::numeric_limits<float>::max()), option, " ",
+                    x.value_or(0), " is beyond float32");
+    };
+    require_float("--logit-multiplier", given.logit_multiplier);
+    require_float("--softcap", given.softcap);
+    require_float("--scale", given.scale);
+}
+
+void require_possible(const options& asked) {
+    sy::require(!(asked.capacity && asked.capacity_factor), "--capacity ", asked.capacity.value_or(0),
+                " and --capacity-factor ", asked.capacity_factor.value_or(0), " exclude each other");
+    if (asked.noise_scale && asked.noise == noise_kind::logit_jitter) {
+        sy::require(static_cast<float>(*asked.noise_scale) < 1, "--noise-scale ", *asked.noise_scale,
+                    " of logit_jitter must lie in [0, 1)");
+    }
+    sy::require(!asked.noise_scale || std::isfinite(static_cast<float>(*asked.noise_scale)), "--noise-scale ",
+                asked.noise_scale.value_or(0), " is beyond float32");
+    sy::require(!asked.writes(format_kind::deepep) || asked.ranks, "--format deepep needs --ranks");
+    const auto require_file = [&](router_kind router, const char* option, const std::string& path) {
+        sy::require(!asked.chooses(router) || !path.empty(), "--router ", name_of(routers_by_name, router), " needs ",
+                    option);
+    };
+    require_file(router_kind::replay, "--choices", asked.choices);
+    require_file(router_kind::hash, "--token-ids", asked.token_ids);
+    require_file(router_kind::hash, "--table", asked.table);
+}
+
+}  // namespace study

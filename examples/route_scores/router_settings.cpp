@@ -1,0 +1,129 @@
+// What the options come to: the settings of the library's routers.
+#include "options.hpp"
+
+#include <algorithm>
+#include <optional>
+
+namespace study {
+namespace {
+
+/// The weight of a token's choices is a softmax over them, whose sum is 1 before what it is divided by.
+void weigh_after(sy::recipe_router<>& router, bool normalizes, double epsilon, epsilon_kind kind) {
+    router.key = sy::key_source::score;
+    router.normalize = sy::gate_sum::add;
+    router.epsilon = 0;
+    if (normalizes) router.scale /= kind == epsilon_kind::add ? 1 + epsilon : std::max(1.0, epsilon);
+}
+
+/// A preset's groups keep what is not said anew.
+void take_groups(const top_k_options& given, sy::expert_groups& groups) {
+    if (given.groups) {
+        groups.count = *given.groups;
+        if (*given.groups == 1) groups.kept = 1;
+        if (given.is_plain()) groups.summed = 1;
+    }
+    if (given.groups_kept) groups.kept = *given.groups_kept;
+    if (given.group_score) {
+        groups.summed = *given.group_score == group_score_kind::max        ? 1
+                        : *given.group_score == group_score_kind::top2_sum ? 2
+                                                                           : given.group_score_count.value_or(0);
+    }
+    if (given.group_mask) groups.masked = *given.group_mask;
+}
+
+/// Whether weights are a softmax over the chosen, by --softmax or the model's own way.
+bool weighs_after(const top_k_options& given, sy::score_function score) {
+    if (given.softmax) return *given.softmax == sy::softmax_order::after;
+    return given.model.is_after && score == sy::score_function::softmax;
+}
+
+/// What weights are divided by, and whether they are a softmax over the chosen.
+void take_gates(const top_k_options& given, sy::recipe_router<>& router) {
+    const bool is_after = weighs_after(given, router.score);
+    const bool is_given = given.normalize || given.renormalize;
+    const normalize_kind kind = given.normalize.value_or(normalize_kind::sum);
+    if (given.model.is_after) router.normalize = sy::gate_sum::none;  // its sum is that of the softmax
+    const bool clamps =
+        given.epsilon.value_or(router.normalize == sy::gate_sum::clamp ? epsilon_kind::clamp : epsilon_kind::add) ==
+        epsilon_kind::clamp;
+    if (is_given) {
+        router.normalize = kind == normalize_kind::none     ? sy::gate_sum::none
+                           : kind == normalize_kind::p_norm ? sy::gate_sum::norm
+                                                            : sy::gate_sum::add;
+        if (kind != normalize_kind::sum) router.epsilon = 0;
+    }
+    if (clamps && router.normalize == sy::gate_sum::add) router.normalize = sy::gate_sum::clamp;
+    if (!clamps && router.normalize == sy::gate_sum::clamp) router.normalize = sy::gate_sum::add;
+    if (given.normalize_epsilon) router.epsilon = *given.normalize_epsilon;
+    if (given.norm_power) router.norm_power = *given.norm_power;
+    if (!is_after) return;
+    sy::require(router.score == sy::score_function::softmax,
+                "--softmax after needs --score softmax, and the model's is ", name_of(scores_by_name, router.score));
+    sy::require(router.normalize != sy::gate_sum::norm, "--softmax after and --normalize p_norm exclude each other");
+    const bool sums = router.normalize == sy::gate_sum::add || router.normalize == sy::gate_sum::clamp;
+    weigh_after(router, sums, router.epsilon, clamps ? epsilon_kind::clamp : epsilon_kind::add);
+}
+
+}  // namespace
+
+sy::recipe_router<> recipe_of(const options& asked, router_kind which, std::optional<index_t> given_k) {
+    const top_k_options& given = asked.top_k;
+    sy::recipe_router<> router = given.model.router;
+    const auto take = [](const auto& from, auto& to) {
+        if (from) to = *from;
+    };
+    take(given.k, router.k);
+    if (given_k) router.k = *given_k;
+    take(given.logit_multiplier, router.logit_multiplier);
+    take(given.softcap, router.softcap);
+    take(given.score, router.score);
+    take(given.bias_on, router.key);
+    take_groups(given, router.groups);
+    take(given.scale, router.scale);
+    take_gates(given, router);
+
+    if (is_given_choices(which)) router.groups = {};
+    router.capacity = router.inference_capacity = capacity_rule_of(asked, router_kind::top_k);
+    router.order = asked.drop_order;
+    router.logit_jitter = noise_of(asked, router_kind::top_k).scale;
+    router.balance = asked.balance_count == count_kind::first ? sy::balance_count::first : sy::balance_count::all;
+    router.balance_weight = asked.balance_weight;
+    if (asked.balance_count == count_kind::all_undivided) router.balance_weight *= static_cast<double>(router.k);
+    router.z_weight = asked.z_weight;
+    return router;
+}
+
+bool weighs_after(const options& asked) {
+    return weighs_after(asked.top_k, asked.top_k.score.value_or(asked.top_k.model.router.score));
+}
+
+bool has_constant_gates(const sy::recipe_router<>& router) {
+    return router.k == 1 && router.normalize != sy::gate_sum::none && router.epsilon == 0;
+}
+
+sy::capacity_rule capacity_rule_of(const options& asked, router_kind router) {
+    sy::capacity_rule rule{.factor = asked.capacity_factor,
+                           .number = asked.capacity,
+                           .rounding = asked.capacity_rounding,
+                           .minimum = asked.capacity_minimum,
+                           .multiple = asked.capacity_multiple};
+    if (router == router_kind::switch_router && !rule.factor && !rule.number) {
+        rule.factor = 1.25;
+    }
+    return rule;
+}
+
+noise_setting noise_of(const options& asked, router_kind router) {
+    const bool adds_it =
+        router == router_kind::switch_router || (is_recipe(router) && asked.noise == noise_kind::logit_jitter);
+    if (!adds_it || asked.noise == noise_kind::none) {
+        return {};
+    }
+    return {asked.noise, static_cast<float>(noise_scale_of(asked))};
+}
+
+double noise_scale_of(const options& asked) {
+    return asked.noise_scale.value_or(asked.noise == noise_kind::sample ? 1.0 : 0.01);
+}
+
+}  // namespace study
