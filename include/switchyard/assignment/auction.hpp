@@ -9,32 +9,30 @@
 //   // found.gap: nothing better by more than this exists; found.tolerance: what was promised
 //
 // Method (Bertsekas 1979, 1988; Bertsekas and Castanon 1989, 1992; BASE uses one, Lewis et al., arXiv 2103.16716):
-// tokens bid for places at experts. A bid is as high as leaves the token no better off than at its next best expert,
-// and a step eps more; it takes the cheapest place of the expert, whose token bids again elsewhere. At the end every
-// token is within eps of its best expert at the prices, so the sum is within T k eps of the best. Places that may stay
-// empty are held by dummies (detail/auction_market.hpp): with them the bound holds for any bounds on the loads and any
-// prices to start from, those of larger steps or of samples (detail/auction_phases.hpp), or given (`initial_prices`).
+// tokens bid for places at experts. A bid makes the expert as good for the token as its next best expert, and adds a
+// step eps. It takes the cheapest place of the expert, whose token bids again elsewhere. At the end every token is
+// within eps of its best expert at the prices, so the sum is within T k eps of the best. Places that may stay empty are
+// held by dummies (detail/auction_market.hpp): with them the bound holds for any bounds on the loads and any prices to
+// start from, those of larger steps or of samples (detail/auction_phases.hpp), or given (`initial_prices`).
 //
-// What decides is independent of `hungarian` in method and code, so each checks the other. Both draw samples, complete
+// Method and code that decide are independent of `hungarian`, so each checks the other. Both draw samples, complete
 // what is left open, prove that nothing fits and add up certificates with the same code (detail/sample.hpp,
 // completion.hpp, certificate.hpp), which tests judge by plain loops of their own.
 //
 // Promise: gap <= tolerance = gap_per_token std(s) T, or what counts as exact if that is more. std is of the scores
 // that are not forbidden about their tokens' means; exact is 1e-9 k sum_t (the range of t's scores that are not
-// forbidden)
-// + 1e-12. Neither changes when all scores of a token are shifted. The promise holds unless a limit of the settings was
-// met first (`converged` false; the assignment is complete all the same and its gap certified), or a token's scores
-// differ by more digits than a double has.
+// forbidden) + 1e-12. Neither changes when all scores of a token are shifted. The promise holds unless a limit of the
+// settings was met first (`converged` false; the assignment is still complete and its gap certified), or a token's
+// scores differ by more digits than a double has.
 //
 // Scores: any storage type and strides; bids in the compute type or double, certified in double. Bad scores, tokens
 // with too few experts, and bounds that cannot be met are errors before any bid, as in `hungarian`.
 //
 // Time: a pass over the scores for the first look and for each certificate, and O(E) per bid: T bids and usually few
-// more a phase, two to five phases. Where nothing tells tokens apart they raise prices eps by eps; `most_rounds` and
-// `time_limit` bound it. Memory from the workspace: about 40 bytes per place. Nothing is allocated after the first call
-// for a shape. The first look, the bids of large rounds and the certificates are shared among the policy's threads; the
-// result is the same bits for every CPU policy, except that a time limit is met when it is met. On a Thrust policy:
-// device_auction.hpp.
+// more per phase, two to five phases. Identical tokens raise prices eps by eps; `most_rounds` and `time_limit` bound
+// it. Memory from the workspace: about 40 bytes per place. Nothing is allocated after the first call for a shape. The
+// first look, the bids of large rounds and the certificates are shared among the policy's threads; the result is
+// bitwise identical for every CPU policy, except where a time limit stops it. On a Thrust policy: device_auction.hpp.
 //
 // `iterations` of the result counts rounds of bids, `steps` phases.
 #pragma once

@@ -10,29 +10,29 @@
 //
 // Method: the Hungarian method (Kuhn 1955; successive shortest paths with potentials, Edmonds and Karp 1972) on the
 // transportation problem of BASE (Lewis et al., arXiv 2103.16716), with a graph of E experts in place of T x T pairs,
-// and most tokens out of the question before it begins:
+// and with most tokens fixed before it begins:
 //   1. prices from samples, and from Newton steps on all tokens        detail/price_search.hpp
-//   2. one look at all tokens fixes those that small changes of prices cannot move     detail/narrowing.hpp
+//   2. one pass over all tokens fixes those that small changes of prices cannot move     detail/narrowing.hpp
 //   3. the few others: shortest paths between experts                  detail/expert_graph.hpp
 //   4. the certificate, which needs only the few others, too
-// Exact whatever the prices of 1 were. Tokens that 2 fixed and 3's prices make prefer another expert join the others,
-// and 3 goes on; if that does not end, it starts again from 2 with these prices and more tokens; at last with all.
-// Prices of an earlier batch (`initial_prices`) replace the samples.
+// The result is exact whatever the prices of step 1 were. Fixed tokens that prefer another expert at step 3's prices
+// join the others, and step 3 continues. If that does not end, it starts again from step 2 with these prices and more
+// tokens, and finally with all. Prices of an earlier batch (`initial_prices`) replace the samples.
 //
 // Scores: any storage type and strides; 1 and 2 compute in the compute type, with safe margins, 3 and 4 in double. -inf
 // forbids a pair. NaN, +inf, and numbers beyond 1e290 are errors that name the first (token, expert), row by row; so is
-// a token with fewer than k experts it may take. Prices given may be stale, absurd or not finite: that costs time only.
-// Prices returned are those the certificate was made with.
+// a token with fewer than k experts it may take. Given prices may be outdated, absurd or not finite: that only costs
+// time. Prices returned are those the certificate was made with.
 //
-// Errors before any work: bounds that cannot hold T k places (require_quotas). Quotas that only forbidden pairs make
-// impossible: an error that names the experts and counts the tokens, which is its proof.
+// Errors before any work: bounds that cannot hold T k places (require_quotas). If only forbidden pairs make the quotas
+// impossible, the error names the experts and counts the tokens, which proves it.
 //
-// Time: O(T E) and the search for paths: at worst T k rounds of O(E^2). Memory from the workspace: about 50 bytes a
-// place, a megabyte (a quarter of the scores where rows do not lie ready), and 36 to 216 bytes per pair of experts.
-// After the first call for a shape nothing is allocated. Looks and sums run on the policy's threads, paths on one: the
-// same result for all of them.
+// Time: O(T E) and the search for paths: at worst T k rounds of O(E^2). Memory from the workspace: about 50 bytes per
+// place, a megabyte (a quarter of the scores if rows are not in the compute type), and 36 to 216 bytes per pair of
+// experts. After the first call for a shape nothing is allocated. Passes and sums run on the policy's threads, paths on
+// one, with the same result for any number of threads.
 //
-// `iterations` of the result counts shortest paths, `passes` looks at all scores, `steps` Newton's.
+// `iterations` of the result counts shortest paths, `passes` passes over all scores, `steps` Newton steps.
 #pragma once
 
 #include <switchyard/assignment/assignment.hpp>

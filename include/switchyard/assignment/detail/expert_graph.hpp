@@ -1,23 +1,23 @@
-// The exact heart of `hungarian`: shortest augmenting paths on a graph whose nodes are the experts.
+// The exact part of `hungarian`: shortest augmenting paths on a graph whose nodes are the experts.
 //
 // Nodes: the E experts, and one more, the *market* M, that stands for the freedom lower_e < upper_e. Expert e reserves
-// `reserved_e` places, lower_e <= reserved_e <= upper_e; the reservations of all experts must add up to the number of
-// tokens, and expert e must hold as many tokens as it reserved. What is too much at a node is its excess:
+// `reserved_e` places, lower_e <= reserved_e <= upper_e; the reservations of all experts must sum to the number of
+// tokens, and expert e must hold as many tokens as it reserved. The excess of a node is
 //
-//   excess_e = load_e - reserved_e,   excess_M = sum reserved - tokens,   all of them together 0.
+//   excess_e = load_e - reserved_e,   excess_M = sum reserved - tokens,   and all of them sum to 0.
 //
-// Edges, and what a unit sent along them costs, at most 0 being impossible while the prices are right:
+// Edges, and the cost of a unit sent along them, which is never negative while the prices are right:
 //
 //   e -> f   a token t of e moves to f      min_t (s_te - s_tf) + p_f - p_e
 //   e -> M   e reserves one place more      p_M - p_e             if reserved_e < upper_e
 //   M -> e   e gives up a reserved place    p_e - p_M             if reserved_e > lower_e
 //
-// *Settling*: every token goes to an expert that is best for it at the prices, every reservation to the bound that its
-// price asks for. No edge has then a negative cost. *Draining*: while a node has excess, Dijkstra finds the cheapest
-// path to a node that lacks; the nodes passed on the way have their prices raised by how much nearer they are than that
-// node, which makes the path cost 0 and leaves no edge negative; then as many units as all its edges allow at that cost
-// move along it. Each round places at least one unit, whatever the prices were, so T rounds are the worst case, and
-// good prices leave few. When nothing lacks any more, the assignment is optimal and the prices prove it.
+// *Settling*: every token goes to an expert that is best for it at the prices, and every reservation to the bound that
+// its price requires. Then no edge has a negative cost. *Draining*: while a node has excess, Dijkstra finds the
+// cheapest path to a node with too few units. The price of each node nearer than that node rises by the difference of
+// their distances, which makes the path cost 0 and leaves no edge negative. Then as many units as all its edges allow
+// at that cost move along it. Each round places at least one unit, whatever the prices were, so T rounds are the worst
+// case, and good prices leave few. When no node lacks units, the assignment is optimal and the prices prove it.
 //
 // An expert whose upper quota is 0 is closed: its price is infinite, and nothing leads to it.
 //

@@ -278,7 +278,7 @@ struct keep_best_bids {
         }
     }
 
-    /// All below `lowest` lose, and of those equal to it all but the first `equal`; nobody is kept where no one can be.
+    /// All below `lowest` lose, and of those equal to it all but the first `equal`; none is kept where none can be.
     template <class Here>
     SWITCHYARD_DEVICE void drop_others(Here& here, index_t first, index_t last, index_t kept, std::uint64_t lowest,
                                        std::int64_t equal, std::int32_t* warp_counts) const {

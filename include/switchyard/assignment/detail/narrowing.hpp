@@ -1,16 +1,15 @@
-// The pass over all scores that makes an exact assignment cheap: it tells apart the many tokens whose experts are
-// settled from the few that a small change of prices could move.
+// The pass over all scores that makes an exact assignment cheap: it separates the many tokens whose experts are certain
+// from the few that a small change of prices could move.
 //
-// One look at every token at prices p leaves its best experts and a safe margin (margins.hpp). A token with a margin of
-// at least a band h is *fixed*: it keeps its experts, and the rest, the *candidates*, are a balanced assignment of
-// their own, with what the fixed tokens leave of the quotas.
+// One pass over every token at prices p finds its best experts and a safe margin (margins.hpp). A token with a margin
+// of at least a band h is *fixed*: it keeps its experts. The rest, the *candidates*, are a balanced assignment of their
+// own, with the quotas that the fixed tokens leave.
 //
-// Whether the fixed tokens are right where they are is seen when the candidates are solved for, at prices p'. Token t
-// at expert a is as long as its margin is no less than  (p'_a - p_a) - min_e (p'_e - p_e),  by which a has become
-// dearer than the expert that has become so least. That needs no score. The few tokens with less margin are looked at
-// once more; those that would rather be elsewhere are *freed*: they become candidates, and these are solved for again.
-// No other fixed token has a regret, so the certificate needs the scores of candidates only, and the sum of the fixed
-// tokens' scores, which the looks have found.
+// Once the candidates are solved, at prices p', the fixed tokens are checked. Token t is still right at expert a if its
+// margin is at least  (p'_a - p_a) - min_e (p'_e - p_e),  the price rise of a compared with the smallest price rise.
+// This needs no score. The few tokens with less margin are checked once more; those that prefer another expert are
+// *freed*: they become candidates, and the candidates are solved again. No other fixed token has a regret, so the
+// certificate needs only the scores of candidates, and the sum of the fixed tokens' scores, which the passes computed.
 #pragma once
 
 #include <switchyard/assignment/assignment.hpp>
