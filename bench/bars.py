@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""What a run of routing_bench or formats_bench says of the library's own bars: a table, and whether each bar is met.
+"""What a run of routing_bench, formats_bench or models_bench says of the library's own bars: a table, and whether each bar is met.
 
 usage: bars.py RUN.json [--write PAGE]
 
 RUN.json is what the benchmark wrote with --benchmark_out=RUN.json and --benchmark_repetitions: medians are compared, and only
-those of one run. --write puts the table between the marks `figures:BENCHMARK` of a page: docs/benchmarks.md has routing_bench's,
-docs/formats.md those of formats_bench. Exit 1 if a bar is missed or a row is not in the run.
+those of one run. --write puts the table between the marks `figures:BENCHMARK` of a page: docs/benchmarks.md has those of
+routing_bench and models_bench, docs/formats.md those of formats_bench. Exit 1 if a bar is missed or a row is not in the run.
 """
 
 import argparse
@@ -74,7 +74,19 @@ FORMATS = (
 )
 FORMAT_BARS = [(f"{name}_seq/65536/64/2", f"{name}_memcpy/65536/64/2", 1, 2) for name in FORMATS]
 
-BENCHMARKS = {"routing_bench": BARS, "formats_bench": FORMAT_BARS}
+# Routers of models against plain top-k of the same experts and k.
+MODELS = [
+    ("mixtral_8x7b", 8, 2), ("jamba", 16, 2), ("dbrx", 16, 4), ("ernie4_5", 64, 6), ("llama4_maverick", 128, 1), ("gpt_oss_120b", 128, 4),
+    ("qwen3_235b", 128, 8), ("gemma4", 128, 8), ("deepseek_v2", 160, 6), ("deepseek_v3", 256, 8), ("minimax_m2", 256, 8),
+    ("deepseek_v4", 384, 6), ("kimi_k2", 384, 8), ("qwen3_next", 512, 10), ("longcat_flash", 768, 12),
+]
+MODEL_BARS = [
+    (f"{name}_{what}_seq/65536/{experts}/{k}", f"top_k_{what}_seq/65536/{experts}/{k}", 1, 1.6)
+    for what in ("route", "backward")
+    for name, experts, k in MODELS
+]
+
+BENCHMARKS = {"routing_bench": BARS, "formats_bench": FORMAT_BARS, "models_bench": MODEL_BARS}
 
 
 def benchmark_of(run):

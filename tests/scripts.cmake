@@ -23,7 +23,8 @@ switchyard_script_test(gpu_peers 600 "${SWITCHYARD_NUMPY_PYTHON}" "${PROJECT_SOU
     --rows "${PROJECT_SOURCE_DIR}/docs/gpu_h100.md" --no-compile)
 
 switchyard_script_test(bars 60 "${Python3_EXECUTABLE}" "${CMAKE_CURRENT_SOURCE_DIR}/scripts/check_bars.py"
-    "${PROJECT_SOURCE_DIR}/bench/bars.py" $<TARGET_FILE:routing_bench> $<TARGET_FILE:formats_bench>)
+    "${PROJECT_SOURCE_DIR}/bench/bars.py" $<TARGET_FILE:routing_bench> $<TARGET_FILE:formats_bench>
+    $<TARGET_FILE:models_bench>)
 
 get_target_property(eigen_folder Eigen3::Eigen INTERFACE_INCLUDE_DIRECTORIES)
 list(GET eigen_folder 0 eigen_folder)

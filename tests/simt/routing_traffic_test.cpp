@@ -2,6 +2,7 @@
 // read every score (and choice, and gradient) once and to write every result once. Counted by the executor; README and
 // docs/gpu.md state the same budget.
 #define SWITCHYARD_TEST_DEVICE "simt/device.hpp"
+#include "../../bench/model_shapes.hpp"
 #include "thrust/device.hpp"
 
 #include <switchyard/backend/eigen.hpp>
@@ -9,6 +10,8 @@
 #include <switchyard/router/recipe.hpp>
 
 #include <doctest/doctest.h>
+
+#include <algorithm>
 
 using namespace switchyard_test;
 
@@ -233,4 +236,19 @@ TEST_CASE("traffic: blocks need no more shared memory than every device gives") 
         const routed_once<double> wide(sy::switch_router{}, {of.tokens, of.experts, 1}, true);
         CHECK(wide.executor.peak_shared_bytes() <= 48 * 1024);
     }
+}
+
+TEST_CASE("traffic: launches of the routers of models at their own sizes") {
+    sy::buffer<float, simt::memory> numbers(bench::most_model_experts);
+    std::fill_n(numbers.data(), bench::most_model_experts, 0.5f);
+    bench::for_each_model<simt::memory::space>(
+        numbers.data(), [](const char* name, index_t experts, const auto& router) {
+            CAPTURE(name);
+            routed_once<float> made(router, {128, experts, router.k}, true);
+            const int logit_bias = router.logit_bias.data != nullptr ? 1 : 0;
+            const int selection_bias = router.selection_bias.data != nullptr ? 1 : 0;
+            const int finish = gate_finish_of(router).is_needed() ? 1 : 0;
+            CHECK(made.forward.launches == 3 + logit_bias + selection_bias + finish);
+            CHECK(made.backward(router).launches == 1 + logit_bias + finish);
+        });
 }
