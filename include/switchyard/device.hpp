@@ -19,6 +19,9 @@
 #include <switchyard/plan/layout.hpp>
 #include <switchyard/plan/statistics.hpp>
 
+#include <switchyard/balance/balance_loss.hpp>
+#include <switchyard/balance/token_sequences.hpp>
+
 #include <switchyard/router/base.hpp>
 #include <switchyard/router/bias_state.hpp>
 #include <switchyard/router/bias_update.hpp>

@@ -32,9 +32,6 @@
 #include <switchyard/score/softmax.hpp>
 #include <switchyard/score/sqrt_softplus.hpp>
 
-#include <switchyard/balance/load_balancing_loss.hpp>
-#include <switchyard/balance/z_loss.hpp>
-
 #include <switchyard/plan/capacity.hpp>
 #include <switchyard/plan/choices.hpp>
 #include <switchyard/plan/counts.hpp>
@@ -42,6 +39,11 @@
 #include <switchyard/plan/plan.hpp>
 #include <switchyard/plan/slots.hpp>
 #include <switchyard/plan/statistics.hpp>
+
+#include <switchyard/balance/balance_loss.hpp>
+#include <switchyard/balance/load_balancing_loss.hpp>
+#include <switchyard/balance/token_sequences.hpp>
+#include <switchyard/balance/z_loss.hpp>
 
 #include <switchyard/assignment/assignment.hpp>
 #include <switchyard/assignment/auction.hpp>
