@@ -20,6 +20,8 @@
 #include <switchyard/plan/statistics.hpp>
 
 #include <switchyard/balance/balance_loss.hpp>
+#include <switchyard/balance/importance_loss.hpp>
+#include <switchyard/balance/score_loss.hpp>
 #include <switchyard/balance/token_sequences.hpp>
 
 #include <switchyard/router/base.hpp>

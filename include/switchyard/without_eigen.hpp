@@ -41,7 +41,9 @@
 #include <switchyard/plan/statistics.hpp>
 
 #include <switchyard/balance/balance_loss.hpp>
+#include <switchyard/balance/importance_loss.hpp>
 #include <switchyard/balance/load_balancing_loss.hpp>
+#include <switchyard/balance/score_loss.hpp>
 #include <switchyard/balance/token_sequences.hpp>
 #include <switchyard/balance/z_loss.hpp>
 

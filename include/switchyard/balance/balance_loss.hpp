@@ -149,8 +149,21 @@ inline void require_settings_of(const balance_loss_settings& settings, index_t e
             "devices_per_token = ", settings.devices_per_token, " must lie in 1..devices = ", settings.devices);
 }
 
-inline void require_gradient(const loss_gradient& gradient) {
+/// What the backward of every loss checks.
+template <class Policy, class Source, class Space, class Sums, class Out>
+void require_backward(const Source& source, const token_sequences<Space>& sequences, const Sums& sums, const Out& out,
+                      const loss_gradient& gradient) {
+    require_space<Policy, Sums, Out>();
+    require_rows<Policy>(source);
+    require_sequences<Policy>(sequences, source.scores.rows);
     require(std::isfinite(gradient.scale), "scale = ", gradient.scale, " of a gradient must be finite");
+    require_same_shape("d_scores", out, "scores", source.scores);
+    if (gradient.adds) {
+        require_apart<Policy>("d_scores, which is added to,", out, "scores", source.scores);
+    } else {
+        require_apart_or_same<Policy>("d_scores", out, "scores", source.scores);
+    }
+    require_apart<Policy>("d_scores", out, "sums", sums);
 }
 
 /// sums(b, column) from the slots' arrays.
@@ -377,20 +390,10 @@ void balance_loss_backward(const Policy& policy, const Scores& scores, const bal
     const auto out = detail::output_view(d_scores);
     const auto given = const_view(as_view(sums));
     using S = typename decltype(detail::rows_of_loss(scores))::compute;
-    require_space<Policy, decltype(const_view(as_view(sums))), decltype(detail::output_view(d_scores))>();
-    detail::require_rows<Policy>(source);
+    detail::require_backward<Policy>(source, sequences, given, out, gradient);
     const index_t tokens = source.scores.rows;
     const index_t experts = source.scores.columns;
-    require_sequences<Policy>(sequences, tokens);
     detail::require_sums(given, sequence_count(sequences, tokens), experts);
-    detail::require_gradient(gradient);
-    require_same_shape("d_scores", out, "scores", source.scores);
-    if (gradient.adds) {
-        require_apart<Policy>("d_scores, which is added to,", out, "scores", source.scores);
-    } else {
-        require_apart_or_same<Policy>("d_scores", out, "scores", source.scores);
-    }
-    require_apart<Policy>("d_scores", out, "sums", given);
     const auto scope = scratch.open();
     const auto slots = detail::slots_of_sequences(sequences, tokens);
     const index_t length = padded<16>(experts);
