@@ -29,6 +29,8 @@ struct placed_inputs {
     sy::expert_numbers<Space> logit_bias, bias, expert_scale;
     sy::matrix_view<const std::int32_t, Space> choices;  ///< of routers that are given them
     sy::token_mask mask;
+    const std::int64_t* offsets = nullptr;  ///< [sequences + 1], where they are given so
+    index_t sequences = 1;
 };
 
 /// What replay, hash, random and round_robin choose, [T, k]; nothing for others.

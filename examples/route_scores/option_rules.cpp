@@ -68,8 +68,11 @@ void require_used(const options& asked, const command_line& line) {
     for (const char* const option :
          {"--preset", "--config", "--logit-multiplier", "--logit-bias", "--softcap", "--score", "--softmax",
           "--renormalize", "--normalize", "--norm-power", "--normalize-epsilon", "--epsilon-kind", "--scale",
-          "--expert-scale", "--balance-count"}) {
+          "--expert-scale", "--balance-count", "--balance-scope", "--balance-probability", "--losses"}) {
         require_use({option, top_k, "router top_k"});
+    }
+    for (const char* const option : {"--sequences", "--sequence-length"}) {
+        require_use({option, top_k && asked.balance_scope == scope_kind::sequence, "--balance-scope sequence"});
     }
     for (const use& u : uses) require_use(u);
     if (!top_k) return;
@@ -88,6 +91,10 @@ void require_used(const options& asked, const command_line& line) {
         {"--epsilon-kind", sums, "--normalize sum"},
     };
     for (const use& u : top_k_uses) require_use(u);
+    for (const loss_kind loss : {loss_kind::device_balance, loss_kind::communication_balance}) {
+        sy::require(!asked.reports(loss) || (chooses_itself && router.groups.count > 1), "--losses ",
+                    name_of(losses_by_name, loss), " needs router top_k with groups, which are its devices");
+    }
 }
 
 /// Options of top_k that contradict each other.
@@ -130,6 +137,10 @@ void require_possible(const options& asked) {
     sy::require(!asked.noise_scale || std::isfinite(static_cast<float>(*asked.noise_scale)), "--noise-scale ",
                 asked.noise_scale.value_or(0), " is beyond float32");
     sy::require(!asked.writes(format_kind::deepep) || asked.ranks, "--format deepep needs --ranks");
+    sy::require(asked.sequences.empty() || !asked.sequence_length, "--sequences and --sequence-length ",
+                asked.sequence_length.value_or(0), " exclude each other");
+    sy::require(asked.balance_scope == scope_kind::batch || !asked.sequences.empty() || asked.sequence_length,
+                "--balance-scope sequence needs --sequences or --sequence-length");
     const auto require_file = [&](router_kind router, const char* option, const std::string& path) {
         sy::require(!asked.chooses(router) || !path.empty(), "--router ", name_of(routers_by_name, router), " needs ",
                     option);

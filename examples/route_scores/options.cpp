@@ -41,6 +41,7 @@ class grammar : public command_line {
         add_top_k();
         add_capacity();
         add_losses_and_noise();
+        add_more_losses();
         add_formats();
         add_execution();
     }
@@ -140,6 +141,20 @@ class grammar : public command_line {
         add_number<double>("--noise-scale", "X", "logit_jitter: in [0,1) (0.01); sample: >= 0 (1)", asked_.noise_scale,
                            0);
         add_number<std::uint64_t>("--seed", "N", "Of the noise, 0 .. 2^64-1 (0)", asked_.seed);
+    }
+
+    void add_more_losses() {
+        group_ = "More of losses (top_k and those like it)";
+        add_named("--balance-scope", scopes_by_name, asked_.balance_scope,
+                  "The balance loss of the batch, or the mean of those of its sequences (batch)");
+        add_path("--sequences", "O.npy", "[B+1], rising from 0 to T: sequence b is tokens O[b] .. O[b+1] - 1",
+                 asked_.sequences);
+        add_number<index_t>("--sequence-length", "S", "... or all sequences have S tokens, which divides T",
+                            asked_.sequence_length, 1, no_limit);
+        add_named("--balance-probability", probabilities_by_name, asked_.balance_probability,
+                  "What it takes as probability: softmax, or --score by its row's sum, or as it is (softmax)");
+        add_names("--losses", "L[,L...]", losses_by_name, asked_.losses,
+                  "Values without weights in summary.json: " + names_of(losses_by_name, ", "));
     }
 
     void add_formats() {

@@ -24,6 +24,8 @@ enum class normalize_kind { none, sum, p_norm };
 enum class epsilon_kind { add, clamp };
 /// What the balance loss counts; all_undivided: all k choices, not divided by k.
 enum class count_kind { first, all, all_undivided };
+enum class scope_kind { batch, sequence };
+enum class loss_kind { balance, device_balance, communication_balance, z, entropy, mutual_information, importance };
 enum class format_kind {
     rows,
     grouped_mm,
@@ -68,6 +70,19 @@ inline constexpr named<normalize_kind> normalize_by_name[] = {
 inline constexpr named<epsilon_kind> epsilons_by_name[] = {{"add", epsilon_kind::add}, {"clamp", epsilon_kind::clamp}};
 inline constexpr named<count_kind> balance_count_by_name[] = {
     {"first", count_kind::first}, {"all", count_kind::all}, {"all_undivided", count_kind::all_undivided}};
+inline constexpr named<scope_kind> scopes_by_name[] = {{"batch", scope_kind::batch},
+                                                       {"sequence", scope_kind::sequence}};
+inline constexpr named<sy::balance_probability> probabilities_by_name[] = {
+    {"softmax", sy::balance_probability::softmax},
+    {"normalized", sy::balance_probability::normalized},
+    {"raw", sy::balance_probability::raw}};
+inline constexpr named<loss_kind> losses_by_name[] = {{"balance", loss_kind::balance},
+                                                      {"device_balance", loss_kind::device_balance},
+                                                      {"communication_balance", loss_kind::communication_balance},
+                                                      {"z", loss_kind::z},
+                                                      {"entropy", loss_kind::entropy},
+                                                      {"mutual_information", loss_kind::mutual_information},
+                                                      {"importance", loss_kind::importance}};
 inline constexpr named<sy::capacity_rounding> rounding_by_name[] = {{"floor", sy::capacity_rounding::floor},
                                                                     {"round", sy::capacity_rounding::round},
                                                                     {"ceil", sy::capacity_rounding::ceil}};
@@ -135,6 +150,11 @@ struct options {
 
     double balance_weight = 0.01;
     double z_weight = 0;
+    scope_kind balance_scope = scope_kind::batch;
+    sy::balance_probability balance_probability = sy::balance_probability::softmax;
+    std::string sequences;                   ///< path, of scope sequence
+    std::optional<index_t> sequence_length;  ///< the other way to say it
+    std::vector<loss_kind> losses;           ///< whose values are asked for, each once
     noise_kind noise = noise_kind::none;
     std::optional<double> noise_scale;  ///< as given; see noise_of
     std::uint64_t seed = 0;
@@ -149,6 +169,11 @@ struct options {
     index_t repeat = 1;
 
     bool writes(format_kind format) const { return std::find(formats.begin(), formats.end(), format) != formats.end(); }
+    bool reports(loss_kind loss) const { return std::find(losses.begin(), losses.end(), loss) != losses.end(); }
+    /// Whether the balance loss is another than the one that routers compute while they route.
+    bool has_own_balance() const {
+        return balance_scope != scope_kind::batch || balance_probability != sy::balance_probability::softmax;
+    }
     bool chooses(router_kind router) const {
         return std::find(routers.begin(), routers.end(), router) != routers.end();
     }

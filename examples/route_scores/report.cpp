@@ -62,6 +62,12 @@ void add_top_k(json& run, const options& asked, router_kind which) {
     run["scale"] = router.scale;
     run["expert_scale"] = path_or_null(asked.top_k.expert_scale);
     run["balance_count"] = name_of(balance_count_by_name, asked.balance_count);
+    run["balance_scope"] = name_of(scopes_by_name, asked.balance_scope);
+    run["balance_probability"] = name_of(probabilities_by_name, asked.balance_probability);
+    run["sequences"] = path_or_null(asked.sequences);
+    run["sequence_length"] = or_null(asked.sequence_length);
+    run["losses"] = json::array();
+    for (const loss_kind loss : asked.losses) run["losses"].push_back(name_of(losses_by_name, loss));
 }
 
 /// The settings that the router ran with, defaults included; only those it has.
@@ -114,20 +120,24 @@ void write_array(output_folder& out, const std::filesystem::path& name, const st
 }  // namespace
 
 std::string summary_of(const options& asked, const routing& made) {
-    const json summary = {{"router", name_of(routers_by_name, made.router)},
-                          {"tokens", made.tokens},
-                          {"experts", made.experts},
-                          {"k", made.choices},
-                          {"capacity", or_null(made.capacity)},
-                          {"kept", made.kept()},
-                          {"dropped", made.dropped()},
-                          {"load_before", made.load_before},
-                          {"load_after", made.load_after},
-                          {"load_balancing_loss", finite("load_balancing_loss", made.load_balancing_loss)},
-                          {"z_loss", finite("z_loss", made.z_loss)},
-                          {"total_score", finite("total_score", made.total_score)},
-                          {"milliseconds", made.milliseconds},
-                          {"options", options_as_run(asked, made.router)}};
+    json summary = {{"router", name_of(routers_by_name, made.router)},
+                    {"tokens", made.tokens},
+                    {"experts", made.experts},
+                    {"k", made.choices},
+                    {"capacity", or_null(made.capacity)},
+                    {"kept", made.kept()},
+                    {"dropped", made.dropped()},
+                    {"load_before", made.load_before},
+                    {"load_after", made.load_after},
+                    {"load_balancing_loss", finite("load_balancing_loss", made.load_balancing_loss)},
+                    {"z_loss", finite("z_loss", made.z_loss)},
+                    {"total_score", finite("total_score", made.total_score)},
+                    {"milliseconds", made.milliseconds},
+                    {"options", options_as_run(asked, made.router)}};
+    for (std::size_t i = 0; i < made.losses.size(); ++i) {
+        const char* const name = name_of(losses_by_name, asked.losses[i]);
+        summary["losses"][name] = finite(name, made.losses[i]);
+    }
     // A path may hold bytes that are no UTF-8.
     return summary.dump(2, ' ', false, json::error_handler_t::replace) + "\n";
 }

@@ -87,7 +87,7 @@ sy::recipe_router<> recipe_of(const options& asked, router_kind which, std::opti
     router.order = asked.drop_order;
     router.logit_jitter = noise_of(asked, router_kind::top_k).scale;
     router.balance = asked.balance_count == count_kind::first ? sy::balance_count::first : sy::balance_count::all;
-    router.balance_weight = asked.balance_weight;
+    router.balance_weight = asked.has_own_balance() ? 0 : asked.balance_weight;
     if (asked.balance_count == count_kind::all_undivided) router.balance_weight *= static_cast<double>(router.k);
     router.z_weight = asked.z_weight;
     return router;

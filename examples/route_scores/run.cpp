@@ -1,3 +1,4 @@
+#include "losses.hpp"
 #include "measure.hpp"
 
 #include <type_traits>
@@ -23,7 +24,9 @@ routing run_on_cpu(const Policy& policy, const options& asked, router_kind route
         .bias = numbers_of(given.bias),
         .expert_scale = numbers_of(given.expert_scale),
         .choices = ids.view(),
-        .mask = {given.mask.empty() ? nullptr : given.mask.data(), static_cast<index_t>(given.mask.size())}};
+        .mask = {given.mask.empty() ? nullptr : given.mask.data(), static_cast<index_t>(given.mask.size())},
+        .offsets = given.offsets.empty() ? nullptr : given.offsets.data(),
+        .sequences = given.sequences()};
     sy::plan<S> plan;
     sy::workspace scratch;
     routing made;
@@ -32,10 +35,13 @@ routing run_on_cpu(const Policy& policy, const options& asked, router_kind route
             measured(asked.repeat, [&] { sy::route_scores(policy, how, scores, mode, plan, scratch); });
         made = routing_of(asked, router, plan.view(), scores, given);
         made.milliseconds = milliseconds;
+        const auto losses = losses_of_run(policy, asked, placed, how, mode, scores, plan, scratch);
+        losses.report(made);
         if (given.gradients && mode.is_training) {
             const auto d_gates = gate_gradients_of(asked, router, plan.view(), *given.gradients);
             sy::matrix<S> d_scores(scores.rows(), scores.columns());
             sy::route_scores_backward(policy, how, plan, scores, d_gates, d_scores, scratch);
+            losses.add_gradient(d_scores);
             made.d_scores.assign(d_scores.data(), d_scores.data() + d_scores.rows() * d_scores.columns());
         }
     });
@@ -83,6 +89,9 @@ inputs read_inputs(const options& asked) {
                 asked.token_ids, ": is ", given.token_ids.rows(), " x ", given.token_ids.columns(),
                 "; it needs T = ", tokens, " token ids");
     if (!asked.mask.empty()) given.mask = read_mask(asked.mask, tokens);
+    if (!asked.sequences.empty()) given.offsets = read_offsets(asked.sequences, tokens);
+    sy::require(!asked.sequence_length || tokens % *asked.sequence_length == 0, "--sequence-length ",
+                asked.sequence_length.value_or(0), " does not divide T = ", tokens);
     if (!asked.gradients.empty()) given.gradients = read_table_beside(asked.gradients, tokens, experts);
     return given;
 }

@@ -29,9 +29,10 @@ struct routing {
 
     std::optional<double> load_balancing_loss{};  ///< weight included; base and greedy have none
     std::optional<double> z_loss{};
-    double load_variation = 0;  ///< coefficient of variation of load_before
-    double total_score = 0;     ///< the file's scores over kept choices
-    double milliseconds = 0;    ///< median of the measured runs
+    std::vector<double> losses{};  ///< those asked for, in their order, without weights; of recipes
+    double load_variation = 0;     ///< coefficient of variation of load_before
+    double total_score = 0;        ///< the file's scores over kept choices
+    double milliseconds = 0;       ///< median of the measured runs
 
     index_t asked = 0;               ///< choices that name an expert
     std::vector<double> d_scores{};  ///< [T, E] where asked for
@@ -48,9 +49,13 @@ struct inputs {
     score_table scores;
     std::vector<float> logit_bias{}, bias{}, expert_scale{};  ///< [E] or empty
     std::vector<std::uint8_t> mask{};                         ///< [T] or empty
+    std::vector<std::int64_t> offsets{};                      ///< [B + 1] of sequences, or empty
     std::optional<score_table> gradients{};                   ///< [T, E]
     sy::matrix<std::int32_t> choices{};                       ///< [T, k] of replay
     sy::matrix<std::int32_t> token_ids{}, table{};            ///< [T, 1] and [V, k] of hash
+
+    /// Of the offsets; 1 without.
+    index_t sequences() const { return offsets.empty() ? 1 : static_cast<index_t>(offsets.size()) - 1; }
 };
 
 inputs read_inputs(const options& asked);

@@ -1,5 +1,6 @@
 // --backend thrust: Thrust's CPU systems, CPP for policy seq and OMP for policy par. Where Thrust was not found the
 // program is built without it, and says so when it is asked for.
+#include "losses.hpp"
 #include "measure.hpp"
 
 #if defined(SWITCHYARD_EXAMPLE_HAS_THRUST)
@@ -26,6 +27,7 @@ routing run_on(const Policy& policy, const options& asked, router_kind router, c
     const auto bias = sy::copy_to_device(policy, std::span(given.bias));
     const auto expert_scale = sy::copy_to_device(policy, std::span(given.expert_scale));
     const auto mask = sy::copy_to_device(policy, std::span(given.mask));
+    const auto sequences = sy::copy_to_device(policy, std::span(given.offsets));
     const sy::matrix<std::int32_t> ids = choices_of(asked, router, given, scores.rows(), scores.columns());
     const auto device_ids = sy::copy_to_device(
         policy, std::span<const std::int32_t>(ids.data(), static_cast<std::size_t>(ids.rows() * ids.columns())));
@@ -38,7 +40,9 @@ routing run_on(const Policy& policy, const options& asked, router_kind router, c
         .bias = numbers_of(bias),
         .expert_scale = numbers_of(expert_scale),
         .choices = {device_ids.data(), ids.rows(), ids.columns()},
-        .mask = given.mask.empty() ? sy::token_mask{} : sy::token_mask_of(mask)};
+        .mask = given.mask.empty() ? sy::token_mask{} : sy::token_mask_of(mask),
+        .offsets = given.offsets.empty() ? nullptr : sequences.data(),
+        .sequences = given.sequences()};
     const auto device_scores = sy::copy_to_device(policy, scores);
     sy::basic_plan<S, typename Policy::memory> plan;
     sy::device_workspace<Policy> scratch;
@@ -51,11 +55,14 @@ routing run_on(const Policy& policy, const options& asked, router_kind router, c
         sy::plan<S> made = sy::copy_to_host(policy, plan);
         result = routing_of(asked, router, made.view(), scores, given);
         result.milliseconds = milliseconds;
+        const auto losses = losses_of_run(policy, asked, placed, how, mode, device_scores, plan, scratch);
+        losses.report(result);
         if (given.gradients && mode.is_training) {
             const auto d_gates = gate_gradients_of(asked, router, made.view(), *given.gradients);
             sy::matrix<S, typename Policy::memory> d_scores(scores.rows(), scores.columns());
             sy::route_scores_backward(policy, how, plan, device_scores, sy::copy_to_device(policy, d_gates), d_scores,
                                       scratch);
+            losses.add_gradient(d_scores);
             const auto back = sy::copy_to_host(policy, d_scores);
             result.d_scores.assign(back.data(), back.data() + back.rows() * back.columns());
         }

@@ -419,6 +419,20 @@ sy::matrix<std::int32_t> read_ids(const std::string& path) {
     return ids;
 }
 
+std::vector<std::int64_t> read_offsets(const std::string& path, index_t tokens) {
+    const sy::matrix<std::int32_t> numbers = read_ids(path);
+    sy::require(numbers.columns() == 1 && numbers.rows() >= 2, path, ": is ", numbers.rows(), " x ", numbers.columns(),
+                "; offsets are a list of at least two numbers");
+    std::vector<std::int64_t> offsets(numbers.data(), numbers.data() + numbers.rows());
+    sy::require(offsets.front() == 0, path, ": the first offset is ", offsets.front(), " and must be 0");
+    for (std::size_t b = 1; b < offsets.size(); ++b) {
+        sy::require(offsets[b - 1] <= offsets[b], path, ": offset ", b, " is ", offsets[b], ", less than the ",
+                    offsets[b - 1], " before it");
+    }
+    sy::require(offsets.back() == tokens, path, ": the last offset is ", offsets.back(), " and must be T = ", tokens);
+    return offsets;
+}
+
 std::string npy_header(const std::string& type, std::span<const index_t> shape) {
     std::string text = "{'descr': '" + type + "', 'fortran_order': False, 'shape': " + shape_text(shape) + ", }";
     constexpr std::size_t before = 10;  // magic, version, length

@@ -43,6 +43,9 @@ std::vector<std::uint8_t> read_mask(const std::string& path, index_t tokens);
 /// Integers of 32 or 64 bits [rows, columns] (a list is one column), which int32 must hold.
 sy::matrix<std::int32_t> read_ids(const std::string& path);
 
+/// Where the sequences of T tokens begin, and the end of the last, [B + 1]: integers, rising from 0 to T.
+std::vector<std::int64_t> read_offsets(const std::string& path, index_t tokens);
+
 /// The header, from the magic bytes on, of a C-ordered array: `type` is "<i4" and the like.
 std::string npy_header(const std::string& type, std::span<const index_t> shape);
 

@@ -21,7 +21,8 @@ OPTIONS_OF = {
 OPTIONS_OF["top_k"] = ["preset", "config", "k", "logit_multiplier", "logit_bias", "softcap", "score", "softmax", "bias", "bias_on",
                       "groups", "groups_kept", "group_score_count", "group_mask", "normalize", "norm_power",
                       "normalize_epsilon", "epsilon_kind", "renormalize", "scale", "expert_scale",
-                      "balance_count"] + OPTIONS_OF["switch"]
+                      "balance_count", "balance_scope", "balance_probability", "sequences", "sequence_length",
+                      "losses"] + OPTIONS_OF["switch"]
 SELECTION = ["bias", "bias_on", "groups", "groups_kept", "group_score_count", "group_mask"]
 OPTIONS_OF["random"] = OPTIONS_OF["round_robin"] = [name for name in OPTIONS_OF["top_k"] if name not in SELECTION]
 OPTIONS_OF["replay"] = [name for name in OPTIONS_OF["random"] if name != "k"] + ["choices"]
@@ -53,7 +54,9 @@ class Case(ProgramCase):
         self.assertEqual(sorted(os.listdir(folder)), sorted(FILES + ["d_scores.npy"] * has_gradients))
         made = {name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in ARRAYS}
         summary = json.loads((folder / "summary.json").read_text())
-        self.assertEqual(list(summary), SUMMARY_KEYS)
+        self.assertEqual([key for key in summary if key != "losses"], SUMMARY_KEYS)
+        if "losses" in summary:
+            self.assertEqual(list(summary["losses"]), summary["options"]["losses"])
         self.assertEqual(sorted(summary["options"]), sorted(OPTIONS_OF[summary["router"]] + COMMON_OPTIONS))
         tokens, experts, k, kept = (summary[key] for key in ("tokens", "experts", "k", "kept"))
         for name, dtype, shape in (("experts", np.int32, (tokens, k)), ("slots", np.int32, (tokens, k)),

@@ -495,6 +495,16 @@ score_rows<Storage, Space> rows_of_router(const Policy& policy, const Router& ro
 
 }  // namespace detail
 
+/// Scores as a router changes them before they choose and weigh, in a run of its own noise: for losses of them
+/// (balance/balance_loss.hpp). What it needs is taken from the workspace's open scope.
+template <class Policy, class Router, class Scores, class Workspace>
+auto rows_of_router(const Policy& policy, const Router& router, const Scores& scores, const run_mode& mode,
+                    Workspace& scratch) {
+    const auto input = detail::token_view(scores);
+    require_space<Policy, std::remove_const_t<decltype(input)>>();
+    return detail::rows_of_router(policy, router, input, mode.is_training, mode.noise, scratch);
+}
+
 namespace detail {
 
 /// The gradients of the gates that were finished, [T, k] from the workspace.
