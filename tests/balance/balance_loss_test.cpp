@@ -595,6 +595,7 @@ TEST_CASE("balance loss: the same bits on every policy") {
         const auto got = balance<float>(scores, ids, megatron_sigmoid, sequences_of(offsets, mask), policy);
         CHECK(got.loss == want.loss);
         CHECK(got.d_scores == want.d_scores);
+        covers<operation("losses of any choices")>(policy);
     });
 }
 

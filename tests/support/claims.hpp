@@ -43,6 +43,7 @@ inline constexpr std::string_view matrix_rows[] = {
     "sampling",
     "load-balancing loss and its gradient",
     "z-loss and its gradient",
+    "losses of any choices",
     "capacity and slots, drops by position",
     "drops by gate",
     "no token left behind",
