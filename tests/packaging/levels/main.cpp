@@ -63,6 +63,35 @@ void step(const char* name, const Router& router, index_t k) {
                 hash(d_x.data(), d_x.size()), hash(d_w.data(), d_w.size()));
 }
 
+/// Losses of scores and choices.
+template <class M>
+void losses() {
+    using S = typename M::Scalar;
+    const M scores = drawn<M>(tokens, experts, 4);
+    const auto plan = sy::route_scores(sy::seq, sy::top_k_router{.k = 3}, scores, sy::training{});
+    const sy::token_sequences<> sequences{.length = tokens / 2};
+    sy::workspace scratch;
+    for (const sy::score_function score :
+         {sy::score_function::softmax, sy::score_function::sigmoid, sy::score_function::sqrt_softplus}) {
+        const sy::balance_loss_settings settings{
+            .count = sy::choice_count::all, .score = score, .probability = sy::balance_probability::normalized};
+        const sy::score_loss_settings sure{.kind = sy::score_loss_kind::mutual_information, .score = score};
+        sy::matrix<double> sums(2, sy::balance_columns(experts)), entropies(2, sy::score_loss_columns(experts));
+        M d(tokens, experts);
+        sy::write_balance_sums(sy::seq, scores, plan, settings, sequences, sums, scratch);
+        sy::balance_loss_backward(sy::seq, scores, settings, sequences, sums, d, scratch);
+        sy::write_score_sums(sy::seq, scores, sure, sequences, entropies, scratch);
+        sy::score_loss_backward(sy::seq, scores, sure, sequences, entropies, d, scratch, {.adds = true});
+        std::vector<double> gates(2 * experts);
+        sy::write_importance(sy::seq, plan, experts, gates.data(), scratch);
+        const double found[] = {sy::balance_loss(settings, sums), sy::score_loss(sure, entropies),
+                                sy::squared_variation(0.1, gates.data(), experts, gates.data() + experts)};
+        std::printf("losses of %d bytes: values %llx sums %llx %llx importance %llx d_scores %llx\n",
+                    static_cast<int>(sizeof(S)), hash(found, 3), hash(sums.data(), 4 * experts + 4),
+                    hash(entropies.data(), 2 * experts + 4), hash(gates.data(), 2 * experts), hash(d.data(), d.size()));
+    }
+}
+
 template <class M>
 void routers() {
     const std::vector<float> bias(experts, 0.125f);
@@ -108,4 +137,6 @@ int main() {
     routers<rows_of<float>>();
     routers<rows_of<double>>();
     routers<columns_of<float>>();
+    losses<rows_of<float>>();
+    losses<rows_of<double>>();
 }
