@@ -585,6 +585,32 @@ TEST_CASE("balance loss: written, added, in place, and in any layout") {
     in_layout(block::layout<float>(scores));
 }
 
+TEST_CASE("balance loss: scores and gradients of 16 bits, and gradients wider than the scores") {
+    const auto scores = gaussian_scores(130, 20, 9);
+    const auto ids = ids_of(best_of(scores, 2));
+    sy::workspace scratch;
+    const auto half_scores = stored<Eigen::half>(scores);
+    const auto of_half = balance<float>(rounded_to<Eigen::half>(scores), ids, megatron_sigmoid, {.length = 65});
+    sy::matrix<double> sums(2, sy::balance_columns(20));
+    sy::write_balance_sums(sy::seq, half_scores, ids, megatron_sigmoid, sy::token_sequences<>{.length = 65}, sums,
+                           scratch);
+    CHECK(sy::balance_loss(megatron_sigmoid, sums) == of_half.loss);
+    auto half_d = stored<Eigen::half>(ref::matrix(130, 20, 1));
+    auto wide_d = stored<double>(ref::matrix(130, 20, 1));
+    for (const bool adds : {false, true}) {
+        sy::balance_loss_backward(sy::seq, half_scores, megatron_sigmoid, sy::token_sequences<>{.length = 65}, sums,
+                                  half_d, scratch, {.scale = 64, .adds = adds});
+        sy::balance_loss_backward(sy::seq, half_scores, megatron_sigmoid, sy::token_sequences<>{.length = 65}, sums,
+                                  wide_d, scratch, {.scale = 64, .adds = adds});
+        for (index_t i = 0; i < 2600; ++i) {
+            const double want = 64 * (adds ? 2 : 1) * of_half.d_scores.values[i];
+            CHECK(wide_d.data()[i] == doctest::Approx(want).epsilon(1e-6));
+            CHECK(std::abs(static_cast<double>(static_cast<float>(half_d.data()[i])) - want) <=
+                  1e-3 * std::abs(want) + 1e-7);
+        }
+    }
+}
+
 TEST_CASE("balance loss: the same bits on every policy") {
     const auto scores = gaussian_scores(5000, 40, 10);
     const auto ids = ids_of(best_of(scores, 3));

@@ -16,6 +16,7 @@
 #include <switchyard/core/error.hpp>
 #include <switchyard/core/matrix_view.hpp>
 #include <switchyard/core/rounding.hpp>
+#include <switchyard/core/row_blocks.hpp>
 #include <switchyard/core/scalar_traits.hpp>
 #include <switchyard/core/simd.hpp>
 #include <switchyard/score/score_function.hpp>
@@ -274,6 +275,7 @@ SWITCHYARD_HD double sum_of_slots(const sequence_slots<Space>& sequences, index_
 template <int W, class Source, class Space, class OutStorage>
 struct differentiate_slot {
     using S = typename Source::compute;
+    using P = pack<S, W>;
     Source source;
     row_values kind;
     sequence_slots<Space> sequences;
@@ -302,18 +304,32 @@ struct differentiate_slot {
             differentiate(row, gradient + b * length, row_scale != nullptr ? row_scale[b] : 0.0, values,
                           values + 2 * length);
             source.pull_back(token, row, values);
-            for (index_t e = 0; e < experts; ++e) {
-                auto d = static_cast<compute_t<OutStorage>>(values[e]);
-                if (adds) d += load_scalar(out(token, e));
-                out(token, e) = store_scalar<OutStorage>(d);
-            }
+            write(token, values, values + 2 * length);
         }
     }
 
   private:
+    SWITCHYARD_HD void write(index_t token, S* values, [[maybe_unused]] S* before) const {
+        if constexpr (W > 1 && std::is_same_v<compute_t<OutStorage>, S>) {
+            if (out.rows_contiguous()) {
+                if (adds) {
+                    load_rows<W>(const_view(out), token, 1, before, length);
+                    for (index_t j = 0; j < experts; j += W) {
+                        (P::load(values + j) + P::load(before + j)).store(values + j);
+                    }
+                }
+                store_rows<W>(values, length, out, token, 1);
+                return;
+            }
+        }
+        for (index_t e = 0; e < experts; ++e) {
+            auto d = static_cast<compute_t<OutStorage>>(values[e]);
+            if (adds) d += load_scalar(out(token, e));
+            out(token, e) = store_scalar<OutStorage>(d);
+        }
+    }
     /// `values` becomes the gradient of the scores.
     SWITCHYARD_HD void differentiate(const S* row, const S* a, double scale_of_term, S* values, S* own) const {
-        using P = pack<S, W>;
         constexpr S lowest = -std::numeric_limits<S>::infinity();
         const found_values<S> found = find_values<W>(kind, row, experts, values);
         const P scale = P::all(found.scale);
