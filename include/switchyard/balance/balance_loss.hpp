@@ -25,9 +25,9 @@
 // Padding counts nowhere. A token with every expert forbidden counts in N and adds nothing to f and P. Sequences
 // without tokens are left out of the mean; no tokens at all give 0.
 //
-// p is in the compute type of the scores, sums in double. Their order depends on sizes alone: the same bits for any
-// number of threads. O(T E), and O(B E) for the loss; scratch from the workspace, of about 3 T E / 64 numbers; nothing
-// waits. NaN and +infinity are errors on CPUs; on a device they make sums NaN.
+// p is in the compute type of the scores, sums in double. Their order depends on sizes alone, so results are bitwise
+// identical for any number of threads. O(T E), and O(B E) for the loss; scratch from the workspace, of about 4 T E / 64
+// numbers; nothing waits. NaN and +infinity are errors on CPUs; on a device they make sums NaN.
 #pragma once
 
 #include <switchyard/backend/policy.hpp>

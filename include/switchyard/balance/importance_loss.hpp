@@ -14,8 +14,8 @@
 // Gates are the plan's: 0 of a dropped choice, of a forbidden one, and of padding. Ranks and micro-batches add
 // importances. d_gates [T, k] goes to the router's backward, which leaves dropped choices out.
 //
-// Sums run over 64 tokens, then over these: the same bits for any number of threads. O(T k + T E / 64), scratch of
-// T E / 64 doubles; nothing waits.
+// Sums run over 64 tokens first, so results are bitwise identical for any number of threads. O(T k + T E / 64), scratch
+// of T E / 64 doubles; nothing waits.
 #pragma once
 
 #include <switchyard/backend/policy.hpp>
