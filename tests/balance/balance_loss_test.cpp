@@ -349,6 +349,30 @@ TEST_CASE("balance loss: transformers' losses, with a mask and over layers toget
     CHECK(largest_difference(per_sequence.d_scores, table_of(recorded::switch_grad_aux, 8)) < recorded_tolerance);
 }
 
+TEST_CASE("balance loss: transformers balances DeepSeek-V4 by a softmax that its router does not use") {
+    const sy::balance_loss_settings transformers{.count = sy::choice_count::all_undivided,
+                                                 .score = sy::score_function::sqrt_softplus};
+    const auto logits = table_of(recorded::deepseek_v4_loss_logits, 32);
+    const auto mask = mask_from(recorded::mixtral_loss_mask, false);
+    const auto ids = ids_of(best_of(logits, 6));
+    const auto plain = balance<float>(logits, ids, transformers);
+    check_loss(plain.loss, recorded::deepseek_v4_aux);
+    const auto masked = balance<float>(logits, ids, transformers, {.mask = mask_of(mask)});
+    check_loss(masked.loss, recorded::deepseek_v4_aux_masked);
+    ref::matrix every_third(16, 32);
+    auto rolled = logits;
+    for (index_t t = 0; t < 48; ++t) {
+        for (index_t e = 0; e < 32; ++e) {
+            rolled(t, (e + 1) % 32) = logits(t, e);
+            if (t % 3 == 0) every_third(t / 3, e) = masked.d_scores(t, e);
+        }
+    }
+    CHECK(largest_difference(every_third, table_of(recorded::deepseek_v4_grad_aux_masked, 32)) < recorded_tolerance);
+    auto layers = balance<float>(rolled, ids_of(best_of(rolled, 6)), transformers);
+    sy::add_balance_sums(sy::seq, plain.sums, layers.sums);
+    check_loss(sy::balance_loss(transformers, layers.sums), recorded::deepseek_v4_aux_two_layers);
+}
+
 TEST_CASE("balance loss: the reference's loss and gradient, for every setting, mask and sequence") {
     const offset_list offsets{0, 70, 70, 71, 150, 150};
     for_each_setting([&](sy::balance_loss_settings settings) {
