@@ -63,6 +63,7 @@
 #include <switchyard/router/route.hpp>
 #include <switchyard/router/route_choices.hpp>
 #include <switchyard/router/routing.hpp>
+#include <switchyard/router/rowless.hpp>
 #include <switchyard/router/saved_plan.hpp>
 #include <switchyard/router/sinkhorn.hpp>
 #include <switchyard/router/switch.hpp>
@@ -70,6 +71,7 @@
 
 #include <switchyard/dispatch/combine.hpp>
 #include <switchyard/dispatch/dispatch.hpp>
+#include <switchyard/dispatch/identity_rows.hpp>
 #include <switchyard/dispatch/zero_rest.hpp>
 
 #include <switchyard/formats/aligned_blocks.hpp>

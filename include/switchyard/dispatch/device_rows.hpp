@@ -7,6 +7,7 @@
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/matrix_view.hpp>
 #include <switchyard/core/scalar_traits.hpp>
+#include <switchyard/dispatch/identity_rows.hpp>
 #include <switchyard/plan/plan.hpp>
 
 #include <type_traits>
@@ -152,6 +153,32 @@ void sum_and_dot_rows(const Policy& policy, const plan_view<S, policy_space<Poli
                       const matrix_view<G, policy_space<Policy>>& d_gates) {
     sum_rows(policy, plan, true, false, rows, out);
     dot_rows(policy, plan, rows, tokens, d_gates);
+}
+
+/// out[t] (+)= sum_c gate * (in[row of (t, c)], or tokens[t]).
+template <device_policy Policy, class S, class In, class X, class Out>
+void sum_rows_and_tokens(const Policy& policy, const plan_view<S, policy_space<Policy>>& plan, bool accumulate,
+                         const matrix_view<const In, policy_space<Policy>>& in,
+                         const matrix_view<const X, policy_space<Policy>>& tokens,
+                         const matrix_view<Out, policy_space<Policy>>& out) {
+    const index_t columns = detail::columns_a_thread<Policy>(out.columns);
+    for_each_index(
+        policy, plan.tokens * (out.columns / columns),
+        detail::sum_part_with_tokens<S, policy_space<Policy>, In, X, Out>{plan, accumulate, in, tokens, out, columns});
+}
+
+/// d_gate and d_tokens of choices that add their token.
+template <device_policy Policy, class S, class X, class Y, class G, class Out>
+void dot_and_scale_tokens(const Policy& policy, const plan_view<S, policy_space<Policy>>& plan,
+                          const matrix_view<const X, policy_space<Policy>>& tokens,
+                          const matrix_view<const Y, policy_space<Policy>>& d_y,
+                          const matrix_view<G, policy_space<Policy>>& d_gates,
+                          const matrix_view<Out, policy_space<Policy>>& d_tokens) {
+    for_each_index(policy, plan.tokens * plan.choices,
+                   detail::dot_token<S, policy_space<Policy>, X, Y, G>{plan, tokens, d_y, d_gates});
+    const index_t columns = detail::columns_a_thread<Policy>(d_tokens.columns);
+    for_each_index(policy, plan.tokens * (d_tokens.columns / columns),
+                   detail::scale_part<S, policy_space<Policy>, Y, Out>{plan, d_y, d_tokens, columns});
 }
 
 }  // namespace SWITCHYARD_TARGET

@@ -91,6 +91,22 @@ void prefetch_gate(const plan_view<S>& plan, index_t r, index_t last) {
     }
 }
 
+/// The sums of all tokens, from rows that lie contiguously.
+template <class Policy, class S, class In, class Out>
+void sum_contiguous_rows(const Policy& policy, const choice_sum<S, In>& sum, bool accumulate,
+                         const matrix_view<Out>& out) {
+    const index_t tokens = sum.plan.tokens;
+    const index_t row_bytes = out.columns * static_cast<index_t>(sizeof(Out));
+    const bool may_stream = !accumulate && sum.plan.choices <= 8;
+    for_each_block_of_rows(policy, tokens, row_bytes, may_stream,
+                           [&](index_t first, index_t last, bool stream, index_t later) {
+                               for (index_t token = first; token < last; ++token) {
+                                   const index_t ahead = token + later < tokens ? later : 0;
+                                   sum_token(sum, token, ahead, accumulate, stream, out);
+                               }
+                           });
+}
+
 }  // namespace detail
 
 /// out[r] = w_r * in[token of r] for the kept rows; `weigh` takes the gate for w, else w = 1. Rows beyond are not
@@ -199,15 +215,7 @@ void sum_rows(const Policy& policy, const plan_view<S>& plan, bool weigh, bool a
     using box = detail::numbers_box<compute_t<Out>>;
     const index_t row_bytes = out.columns * static_cast<index_t>(sizeof(Out));
     if (in.rows_contiguous() && out.rows_contiguous()) {
-        const bool may_stream = !accumulate && plan.choices <= 8;
-        const detail::choice_sum<S, In> sum{plan, weigh, in};
-        detail::for_each_block_of_rows(policy, plan.tokens, row_bytes, may_stream,
-                                       [&](index_t first, index_t last, bool stream, index_t later) {
-                                           for (index_t token = first; token < last; ++token) {
-                                               const index_t ahead = token + later < plan.tokens ? later : 0;
-                                               detail::sum_token(sum, token, ahead, accumulate, stream, out);
-                                           }
-                                       });
+        detail::sum_contiguous_rows(policy, detail::choice_sum<S, In>{plan, weigh, in}, accumulate, out);
     } else if (plan.choices <= detail::choices_a_tile<box>) {
         const bool stream = !accumulate && plan.tokens * row_bytes >= detail::streaming_bytes;
         detail::sum_tiles<box>(policy, plan, weigh, accumulate, stream, in, out);

@@ -12,6 +12,11 @@
 //   row_maximum[T], row_sum[T]      what backward needs to recompute probabilities; training only.
 //   totals          kept, counted tokens, losses, status.
 //
+// Experts without rows (`rowless_experts`): a plan may have E experts and, above them, ids E .. E + Z - 1 of experts
+// that give back their input (identity, or copy) or nothing (zero). Their choices are chosen and weighed as all others.
+// Then they have slot -1 and keep their gate, and that is all: no load, offset, capacity or count contains them, and
+// `experts` is E. `combine` adds the tokens of identity choices. A gate of 0 is a choice that was forbidden.
+//
 // `plan_view` is where these lie (any memory, no ownership, trivially copyable): an engine can point it at its own
 // tensors. `basic_plan` owns them. What a plan counts lives in the plan's memory: on a device nothing needs to be read
 // back, since row buffers can be sized by `row_bound`.
@@ -58,12 +63,22 @@ struct plan_totals {
     std::int64_t status_token = -1;  ///< the first token with that status
 };
 
+/// Experts that take no rows, behind those that do: ids E .. E + identity - 1, then the zero ones.
+struct rowless_experts {
+    index_t identity = 0;  ///< their output is their input, the token
+    index_t zero = 0;      ///< their output is 0
+
+    SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE constexpr index_t count() const { return identity + zero; }
+    friend constexpr bool operator==(const rowless_experts&, const rowless_experts&) = default;
+};
+
 /// What a plan was made by. Backward refuses a plan that its arguments cannot have made.
 struct plan_origin {
     std::uint64_t settings = 0;  ///< a fingerprint of router and settings
     bool training = false;
     index_t width = 0;  ///< D where tokens were routed, 0 where scores were
     noise_key noise{};
+    rowless_experts rowless{};
     bool finished = true;  ///< false: the plan is empty, or whoever makes it has not come to the end
 
     friend constexpr bool operator==(const plan_origin&, const plan_origin&) = default;
@@ -75,7 +90,7 @@ struct plan_view {
     using space = Space;
 
     index_t tokens = 0;   ///< T
-    index_t experts = 0;  ///< E
+    index_t experts = 0;  ///< E, those with rows
     index_t choices = 1;  ///< k
     index_t capacity = unlimited;
     index_t row_bound = 0;  ///< no plan of this shape has more rows, padding included
@@ -100,6 +115,13 @@ struct plan_view {
     /// The row of a choice among the dispatched rows, or -1 if it was dropped.
     SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE constexpr index_t row_of(index_t position) const {
         return slot[position] < 0 ? -1 : offsets[expert[position]] + slot[position];
+    }
+    /// Whether an expert has no rows.
+    SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE constexpr bool is_rowless(index_t id) const { return id >= experts; }
+    /// Whether a choice adds its token, times its gate, to what is combined.
+    SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE constexpr bool adds_token(index_t position) const {
+        const index_t id = expert[position];
+        return id >= experts && id < experts + origin.rowless.identity && gate[position] != S(0);
     }
     SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE constexpr index_t token_of(std::int64_t position) const {
         return position / choices;

@@ -147,7 +147,8 @@ void route_rows(const Policy& policy, const Pass& pass, const plan_view<S, polic
                 const softmax_settings& settings, double* column_sums, device_workspace<Policy>& scratch) {
     detail::run_pass(policy, pass, plan, settings.may_drop, column_sums, scratch);
     finish_gates(policy, plan, settings.finish);
-    place_choices(policy, plan, settings.slots, scratch);
+    detail::place_beside_rowless(policy, plan, settings.rowless, scratch,
+                                 [&] { place_choices(policy, plan, settings.slots, scratch); });
 }
 
 /// Row pass that lists candidates, and slots in rounds.

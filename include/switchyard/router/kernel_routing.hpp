@@ -65,6 +65,14 @@ bool kernels_route(const plan_view<S, Space>& plan) {
     return kernels_place(plan, slot_settings{}) && plan.choices <= most_kernel_choices;
 }
 
+/// Experts without rows are counted by the kernels as all others: not where gates of dropped ones would be lost, nor
+/// where the balance loss would count them.
+template <class S, class Space>
+bool kernels_count(const plan_view<S, Space>& plan, const softmax_settings& settings) {
+    const bool balances = plan.origin.training && settings.balance_weight != 0;
+    return settings.rowless == 0 || (plan.capacity == unlimited && !balances);
+}
+
 /// Calls f(group, V, is_noisy): who shares a row, how many of its numbers each thread holds, and whether there is noise
 /// to draw. A thread of the group has a choice, so there are at least k. Fewer threads with more numbers each need
 /// fewer steps from thread to thread; each is a kernel of its own. Noise is what costs where there is any, and fewer
@@ -237,13 +245,17 @@ void launch_backward(const Policy& policy, const score_rows<Storage, Space>& sou
     const index_t round = group.count(kernel::threads);
     const index_t share = std::max<index_t>(64, (plan.tokens + usual_blocks - 1) / usual_blocks);
     const index_t rows = std::min<index_t>((share + round - 1) / round * round, 512);
+    // The kernel multiplies by all columns, and the loss has a factor of the experts with rows.
+    const double balance_weight = settings.rowless == 0 ? settings.balance_weight
+                                                        : settings.balance_weight / static_cast<double>(plan.experts) *
+                                                              static_cast<double>(plan.experts - settings.rowless);
     policy.launch(kernel{.source = source,
                          .plan = plan,
                          .d_gates = d_gates,
                          .d_scores = d_scores,
                          .rule = {settings.gates},
                          .needs_probabilities = settings.needs_probabilities(),
-                         .balance_weight = settings.balance_weight,
+                         .balance_weight = balance_weight,
                          .counted_choices = balance_of(plan, settings).counted_choices,
                          .loss_scale = backward.loss_scale,
                          .z_weight = settings.z_weight * backward.loss_scale,
@@ -261,7 +273,8 @@ template <kernel_policy Policy, class Source, class S, class Space, class Worksp
 void route_softmax(const Policy& policy, const Source& source, const run_mode& mode, const plan_view<S, Space>& plan,
                    const softmax_settings& settings, Workspace& scratch, const Select& select) {
     if constexpr (detail::is_score_rows<Source> && detail::is_kernel_selection<Select>) {
-        if (detail::kernels_route(plan) && settings.slots.order == drop_order::position) {
+        if (detail::kernels_route(plan) && detail::kernels_count(plan, settings) &&
+            settings.slots.order == drop_order::position) {
             // Keys of their own take registers as noise does, and have the same kernels.
             constexpr bool is_rich = std::is_same_v<Select, select_sampled<S>> || selects_by_keys<Select>;
             const auto launch = [&]<class Noisy>(const auto& group, auto numbers, Noisy noisy) {

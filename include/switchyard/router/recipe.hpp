@@ -12,7 +12,8 @@
 // score of -infinity forbids its expert before any bias, and has gradient 0. The scale is applied once, here; nothing
 // behind the router applies one. Llama 4 weighs its experts' input: dispatch with `apply_gates`, combine without.
 //
-// With `choices` the experts are given, and the rest is as above (router/given_choices.hpp): replay, hash layers.
+// With `choices` the experts are given, and the rest is as above (router/given_choices.hpp): replay, hash layers. With
+// `rowless` the last columns are identity or zero experts, which take no rows (router/rowless.hpp): LongCat-Flash.
 //
 // losses: load balancing and z-loss, both on softmax(s) whatever the values are; both are off unless asked for. The
 // bias that balances without a loss is moved by `update_bias` (router/bias_update.hpp).
@@ -64,6 +65,7 @@ struct recipe_router {
     capacity_rule capacity{};            ///< in training; none by default
     capacity_rule inference_capacity{};  ///< otherwise
     drop_order order = drop_order::position;
+    rowless_experts rowless{};  ///< of the E columns the last ones, which take no rows
 
     float input_jitter = 0;   ///< epsilon in [0, 1). Needs tokens
     float input_dropout = 0;  ///< rate in [0, 1). Needs tokens
@@ -104,7 +106,7 @@ constexpr std::uint64_t fingerprint_of(const recipe_router<Space>& r) {
     return fingerprint('r', r.k, static_cast<int>(r.score), static_cast<int>(r.normalize), r.epsilon, r.scale,
                        r.logit_bias.data != nullptr, r.logit_jitter, r.input_jitter, r.input_dropout, r.balance_weight,
                        static_cast<int>(r.balance), r.z_weight, r.logit_multiplier, r.softcap, r.norm_power,
-                       r.expert_scale.data != nullptr);
+                       r.expert_scale.data != nullptr, r.rowless.identity, r.rowless.zero);
 }
 
 /// Whether scores themselves are the keys.

@@ -8,7 +8,8 @@
 //
 //   array                     read by
 //   expert, slot [T, k]       everything
-//   gate [T, k]               dispatch and combine with gates, and their backward; BASE's backward
+//   gate [T, k]               dispatch and combine with gates, and their backward; BASE's backward, and that of
+//                             routers with experts without rows
 //   offsets [E + 1]           dispatch, combine and their backward
 //   order [row_bound]         dispatch, combine_backward, zero_rest
 //   row_maximum, row_sum [T]  route_scores_backward of Switch and top-k
@@ -28,6 +29,7 @@
 #include <switchyard/plan/capacity.hpp>
 #include <switchyard/plan/plan.hpp>
 #include <switchyard/router/routing.hpp>
+#include <switchyard/router/rowless.hpp>
 
 #include <cstdint>
 #include <type_traits>
@@ -38,7 +40,7 @@ namespace switchyard {
 template <class S, class Space = host_space>
 struct saved_plan {
     index_t tokens = 0;            ///< T
-    index_t experts = 0;           ///< E
+    index_t experts = 0;           ///< E, those with rows
     index_t choices = 1;           ///< k
     index_t capacity = unlimited;  ///< rows an expert
     index_t row_block = 1;
@@ -110,6 +112,7 @@ plan_view<S, Space> plan_from_saved(const Router& router, const run_mode& mode, 
     plan.balance_load = read_only(saved.balance_load);
     plan.totals = read_only(saved.totals);
     plan.origin = origin_of(mode, settings);
+    plan.origin.rowless = rowless_of(router);
     return plan;
 }
 

@@ -20,6 +20,7 @@
 #include <switchyard/plan/slots.hpp>
 #include <switchyard/router/finished_gates.hpp>
 #include <switchyard/router/routing.hpp>
+#include <switchyard/router/rowless.hpp>
 #include <switchyard/router/softmax_pass.hpp>
 #include <switchyard/score/gates.hpp>
 
@@ -37,7 +38,8 @@ struct softmax_settings {
     bool may_drop = true;  ///< a token with every expert forbidden is dropped, not an error
     gate_settings gates{};
     gate_finish finish{};
-    index_t rounds = 0;  ///< of no-token-left-behind; 0 is off
+    index_t rounds = 0;   ///< of no-token-left-behind; 0 is off
+    index_t rowless = 0;  ///< the last experts, which have no rows (router/rowless.hpp)
 
     /// Whether probabilities over all experts are asked for in training.
     SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE constexpr bool needs_probabilities() const {
@@ -71,7 +73,9 @@ void route_rows(const Policy& policy, const Pass& pass, const plan_view<S>& plan
     });
     raise_row_events(pass.source, events, settings.may_drop, settings.bad);
     finish_gates(policy, plan, settings.finish);
-    place_choices(policy, plan, settings.slots, scratch, count ? &counts : nullptr);
+    detail::place_beside_rowless(policy, plan, settings.rowless, scratch, [&] {
+        place_choices(policy, plan, settings.slots, scratch, count ? &counts : nullptr);
+    });
 }
 
 /// Row pass that lists candidates, and slots in rounds, on the CPU.
@@ -105,10 +109,10 @@ double sum_over(const Policy& policy, index_t count, const F& f, workspace& scra
     return sum;
 }
 
-/// Terms of the load-balancing loss of a plan.
+/// Terms of the load-balancing loss of a plan of all columns: those of its experts with rows.
 template <class S, class Space>
 SWITCHYARD_HD balance_terms balance_of(const plan_view<S, Space>& plan, const softmax_settings& settings) {
-    return {settings.balance_weight, plan.experts,
+    return {settings.balance_weight, plan.experts - settings.rowless,
             settings.slots.balance == balance_count::all && settings.rounds == 0 ? plan.choices : 1,
             &plan.totals->counted_tokens, plan.balance_load};
 }
@@ -400,10 +404,11 @@ template <class S, class Space, class Gates>
 void require_plan_for_backward(const plan_view<S, Space>& plan, const Gates& d_gates, index_t tokens, index_t experts,
                                std::uint64_t settings) {
     require_finished(plan);
+    const index_t columns = plan.experts + plan.origin.rowless.count();
     require(plan.origin.training, "the plan was made by inference; backward needs one made with training{}");
     require(plan.origin.settings == settings, "the plan was made by a router with other settings");
-    require(plan.tokens == tokens && plan.experts == experts, "the plan was made for ", plan.tokens, " tokens x ",
-            plan.experts, " experts, not for ", tokens, " x ", experts);
+    require(plan.tokens == tokens && columns == experts, "the plan was made for ", plan.tokens, " tokens x ", columns,
+            " experts, not for ", tokens, " x ", experts);
     require_gate_shape(plan, d_gates);
 }
 
@@ -548,17 +553,30 @@ void route_by_rows(const Policy& policy, const Router& router, index_t k, const 
     const auto input = detail::token_view(scores);
     require_scores<Policy>(input, mode.mask);
     require_settings(router, input.columns, mode);
+    const rowless_experts rowless = rowless_of(router);
+    require_rowless(rowless, input.columns);
     const index_t capacity = capacity_of_router(router, mode, input.rows, k, input.columns);
-    plan.resize(input.rows, input.columns, k, capacity);
-    continue_plan(plan, origin_of(mode, fingerprint_of(router)));
+    plan.resize(input.rows, input.columns - rowless.count(), k, capacity);
+    plan_origin origin = origin_of(mode, fingerprint_of(router));
+    origin.rowless = rowless;
+    continue_plan(plan, origin);
     require_apart<Policy>("the plan's gates", detail::gates_of(plan.view()), "scores", input);
     const auto scope = scratch.open();
-    choose(detail::rows_of_router(policy, router, input, mode.is_training, mode.noise, scratch),
-           softmax_settings_of(router, capacity), plan.view());
+    const auto rows = detail::rows_of_router(policy, router, input, mode.is_training, mode.noise, scratch);
+    softmax_settings settings = softmax_settings_of(router, capacity);
+    settings.rowless = rowless.count();
+    if (rowless.count() > 0) {
+        const auto wide = detail::widened(plan.view(), scratch);
+        choose(rows, settings, wide);
+        detail::narrow(policy, wide, plan.view());
+    } else {
+        choose(rows, settings, plan.view());
+    }
     finish_plan(plan);
 }
 
-/// d_gates[T, k] and the losses -> d_scores[T, E]. Gates of dropped choices get no gradient; padding rows are 0. `plan`
+/// d_gates[T, k] and the losses -> d_scores[T, E]. Gates of dropped choices get no gradient, those of experts without
+/// rows do (router/rowless.hpp); padding rows are 0. `plan`
 /// was made in training by the same router from the same scores. d_scores may be the scores, the same view of the same
 /// numbers; otherwise it lies apart from them, and always from d_gates.
 template <class Policy, softmax_router Router, class Plan, class Scores, class Gates, class Out, class Workspace>
@@ -568,19 +586,21 @@ void route_scores_backward(const Policy& policy, const Router& router, const Pla
     const auto input = detail::token_view(scores);
     const auto gates = detail::input_view(d_gates);
     const auto out = detail::output_view(d_scores);
-    const auto& made = view_of_plan(plan);
-    require_space<Policy, decltype(input), std::remove_cvref_t<decltype(made)>, decltype(gates), decltype(out)>();
-    require_plan_for_backward(made, gates, input.rows, input.columns, fingerprint_of(router));
+    const auto& given = view_of_plan(plan);
+    require_space<Policy, decltype(input), std::remove_cvref_t<decltype(given)>, decltype(gates), decltype(out)>();
+    require_plan_for_backward(given, gates, input.rows, input.columns, fingerprint_of(router));
     require_settings(backward);
     require_same_shape("d_scores", out, "scores", input);
     require_apart_or_same<Policy>("d_scores", out, "scores", input);
     require_apart<Policy>("d_scores", out, "d_gates", gates);
     const auto scope = scratch.open();
-    const auto source = detail::rows_of_router(policy, router, input, true, made.origin.noise, scratch);
+    const auto source = detail::rows_of_router(policy, router, input, true, given.origin.noise, scratch);
+    softmax_settings settings = softmax_settings_of(router, given.capacity);
+    settings.rowless = given.origin.rowless.count();
+    const auto made = detail::widened_for_backward(policy, given, settings.balance_weight != 0, scratch);
     if constexpr (host_policy<Policy>) {
         require_scores_of_plan(router, source, made, scratch);
     }
-    const softmax_settings settings = softmax_settings_of(router, made.capacity);
     if (settings.finish.is_needed()) {
         const auto before = detail::gradients_before_finish(policy, source, made, gates, settings, scratch);
         // Dropped choices have gradients there: they count in the norm. A forbidden one's value does not move.

@@ -206,6 +206,7 @@ struct choice_sum {
     const plan_view<S>& plan;
     bool weigh;
     matrix_view<const In> in;
+    matrix_view<const In> tokens{};  ///< what identity experts give back; null: nothing
 };
 
 /// Columns first .. first + n of a token's sum into out[0 .. n), 8 choices at a time. The rows of the token `ahead` of
@@ -218,12 +219,16 @@ void sum_choices(const choice_sum<S, In>& from, index_t token, index_t ahead, in
     const index_t later = ahead * plan.choices;
     for (index_t position = token * plan.choices; position < (token + 1) * plan.choices; ++position) {
         const index_t r = plan.row_of(position);
-        if (r < 0) {
+        if (r >= 0) {
+            const index_t soon = plan.row_of(position + later);
+            rows.row[rows.count] = from.in.row(r) + first;
+            rows.ahead[rows.count] = from.in.row(soon < 0 ? r : soon) + first;
+        } else if (from.tokens.data != nullptr && plan.adds_token(position)) {
+            rows.row[rows.count] = from.tokens.row(token) + first;
+            rows.ahead[rows.count] = rows.row[rows.count];
+        } else {
             continue;
         }
-        const index_t soon = plan.row_of(position + later);
-        rows.row[rows.count] = from.in.row(r) + first;
-        rows.ahead[rows.count] = from.in.row(soon < 0 ? r : soon) + first;
         rows.weight[rows.count++] = from.weigh ? static_cast<C>(plan.gate[position]) : C(1);
         if (rows.count == rows.most) {
             sum_weighted(out, n, accumulate, stream, rows);
