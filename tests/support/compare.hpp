@@ -227,7 +227,9 @@ inline ref::recipe_router reference_of(const sy::recipe_router<>& r, bool is_tra
                             .expert_scale = list_of(r.expert_scale),
                             .capacity = reference_of(is_training ? r.capacity : r.inference_capacity),
                             .order = static_cast<ref::drop_order>(r.order),
-                            .count = static_cast<ref::balance_count>(r.balance)};
+                            .count = static_cast<ref::balance_count>(r.balance),
+                            .identity_experts = r.rowless.identity,
+                            .zero_experts = r.rowless.zero};
     if (is_training) {
         same.noise = {r.input_jitter, r.input_dropout, r.logit_jitter, 0};
         same.balance_weight = r.balance_weight;

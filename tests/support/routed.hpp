@@ -64,9 +64,13 @@ ref::plan reference_plan(const Router& router, const ref::matrix& scores, const 
     for (index_t t = 0; t < scores.rows; ++t) top[t] = static_cast<double>(all.gate()(t, 0));
     want.experts = kept_all.experts;
     want.gates = kept_all.gates;
-    want.slots = ref::take_slots(ref::allowed_choices(kept_all.experts, logits), scores.columns, want.capacity,
-                                 ref::token_order(ref::drop_order::gate, top));
+    const auto placed = ref::choices_with_rows(ref::allowed_choices(kept_all.experts, logits), want.experts_count);
+    want.slots =
+        ref::take_slots(placed, want.experts_count, want.capacity, ref::token_order(ref::drop_order::gate, top));
     ref::index_kept_choices(want);
+    for (index_t i = 0; i < want.experts.values.length(); ++i) {
+        if (want.experts.values[i] >= want.experts_count) want.gates.values[i] = kept_all.gates.values[i];
+    }
     return want;
 }
 

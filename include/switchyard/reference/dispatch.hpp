@@ -8,6 +8,9 @@
 // Gates may weigh the experts' input instead: then rows[r] = gate x[t], y[t] = sum_c out[r], and the gate gradient is
 // x[t] . d_rows[r], found by dispatch_backward.
 //
+// Identity experts give back the token: with x, combine adds gate x[t] for their choices, and backward gives
+// d_gate(t, c) = x[t] . d_y[t] and d_x[t], the sum of gate d_y[t] over them.
+//
 // A dropped choice adds nothing to y, and its gate's gradient is 0: the residual connection around the layer carries
 // the token (Switch, arXiv 2101.03961).
 #pragma once
@@ -62,9 +65,24 @@ inline matrix combine(const plan& made, const matrix& expert_output, gates_weigh
     return y;
 }
 
+/// The same with the tokens x[T, D] that identity experts give back.
+inline matrix combine(const plan& made, const matrix& expert_output, const matrix& x) {
+    matrix y = combine(made, expert_output);
+    require_tokens(made, x, "x");
+    require(x.columns == y.columns, "x has ", x.columns, " columns; expert_output has ", y.columns);
+    for (index_t t = 0; t < made.tokens(); ++t) {
+        for (index_t c = 0; c < made.choices(); ++c) {
+            if (!made.adds_token(t, c)) continue;
+            for (index_t d = 0; d < y.columns; ++d) y(t, d) += made.gates(t, c) * x(t, d);
+        }
+    }
+    return y;
+}
+
 struct combine_gradients {
     matrix d_expert_output;  ///< [kept, D]
     matrix d_gates;          ///< [T, k]; zeros where gates weigh the input
+    matrix d_x = {};         ///< [T, D]; empty without x
 };
 
 inline combine_gradients combine_backward(const plan& made, const matrix& expert_output, const matrix& d_y,
@@ -82,6 +100,24 @@ inline combine_gradients combine_backward(const plan& made, const matrix& expert
             for (index_t i = 0; i < d_y.columns; ++i) {
                 d.d_expert_output(r, i) = weight * d_y(t, i);
                 if (weighed == gates_weigh::output) d.d_gates(t, c) += expert_output(r, i) * d_y(t, i);
+            }
+        }
+    }
+    return d;
+}
+
+inline combine_gradients combine_backward(const plan& made, const matrix& expert_output, const matrix& x,
+                                          const matrix& d_y) {
+    combine_gradients d = combine_backward(made, expert_output, d_y);
+    require_tokens(made, x, "x");
+    require(x.columns == d_y.columns, "x has ", x.columns, " columns; d_y has ", d_y.columns);
+    d.d_x = matrix(made.tokens(), x.columns);
+    for (index_t t = 0; t < made.tokens(); ++t) {
+        for (index_t c = 0; c < made.choices(); ++c) {
+            if (!made.adds_token(t, c)) continue;
+            for (index_t i = 0; i < x.columns; ++i) {
+                d.d_gates(t, c) += x(t, i) * d_y(t, i);
+                d.d_x(t, i) += made.gates(t, c) * d_y(t, i);
             }
         }
     }

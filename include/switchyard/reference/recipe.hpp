@@ -23,6 +23,10 @@
 //
 // Sampling adds its Gumbel noise to the keys, before groups are compared.
 //
+// The last columns may be experts without rows: identity experts, which give back their input, then zero experts, which
+// give nothing. They are scored, chosen and weighed as all others; then they have no slot, no load and no capacity, and
+// keep their gate. f and the sum of the balance loss are those of experts with rows, P of the softmax of all columns.
+//
 // Backward: with dg = 0 at dropped choices, elsewhere times expert_scale, and D'_c = dD / dv_c (0, 1, or
 // (v_c / D)^(p - 1); 1 where sum = epsilon in max(sum, epsilon)),
 //   dv_{e_c} = scale (dg_c - D'_c sum_j dg_j v_j / D) / D
@@ -79,7 +83,31 @@ struct recipe_router {
     double balance_weight = 0;
     balance_count count = balance_count::first;
     double z_weight = 0;
+    index_t identity_experts = 0;  ///< without rows, behind those that have some
+    index_t zero_experts = 0;      ///< and behind these
 };
+
+/// How many of the columns have rows.
+inline index_t experts_with_rows(const recipe_router& router, index_t columns) {
+    return columns - router.identity_experts - router.zero_experts;
+}
+
+/// The choices that take rows; -1 elsewhere.
+inline integers choices_with_rows(integers wanted, index_t experts) {
+    for (index_t& e : wanted.values) {
+        if (e >= experts) e = -1;
+    }
+    return wanted;
+}
+
+/// The same with columns of zeros behind.
+inline matrix widened(const matrix& narrow, index_t columns) {
+    matrix wide(narrow.rows, columns);
+    for (index_t t = 0; t < narrow.rows; ++t) {
+        for (index_t e = 0; e < narrow.columns; ++e) wide(t, e) = narrow(t, e);
+    }
+    return wide;
+}
 
 /// Whether tokens are restricted to some of the groups.
 inline bool has_groups(const recipe_router& router) { return router.groups.kept < router.groups.count; }
@@ -116,6 +144,8 @@ inline void require_valid(const recipe_router& router, index_t experts) {
     require(std::isfinite(router.epsilon) && router.epsilon >= 0, "epsilon = ", router.epsilon,
             " must be finite and not negative");
     require(std::isfinite(router.scale), "scale = ", router.scale, " must be finite");
+    require(router.identity_experts >= 0 && router.zero_experts >= 0, "experts without rows must not be negative");
+    require(experts_with_rows(router, experts) >= 1, "at least one expert must have rows");
     require_valid(router.noise);
 }
 
@@ -317,10 +347,13 @@ inline index_t counted_choices(const recipe_router& router, index_t tokens) {
 inline plan route_scores(const recipe_router& router, const matrix& scores, const mask_list& mask = {},
                          const maybe_noise& noise = {}) {
     const index_t rows = scores.rows;
-    const index_t experts = scores.columns;
-    require(experts >= 1, "scores have ", experts, " columns; there must be at least one expert");
-    require_valid(router, experts);
-    plan made{.experts_count = experts, .capacity = capacity_for(router.capacity, rows, experts, router.k)};
+    require(scores.columns >= 1, "scores have ", scores.columns, " columns; there must be at least one expert");
+    require_valid(router, scores.columns);
+    const index_t experts = experts_with_rows(router, scores.columns);
+    plan made{.experts_count = experts,
+              .identity_experts = router.identity_experts,
+              .zero_experts = router.zero_experts,
+              .capacity = capacity_for(router.capacity, rows, scores.columns, router.k)};
     require_scores(scores, mask, made.capacity == unlimited ? unroutable::refused : unroutable::dropped);
 
     // Scores to choices and gates.
@@ -338,12 +371,17 @@ inline plan route_scores(const recipe_router& router, const matrix& scores, cons
     }
 
     // Choices to slots.
-    made.slots = take_slots(wanted, experts, made.capacity, token_order(router.order, top_gates));
-    made.load_before = count_experts(wanted, experts);
+    const integers placed = choices_with_rows(wanted, experts);
+    const matrix gates = made.gates;
+    made.slots = take_slots(placed, experts, made.capacity, token_order(router.order, top_gates));
+    made.load_before = count_experts(placed, experts);
     index_kept_choices(made);
+    for (index_t i = 0; i < gates.values.length(); ++i) {
+        if (made.experts.values[i] >= experts) made.gates.values[i] = gates.values[i];
+    }
 
     const index_t tokens = count_tokens(mask, rows);
-    const auto shares = choice_shares(count_choices(wanted, experts, router.count), counted_choices(router, tokens));
+    const auto shares = choice_shares(count_choices(placed, experts, router.count), counted_choices(router, tokens));
     const matrix p = softmax_rows(logits, mask);
     made.load_balancing_loss = load_balancing_loss(router.balance_weight, shares, mean_probabilities(p, tokens));
     made.z_loss = z_loss(router.z_weight, logits, mask);
@@ -362,10 +400,11 @@ inline matrix route_scores_backward(const recipe_router& router, const plan& mad
     // Losses.
     const matrix p = softmax_rows(logits, mask);
     const index_t tokens = count_tokens(mask, scores.rows);
+    const integers placed = choices_with_rows(wanted, made.experts_count);
     const auto shares =
-        choice_shares(count_choices(wanted, scores.columns, router.count), counted_choices(router, tokens));
-    matrix d_logits =
-        softmax_rows_backward(p, load_balancing_loss_backward(router.balance_weight, shares, mask, scores.rows));
+        choice_shares(count_choices(placed, made.experts_count, router.count), counted_choices(router, tokens));
+    const matrix d_p = load_balancing_loss_backward(router.balance_weight, shares, mask, scores.rows);
+    matrix d_logits = softmax_rows_backward(p, widened(d_p, scores.columns));
     const matrix d_z = z_loss_backward(router.z_weight, logits, mask);
     for (index_t i = 0; i < d_logits.values.length(); ++i) d_logits.values[i] += d_z.values[i];
 
