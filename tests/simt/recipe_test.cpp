@@ -215,3 +215,16 @@ TEST_CASE("recipe kernels: hostile scores") {
         }
     }
 }
+
+TEST_CASE("recipe kernels: experts without rows, and combine with their tokens") {
+    for_each_rowless_recipe([](const both_recipes& routers) {
+        const bool drops = routers.host.capacity.factor || routers.host.capacity.number;
+        for (const index_t tokens : {5, 130}) {
+            const auto table = draw_scores(score_kind::gaussian, tokens, 24, 3, drops ? 60 : 0);
+            const auto mask = draw_mask(tokens, 4);
+            CHECK(difference_in_next_order(routers, table, mask) == "");
+            CHECK(difference_in_next_order(routers, table, {}, false) == "");
+            CHECK(identity_difference(simt::policy{&next_executor()}, routers, table, mask, 37) == "");
+        }
+    });
+}

@@ -3,6 +3,7 @@
 
 #include "thrust/device.hpp"
 
+#include <switchyard/dispatch/combine.hpp>
 #include <switchyard/router/bias_state.hpp>
 #include <switchyard/router/bias_update.hpp>
 #include <switchyard/router/given_choices.hpp>
@@ -132,7 +133,7 @@ std::string recipe_difference(const Policy& on, const both_recipes& routers, con
 
     const auto d_gates = gaussian<float>(want.tokens(), want.choices(), 3);
     const auto d_want = sy::route_scores_backward(sy::seq, routers.host, want, scores, d_gates, {.loss_scale = 3});
-    sy::matrix<float, device_memory> d_scores(want.tokens(), want.experts());
+    sy::matrix<float, device_memory> d_scores(want.tokens(), table.columns);
     sy::route_scores_backward(on, routers.there, made, device_scores, sy::copy_to_device(on, d_gates), d_scores,
                               scratch, {.loss_scale = 3});
     // Terms of the size of d_gates times the scale cancel.
@@ -154,6 +155,65 @@ std::string recipe_difference(const Policy& on, const both_recipes& routers, con
     on.copy_to_host(moved.data(), device_bias.data(), moved.size() * sizeof(float));
     const auto in_array = array_difference("bias", moved.data(), bias.data(), want.experts());
     return in_array.empty() ? bias_difference(on, made, want) : in_array;
+}
+
+/// Combine with identity experts, forward and backward, of both plans: a sentence about the first difference.
+template <class Policy>
+std::string identity_difference(const Policy& on, const both_recipes& routers, const ref::matrix& table,
+                                const ref::mask_list& mask, index_t width) {
+    const auto scores = stored<float>(table);
+    const device_mask padding(mask);
+    sy::plan<float> want;
+    sy::workspace host_scratch;
+    sy::route_scores(sy::seq, routers.host, scores, sy::inference{mask_of(mask)}, want, host_scratch);
+    device_plan<float> made;
+    device_scratch scratch;
+    sy::route_scores(on, routers.there, sy::copy_to_device(on, scores), sy::inference{padding.get()}, made, scratch);
+    const auto x = gaussian<float>(table.rows, width, 1);
+    const auto rows = gaussian<float>(made.row_bound(), width, 2);
+    const auto d_y = gaussian<float>(table.rows, width, 3);
+    const auto there_x = sy::copy_to_device(on, x);
+    const auto there_rows = sy::copy_to_device(on, rows);
+    const double allowed = 4 * tolerance<float>::gradient;
+    const auto y = sy::combine(on, made, there_rows, sy::identity_of{there_x});
+    const auto sentence =
+        matrix_difference(sy::copy_to_host(on, y), sy::combine(sy::seq, want, rows, sy::identity_of{x}), allowed, 1);
+    if (!sentence.empty()) return "y: " + sentence;
+    const auto d = sy::combine_backward(on, made, there_rows, sy::identity_of{there_x}, sy::copy_to_device(on, d_y));
+    const auto d_want = sy::combine_backward(sy::seq, want, rows, sy::identity_of{x}, d_y);
+    const auto in_rows = matrix_difference(sy::copy_to_host(on, d.d_rows), d_want.d_rows, allowed, 1);
+    if (!in_rows.empty()) return "d_rows: " + in_rows;
+    const auto in_x = matrix_difference(sy::copy_to_host(on, d.d_x), d_want.d_x, allowed, 1);
+    if (!in_x.empty()) return "d_x: " + in_x;
+    const auto in_gates = matrix_difference(sy::copy_to_host(on, d.d_gates), d_want.d_gates, allowed, 10);
+    return in_gates.empty() ? "" : "d_gates: " + in_gates;
+}
+
+/// Routers with experts that take no rows: with and without what makes kernels leave forward to the generic code.
+template <class F>
+void for_each_rowless_recipe(const F& f) {
+    for (const bool limited : {false, true}) {
+        for (const bool balances : {false, true}) {
+            for (const bool with_keys : {false, true}) {
+                f(both_recipes(
+                    [&](auto& router) {
+                        router.k = with_keys ? 6 : 3;
+                        router.score = sy::score_function::sigmoid;
+                        router.normalize = balances ? sy::gate_sum::norm : sy::gate_sum::add;
+                        router.norm_power = 2;
+                        router.epsilon = balances ? 0 : 1e-20;
+                        router.scale = 2.5;
+                        router.capacity = {.number = 1000};
+                        if (limited) router.capacity = {.factor = 0.7};
+                        if (!limited && !balances) router.capacity = {};
+                        if (balances) router.balance_weight = 0.1;
+                        router.z_weight = 1e-3;
+                        router.rowless = {.identity = 7, .zero = 2};
+                    },
+                    {.selection = with_keys ? spread_bias(24, 7) : std::vector<float>{}}));
+            }
+        }
+    }
 }
 
 }  // namespace switchyard_test

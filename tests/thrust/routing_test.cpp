@@ -429,3 +429,16 @@ TEST_CASE("routing on Thrust: strided scores, and rows 2^32 elements apart") {
     const sy::matrix_view<const float> first_rows(in.scores.data(), 3, 8);
     CHECK(decision_difference(three, sy::route_scores(sy::seq, sy::top_k_router{}, first_rows, sy::training{})) == "");
 }
+
+TEST_CASE("recipes on Thrust: experts without rows, and combine with their tokens") {
+    for_each_rowless_recipe([](const both_recipes& routers) {
+        for (const index_t tokens : {5, 700}) {
+            const index_t forbidden = routers.host.capacity.factor || routers.host.capacity.number ? 60 : 0;
+            const auto table = draw_scores(score_kind::gaussian, tokens, 24, 3, static_cast<int>(forbidden));
+            const auto mask = draw_mask(tokens, 4);
+            CHECK(recipe_difference(device, routers, table, mask, true) == "");
+            CHECK(recipe_difference(device, routers, table, {}, false) == "");
+            CHECK(identity_difference(device, routers, table, mask, 37) == "");
+        }
+    });
+}
