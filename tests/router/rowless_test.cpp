@@ -65,7 +65,7 @@ TEST_CASE("rowless: worked numbers") {
     CHECK(experts_of(plan.view()) == ref::integers{{2, 1}, {0, 2}, {3, 2}, {0, 1}});
     // Expert 0 has room for token 1 alone, and expert 1 for token 0.
     CHECK(slots_of(plan.view()) == ref::integers{{-1, 0}, {0, -1}, {-1, -1}, {-1, -1}});
-    const ref::matrix gates{{0.5, 0.25}, {0.5, 0.25}, {0.5, 0.25}, {0, 0}};
+    const ref::matrix gates{{0.5, 0.25}, {0.5, 0.25}, {0, 0.25}, {0, 0}};
     CHECK(difference(gates_of(plan.view()), gates) < 1e-15);
     CHECK(plan.kept() == 2);
     CHECK(list_of(plan.view().load_before, 2) == ref::list<index_t>{2, 2});
@@ -167,7 +167,7 @@ TEST_CASE("rowless: without capacity, the router with rows for all has the same 
                       .capacity = {.number = 10000},
                       .z_weight = 0.1};
         const auto all = routed<float>(router, scores, training_with(mask));
-        router.rowless = {.identity = 6, .zero = 3};
+        router.rowless = {.identity = 9};
         for (const auto& capacity : {sy::capacity_rule{.number = 10000}, sy::capacity_rule{.number = sy::unlimited}}) {
             router.capacity = capacity;
             const auto some = routed<float>(router, scores, training_with(mask));
@@ -245,6 +245,31 @@ TEST_CASE("rowless: gradients by central differences, through combine") {
     }
 }
 
+TEST_CASE("rowless: zero experts have gate 0, and no part in what others are divided by") {
+    // Probabilities are eighths: 1, 2, 4 of expert 0, an identity and a zero expert, and 1 of a zero expert.
+    const ref::matrix scores{{0, std::log(2.0), std::log(4.0), 0}, {std::log(4.0), std::log(2.0), 0, 0}};
+    const auto gates = [&](recipe router) {
+        router.rowless = {.identity = 1, .zero = 2};
+        router.k = 3;
+        return gates_of(routed<double>(router, scores).view());
+    };
+    const auto near = [](const ref::matrix& got, const ref::matrix& want) { return difference(got, want) < 1e-15; };
+    CHECK(near(gates({}), {{0, 0.25, 0.125}, {0.5, 0.25, 0}}));
+    CHECK(near(gates({.normalize = gate_sum::add}), {{0, 2.0 / 3, 1.0 / 3}, {2.0 / 3, 1.0 / 3, 0}}));
+    CHECK(
+        near(gates({.normalize = gate_sum::add, .epsilon = 0.125, .scale = 2}), {{0, 1, 0.5}, {8.0 / 7, 4.0 / 7, 0}}));
+    CHECK(near(gates({.normalize = gate_sum::clamp, .epsilon = 0.5}), {{0, 0.5, 0.25}, {2.0 / 3, 1.0 / 3, 0}}));
+    const double five = std::sqrt(5.0);
+    CHECK(near(gates({.normalize = gate_sum::norm, .norm_power = 2}),
+               {{0, 2 / five, 1 / five}, {2 / five, 1 / five, 0}}));
+    // A token of zero experts alone has gates 0, and no gradient.
+    const recipe router{.k = 2, .normalize = gate_sum::add, .rowless = {.identity = 1, .zero = 2}};
+    const ref::matrix nothing{{0, 0, 5, 4}};
+    const auto plan = routed<double>(router, nothing);
+    CHECK(difference(gates_of(plan.view()), ref::matrix{{0, 0}}) == 0);
+    CHECK(difference(routed_backward(router, plan, nothing, {{1, 2}}), ref::matrix{{0, 0, 0, 0}}) == 0);
+}
+
 TEST_CASE("rowless: policies, layouts and row blocks agree") {
     const auto scores = gaussian_scores(1000, 20, 5);
     for (const bool limited : {false, true}) {
@@ -302,6 +327,7 @@ TEST_CASE("rowless: loads, statistics, biases and choices alone") {
     std::vector<sy::choice_statistics> by_choice(3);
     sy::statistics_of_choices(sy::seq, plan, by_choice);
     CHECK(by_choice[0].asked + by_choice[1].asked + by_choice[2].asked == real);
+    CHECK(by_choice[0].rowless + by_choice[1].rowless + by_choice[2].rowless == 900 - real);
     // A bias of all columns, of which those with rows move.
     sy::bias_state state(sy::seq, 12, {.rate = 0.5f, .rowless = 4});
     state.update(sy::seq, plan);

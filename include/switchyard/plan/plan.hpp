@@ -15,7 +15,8 @@
 // Experts without rows (`rowless_experts`): a plan may have E experts and, above them, ids E .. E + Z - 1 of experts
 // that give back their input (identity, or copy) or nothing (zero). Their choices are chosen and weighed as all others.
 // Then they have slot -1 and keep their gate, and that is all: no load, offset, capacity or count contains them, and
-// `experts` is E. `combine` adds the tokens of identity choices. A gate of 0 is a choice that was forbidden.
+// `experts` is E. `combine` adds the tokens of identity choices whose gate is not 0: forbidden ones have that gate, and
+// all of zero experts.
 //
 // `plan_view` is where these lie (any memory, no ownership, trivially copyable): an engine can point it at its own
 // tensors. `basic_plan` owns them. What a plan counts lives in the plan's memory: on a device nothing needs to be read

@@ -20,8 +20,9 @@
 // Loads 3, 1, 0 and 4: m = 2, variation sqrt(10 / 4) / 2 = 0.791, of the sample sqrt(10 / 3) / 2 = 0.913, max_over_mean
 // 2, max_violation 1, entropy 0.974, effective experts 2.649, dead share 0.25; median 2, upper quartile 3.25.
 //
-// Choices that count are those that `load_before` counts: ids of -1, padding tokens and experts that are forbidden to
-// their token do not. If all loads are 0, or there are no tokens, all statistics are 0. Empty plans are refused.
+// Choices that count are those that `load_before` counts: ids of -1, padding tokens, experts that are forbidden to
+// their token and experts without rows, which have a line of their own, do not. If all loads are 0, or there are no
+// tokens, all statistics are 0. Empty plans are refused.
 //
 // Plans must be on the host: `copy_to_host` (plan/device_plan.hpp) first, which waits and allocates. Functions here
 // allocate only where they say so. Sums are in double and in a fixed order, whatever the number of threads.
@@ -70,6 +71,7 @@ struct choice_statistics {
     index_t asked = 0;
     index_t dropped = 0;
     double dropped_share = 0;  ///< of those asked for
+    index_t rowless = 0;       ///< of experts without rows, which are not asked for rows
 };
 
 inline namespace SWITCHYARD_TARGET {
@@ -244,7 +246,7 @@ double load_quantile(const Loads& loads, double at) {
 ///
 /// A choice without a row counts as dropped if its expert dropped any. So the sums are those of `statistics`, unless a
 /// token with fewer than k allowed experts lists a forbidden one that is over its capacity: a plan does not distinguish
-/// the two.
+/// the two. Nor does it tell a forbidden choice of a zero expert from others.
 template <class Policy, class Plan>
 void statistics_of_choices(const Policy& policy, const Plan& plan, std::span<choice_statistics> out) {
     static_assert(host_policy<Policy>, "switchyard: statistics are of plans on the host, by a CPU policy");
@@ -259,6 +261,8 @@ void statistics_of_choices(const Policy& policy, const Plan& plan, std::span<cho
             const bool dropped = !kept && e >= 0 && e < p.experts && p.load_after[e] < p.load_before[e];
             s.asked += kept || dropped ? 1 : 0;
             s.dropped += dropped ? 1 : 0;
+            s.rowless +=
+                p.is_rowless(e) && (p.gate[position] != 0 || e >= p.experts + p.origin.rowless.identity) ? 1 : 0;
         }
         s.dropped_share = s.asked > 0 ? static_cast<double>(s.dropped) / static_cast<double>(s.asked) : 0.0;
         out[static_cast<std::size_t>(c)] = s;

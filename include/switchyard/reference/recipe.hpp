@@ -24,8 +24,9 @@
 // Sampling adds its Gumbel noise to the keys, before groups are compared.
 //
 // The last columns may be experts without rows: identity experts, which give back their input, then zero experts, which
-// give nothing. They are scored, chosen and weighed as all others; then they have no slot, no load and no capacity, and
-// keep their gate. f and the sum of the balance loss are those of experts with rows, P of the softmax of all columns.
+// give nothing. They are scored, chosen and weighed as all others, but that v = 0 for zero experts; then they have no
+// slot, no load and no capacity, and keep their gate. f and the sum of the balance loss are those of experts with rows,
+// P of the softmax of all columns.
 //
 // Backward: with dg = 0 at dropped choices, elsewhere times expert_scale, and D'_c = dD / dv_c (0, 1, or
 // (v_c / D)^(p - 1); 1 where sum = epsilon in max(sum, epsilon)),
@@ -296,7 +297,7 @@ inline recipe_gates gates_of_token(const recipe_router& router, const list<doubl
     double sum = 0;
     double largest = 0;
     for (index_t c = 0; c < router.k; ++c) {
-        if (wanted(t, c) >= 0) {
+        if (wanted(t, c) >= 0 && wanted(t, c) < scores.length() - router.zero_experts) {
             token.values[c] = scores[wanted(t, c)];
             if (!router.expert_scale.empty()) token.factors[c] *= router.expert_scale[wanted(t, c)];
         }
@@ -415,7 +416,8 @@ inline matrix route_scores_backward(const recipe_router& router, const plan& mad
         const auto d_chosen = gates_of_token_backward(gates_of_token(router, values, wanted, t), row_of(d_kept, t));
         auto d_values = filled(scores.columns, 0.0);
         for (index_t c = 0; c < router.k; ++c) {
-            if (wanted(t, c) >= 0) d_values[wanted(t, c)] = d_chosen[c];
+            const bool has_value = wanted(t, c) >= 0 && wanted(t, c) < scores.columns - router.zero_experts;
+            if (has_value) d_values[wanted(t, c)] = d_chosen[c];
         }
         const auto d_token = scores_of_token_backward(router.score, row_of(logits, t), values, d_values);
         for (index_t e = 0; e < scores.columns; ++e) d_logits(t, e) += d_token[e];

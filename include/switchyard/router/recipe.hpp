@@ -95,7 +95,9 @@ constexpr gate_settings gate_settings_of(const recipe_router<Space>& r) {
 
 template <class Space>
 constexpr gate_finish gate_finish_of(const recipe_router<Space>& r) {
-    return {.power = r.normalize == gate_sum::norm ? r.norm_power : 0,
+    const bool is_norm = r.normalize == gate_sum::norm;
+    return {.power = is_norm ? r.norm_power : 0,
+            .sum = is_norm ? gate_sum::norm : gate_sum::none,
             .scale = r.scale,
             .expert_scale = r.expert_scale.data};
 }

@@ -5,9 +5,11 @@
 //   combine(policy, plan, rows, identity_of{x}, y);                                  // dispatch/combine.hpp
 //
 // They are scored, biased, chosen and weighed as all others: a softmax, groups, a bias, numbers of experts and gates
-// that are divided by their sum see E + Z columns. What comes after the gates does not: the plan is one of E experts,
-// in which their choices have slot -1, keep their gate and are counted nowhere (plan/plan.hpp). So no capacity drops
-// them, and a capacity from a factor is the even share of all columns.
+// that are divided by their sum see E + Z columns. Only the value of a zero expert is 0: its gate is 0, and it has no
+// part in what the others are divided by (MoE++ and AdaMoE divide by the sum over the others; Zaya by nothing). What
+// comes after the gates does not: the plan is one of E experts, in which their choices have slot -1, keep their gate
+// and are counted nowhere (plan/plan.hpp). So no capacity drops them, and a capacity from a factor is the even share of
+// all columns.
 //
 // The load-balancing loss is E sum_e f_e P_e over the experts with rows, with their loads and their probabilities of
 // the softmax over all columns; the z-loss is that of all columns. A selection bias is moved by loads, of experts with

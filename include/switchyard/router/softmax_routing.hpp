@@ -49,6 +49,20 @@ struct softmax_settings {
 
 inline namespace SWITCHYARD_TARGET {
 
+/// A router's rowless experts, the last of `columns`. Values of zero experts are 0: they have no part in what gates are
+/// divided by, which is then found when gates are finished.
+inline void mark_rowless(softmax_settings& settings, const rowless_experts& rowless, index_t columns) {
+    settings.rowless = rowless.count();
+    if (rowless.zero == 0) return;
+    settings.finish.first_zero = columns - rowless.zero;
+    if (settings.gates.normalizes()) {
+        settings.finish.sum = settings.gates.sum;
+        settings.finish.epsilon = settings.gates.epsilon;
+        settings.finish.scale = settings.gates.scale;
+        settings.gates = {.function = settings.gates.function};
+    }
+}
+
 /// Raises what a CPU row pass found.
 template <class Source>
 void raise_row_events(const Source& source, const row_events& events, bool may_drop, bad_scores bad) {
@@ -520,7 +534,7 @@ matrix_view<const S, Space> gradients_before_finish(const Policy& policy, const 
                                                     const softmax_settings& settings, Workspace& scratch) {
     const index_t k = plan.choices;
     S* const out = scratch.template take<S>(plan.tokens * k);
-    S* const values = settings.finish.power != 0 ? scratch.template take<S>(plan.tokens * k) : nullptr;
+    S* const values = settings.finish.sum != gate_sum::none ? scratch.template take<S>(plan.tokens * k) : nullptr;
     for_each_index(policy, plan.tokens,
                    unfinish_token<Source, S, Space, GateStorage>{source, plan, d_gates, settings.finish,
                                                                  settings.gates.function, out, values});
@@ -564,7 +578,7 @@ void route_by_rows(const Policy& policy, const Router& router, index_t k, const 
     const auto scope = scratch.open();
     const auto rows = detail::rows_of_router(policy, router, input, mode.is_training, mode.noise, scratch);
     softmax_settings settings = softmax_settings_of(router, capacity);
-    settings.rowless = rowless.count();
+    mark_rowless(settings, rowless, input.columns);
     if (rowless.count() > 0) {
         const auto wide = detail::widened(plan.view(), scratch);
         choose(rows, settings, wide);
@@ -596,7 +610,7 @@ void route_scores_backward(const Policy& policy, const Router& router, const Pla
     const auto scope = scratch.open();
     const auto source = detail::rows_of_router(policy, router, input, true, given.origin.noise, scratch);
     softmax_settings settings = softmax_settings_of(router, given.capacity);
-    settings.rowless = given.origin.rowless.count();
+    mark_rowless(settings, given.origin.rowless, input.columns);
     const auto made = detail::widened_for_backward(policy, given, settings.balance_weight != 0, scratch);
     if constexpr (host_policy<Policy>) {
         require_scores_of_plan(router, source, made, scratch);
