@@ -6,6 +6,7 @@
 #include "run.hpp"
 
 #include <algorithm>
+#include <limits>
 #include <type_traits>
 #include <utility>
 #include <variant>
@@ -82,6 +83,7 @@ sy::recipe_router<Space> recipe_in(const options& asked, router_kind router, con
             .capacity = r.capacity,
             .inference_capacity = r.inference_capacity,
             .order = is_constant ? sy::drop_order::position : r.order,
+            .rowless = r.rowless,
             .logit_jitter = r.logit_jitter,
             .balance_weight = r.balance_weight,
             .balance = r.balance,
@@ -145,9 +147,19 @@ double total_score_of(const sy::plan_view<S>& plan, const sy::matrix<S>& scores)
 template <class S>
 routing routing_of(const options& asked, router_kind router, const sy::plan_view<S>& plan, const sy::matrix<S>& scores,
                    const inputs& given) {
+    constexpr double never = -std::numeric_limits<double>::infinity();
     const index_t positions = plan.tokens * plan.choices;
     const bool has_losses = router == router_kind::switch_router || is_recipe(router);
-    routing made{.router = router, .tokens = plan.tokens, .experts = plan.experts, .choices = plan.choices};
+    routing made{.router = router,
+                 .tokens = plan.tokens,
+                 .experts = plan.experts,
+                 .columns = scores.columns(),
+                 .choices = plan.choices};
+    // A choice that takes no row, and is not forbidden either.
+    const auto is_rowless = [&](index_t position) {
+        const std::int32_t id = plan.expert[position];
+        return id >= plan.experts && static_cast<double>(scores(plan.token_of(position), id)) > never;
+    };
     if (plan.capacity != sy::unlimited) {
         made.capacity = plan.capacity;
     }
@@ -161,14 +173,17 @@ routing routing_of(const options& asked, router_kind router, const sy::plan_view
         const bool is_softmax = recipe.score == sy::score_function::softmax;
         for (std::size_t t = 0; t < made.gates.size(); ++t) {
             // A value of 0 has the gate 0; a softmax over one choice is 1 however small its probability is.
-            const bool has_gate = made.slots[t] >= 0 && (is_softmax || made.gates[t] > 0);
+            const bool is_weighed = made.slots[t] >= 0 || is_rowless(static_cast<index_t>(t));
+            const bool has_gate = is_weighed && (is_softmax || made.gates[t] > 0);
             const bool is_scaled = has_gate && !given.expert_scale.empty();
             const double own = is_scaled ? given.expert_scale[static_cast<std::size_t>(made.chosen[t])] : 1;
             made.gates[t] = has_gate ? static_cast<float>(recipe.scale * own) : 0;
         }
     }
     made.is_double = sizeof(S) == sizeof(double);
-    made.asked = std::count_if(made.chosen.begin(), made.chosen.end(), [](std::int32_t e) { return e >= 0; });
+    made.asked = std::count_if(made.chosen.begin(), made.chosen.end(),
+                               [&](std::int32_t e) { return e >= 0 && e < plan.experts; });
+    for (index_t position = 0; position < positions; ++position) made.rowless += is_rowless(position) ? 1 : 0;
     made.offsets.assign(plan.offsets, plan.offsets + plan.experts + 1);
     made.order.assign(plan.order, plan.order + plan.totals->kept);
     made.load_before.assign(plan.load_before, plan.load_before + plan.experts);

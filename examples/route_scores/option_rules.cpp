@@ -68,7 +68,7 @@ void require_used(const options& asked, const command_line& line) {
     for (const char* const option :
          {"--preset", "--config", "--logit-multiplier", "--logit-bias", "--softcap", "--score", "--softmax",
           "--renormalize", "--normalize", "--norm-power", "--normalize-epsilon", "--epsilon-kind", "--scale",
-          "--expert-scale", "--balance-count", "--balance-scope", "--balance-probability", "--losses"}) {
+          "--expert-scale", "--rowless", "--balance-count", "--balance-scope", "--balance-probability", "--losses"}) {
         require_use({option, top_k, "router top_k"});
     }
     for (const char* const option : {"--sequences", "--sequence-length"}) {

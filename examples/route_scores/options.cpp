@@ -20,7 +20,7 @@ constexpr const char* examples =
     "  experts.npy  int32 [T,k]    the experts chosen, kept or dropped\n"
     "  slots.npy    int32 [T,k]    the row within the expert, -1 where dropped\n"
     "  gates.npy    float32 [T,k]  the weight of the expert's output, 0 where dropped\n"
-    "  offsets.npy  int64 [E+1]    where each expert's rows begin, over kept choices\n"
+    "  offsets.npy  int64 [E+1]    where each expert's rows begin, over kept choices (--rowless: E-Z+1)\n"
     "  order.npy    int64 [kept]   token * k + choice of every row\n"
     "  summary.json                counts, loads, losses, total score, time, options as run\n"
     "\n"
@@ -114,6 +114,8 @@ class grammar : public command_line {
         add_named("--epsilon-kind", epsilons_by_name, top_k_.epsilon, "sum + X, or max(sum, X) (add)");
         add_number<double>("--scale", "X", "Then gates are multiplied by X (1)", top_k_.scale);
         add_path("--expert-scale", "S.npy", "[E], and by the number of their expert", top_k_.expert_scale);
+        add_number<index_t>("--rowless", "Z", "The last Z of the E experts give back their token, and take no rows (0)",
+                            top_k_.rowless, 0, no_limit);
     }
 
     void add_capacity() {

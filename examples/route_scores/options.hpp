@@ -124,6 +124,7 @@ struct top_k_options {
     std::optional<epsilon_kind> epsilon;
     std::optional<double> scale;
     std::string expert_scale;
+    std::optional<index_t> rowless;
 
     /// Whether no model's settings stand below those given.
     bool is_plain() const { return preset.empty() && config.empty(); }

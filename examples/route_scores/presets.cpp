@@ -38,6 +38,8 @@ class config_file {
         read({field}, value);
         return value;
     }
+    /// Whether there is a file.
+    bool is_given() const { return !name_.empty(); }
     bool is_null(const char* field) const {
         const auto found = fields_.find(field);
         return found != fields_.end() && found->is_null();
@@ -138,6 +140,11 @@ void read_special(const config_file& from, models::ernie4_5_moe& m) { from.read(
 void read_special(const config_file& from, models::cohere2_moe& m) {
     from.read({"expert_selection_fn"}, m.expert_selection_fn);
 }
+void read_special(const config_file& from, models::longcat_flash& m) {
+    // A preset says nothing of how many experts there are: E is the scores'.
+    if (!from.is_given() || from.is_null("zero_expert_num")) m.zero_expert_num = 0;
+    from.read({"zero_expert_num"}, m.zero_expert_num);
+}
 void read_special(const config_file& from, models::step3p7& m) {
     from.read({usual_k, "moe_top_k"}, m.num_experts_per_tok);
     from.read({"moe_router_scaling_factor"}, m.moe_router_scaling_factor);
@@ -236,6 +243,7 @@ constexpr preset presets[] = {
     {"solar_open", [](const config_file& c) { return made(like_glm(8, 1), c); }},
     {"step3p5", [](const config_file& c) { return made(models::step3p7{}, c); }},
     {"step3p7", [](const config_file& c) { return made(models::step3p7{}, c); }},
+    {"zaya", [](const config_file& c) { return made(models::zaya{}, c); }},
 };
 
 const preset* find_preset(std::string_view name) {

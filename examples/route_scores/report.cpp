@@ -61,6 +61,7 @@ void add_top_k(json& run, const options& asked, router_kind which) {
     run["renormalize"] = asked.top_k.renormalize;
     run["scale"] = router.scale;
     run["expert_scale"] = path_or_null(asked.top_k.expert_scale);
+    run["rowless"] = router.rowless.count();
     run["balance_count"] = name_of(balance_count_by_name, asked.balance_count);
     run["balance_scope"] = name_of(scopes_by_name, asked.balance_scope);
     run["balance_probability"] = name_of(probabilities_by_name, asked.balance_probability);
@@ -138,6 +139,8 @@ std::string summary_of(const options& asked, const routing& made) {
         const char* const name = name_of(losses_by_name, asked.losses[i]);
         summary["losses"][name] = finite(name, made.losses[i]);
     }
+    // Choices that ask for no row, where there are experts without.
+    if (made.columns > made.experts) summary["rowless"] = made.rowless;
     // A path may hold bytes that are no UTF-8.
     return summary.dump(2, ' ', false, json::error_handler_t::replace) + "\n";
 }
@@ -153,7 +156,7 @@ void write_results(output_folder& out, const std::filesystem::path& subfolder, c
     write_array(out, subfolder / "offsets.npy", made.offsets, offsets);
     write_array(out, subfolder / "order.npy", made.order, order);
     if (!made.d_scores.empty() || (!asked.gradients.empty() && made.router != router_kind::greedy)) {
-        const std::array scores{made.tokens, made.experts};
+        const std::array scores{made.tokens, made.columns};
         if (made.is_double) {
             write_array(out, subfolder / "d_scores.npy", made.d_scores, scores);
         } else {

@@ -80,6 +80,7 @@ sy::recipe_router<> recipe_of(const options& asked, router_kind which, std::opti
     take(given.bias_on, router.key);
     take_groups(given, router.groups);
     take(given.scale, router.scale);
+    if (given.rowless) router.rowless = {.identity = *given.rowless};
     take_gates(given, router);
 
     if (is_given_choices(which)) router.groups = {};

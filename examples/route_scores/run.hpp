@@ -15,13 +15,14 @@ namespace study {
 struct routing {
     router_kind router = router_kind::switch_router;
     index_t tokens = 0;
-    index_t experts = 0;
+    index_t experts = 0;  ///< E, those with rows
+    index_t columns = 0;  ///< of the scores: and those without
     index_t choices = 1;  ///< k
     std::optional<index_t> capacity{};
 
     std::vector<std::int32_t> chosen{};       ///< [T, k] the expert, kept or dropped
     std::vector<std::int32_t> slots{};        ///< [T, k] -1 where dropped
-    std::vector<float> gates{};               ///< [T, k] 0 where dropped
+    std::vector<float> gates{};               ///< [T, k] 0 where dropped, kept of experts without rows
     std::vector<std::int64_t> offsets{};      ///< [E + 1]
     std::vector<std::int64_t> order{};        ///< [kept]
     std::vector<std::int64_t> load_before{};  ///< [E]
@@ -34,7 +35,8 @@ struct routing {
     double total_score = 0;        ///< the file's scores over kept choices
     double milliseconds = 0;       ///< median of the measured runs
 
-    index_t asked = 0;               ///< choices that name an expert
+    index_t asked = 0;               ///< choices that name an expert with rows
+    index_t rowless = 0;             ///< choices of experts without rows
     std::vector<double> d_scores{};  ///< [T, E] where asked for
     bool is_double = false;          ///< scores are float64
 

@@ -36,18 +36,18 @@ ref::matrix d_gates_of(const recorded_case& model, const ref::plan& made) {
 
 /// The gates as [T, E].
 ref::matrix gates_by_expert(const ref::plan& made) {
-    ref::matrix gates(made.tokens(), made.experts_count);
+    ref::matrix gates(made.tokens(), made.experts_count + made.identity_experts);
     for (sy::index_t t = 0; t < made.tokens(); ++t) {
         for (sy::index_t c = 0; c < made.choices(); ++c) gates(t, made.experts(t, c)) += made.gates(t, c);
     }
     return gates;
 }
 
-/// The kept choices of a token by rising index.
+/// The choices of a token that are kept, or need no row, by rising index.
 indices kept_choices(const ref::plan& made, sy::index_t t) {
     indices kept;
     for (sy::index_t c = 0; c < made.choices(); ++c) {
-        if (made.keeps(t, c)) kept.push_back(made.experts(t, c));
+        if (made.keeps(t, c) || made.is_rowless(t, c)) kept.push_back(made.experts(t, c));
     }
     std::sort(kept.begin(), kept.end());
     return kept;

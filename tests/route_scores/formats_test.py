@@ -101,18 +101,20 @@ class Formats(Case):
         for case, (tokens, experts, k, router, options) in enumerate((
                 (50, 8, 4, "top_k", dict(capacity_factor=0.8)), (37, 6, 2, "top_k", {}), (5, 16, 2, "top_k", {}),
                 (0, 4, 2, "top_k", {}), (40, 8, 1, "switch", {}), (1, 1, 1, "top_k", {}), (24, 8, 1, "base", {}),
-                (60, 8, 3, "round_robin", {}))):
+                (60, 8, 3, "round_robin", {}), (50, 12, 4, "top_k", dict(rowless=4, capacity_factor=0.8)),
+                (30, 9, 5, "top_k", dict(rowless=1)))):
             with self.subTest(case=case):
                 numbers = np.random.default_rng(case)
                 ranks = 2 if experts % 2 == 0 else 1
+                count = experts - options.get("rowless", 0)
                 self.save(numbers.normal(size=(tokens, experts)).astype(np.float32))
                 given = dict(options, k=k if router in ("top_k", "round_robin") else None)
                 self.run_well("--scores", "S.npy", "--router", router, "--out", f"out{case}", "--format", FORMATS, "--ranks",
                               ranks, *arguments(**given))
-                self.check(f"out{case}", experts, 16, 128, ranks)
+                self.check(f"out{case}", count, 16, 128, ranks)
                 self.run_well("--scores", "S.npy", "--router", router, "--out", f"block{case}", "--format", FORMATS,
                               "--ranks", ranks, "--block", 8, *arguments(**given))
-                self.check(f"block{case}", experts, 8, 8, ranks)
+                self.check(f"block{case}", count, 8, 8, ranks)
 
     def test_refusals(self):
         self.save(np.zeros((4, 6)))

@@ -20,7 +20,7 @@ OPTIONS_OF = {
 }
 OPTIONS_OF["top_k"] = ["preset", "config", "k", "logit_multiplier", "logit_bias", "softcap", "score", "softmax", "bias", "bias_on",
                       "groups", "groups_kept", "group_score_count", "group_mask", "normalize", "norm_power",
-                      "normalize_epsilon", "epsilon_kind", "renormalize", "scale", "expert_scale",
+                      "normalize_epsilon", "epsilon_kind", "renormalize", "scale", "expert_scale", "rowless",
                       "balance_count", "balance_scope", "balance_probability", "sequences", "sequence_length",
                       "losses"] + OPTIONS_OF["switch"]
 SELECTION = ["bias", "bias_on", "groups", "groups_kept", "group_score_count", "group_mask"]
@@ -54,7 +54,8 @@ class Case(ProgramCase):
         self.assertEqual(sorted(os.listdir(folder)), sorted(FILES + ["d_scores.npy"] * has_gradients))
         made = {name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in ARRAYS}
         summary = json.loads((folder / "summary.json").read_text())
-        self.assertEqual([key for key in summary if key != "losses"], SUMMARY_KEYS)
+        has_rowless = bool(summary["options"].get("rowless"))
+        self.assertEqual([key for key in summary if key != "losses"], SUMMARY_KEYS + ["rowless"] * has_rowless)
         if "losses" in summary:
             self.assertEqual(list(summary["losses"]), summary["options"]["losses"])
         self.assertEqual(sorted(summary["options"]), sorted(OPTIONS_OF[summary["router"]] + COMMON_OPTIONS))

@@ -12,7 +12,7 @@ from program import Case, arguments, main
 
 DEFAULTS = dict(oracle.DEFAULTS, logit_multiplier=1, softcap=None, score="softmax", bias=None, bias_on="score", groups=1,
                 groups_kept=1, group_score="max", group_score_count=None, group_mask="minus_infinity", normalize="none",
-                norm_power=1, normalize_epsilon=0, epsilon_kind="add", scale=1, logit_bias=None, expert_scale=None)
+                norm_power=1, normalize_epsilon=0, epsilon_kind="add", scale=1, logit_bias=None, expert_scale=None, rowless=0)
 
 
 def logits_of(scores, o):
@@ -74,7 +74,7 @@ def weights_of(s, v, chosen, o):
 def losses_of(s, share, o, live):
     tokens = max(int(live.sum()), 1)
     p = oracle.probabilities(s)[live]
-    balance = o["balance_weight"] * s.shape[1] * share @ (p.sum(axis=0) / tokens)
+    balance = o["balance_weight"] * len(share) * share @ (p.sum(axis=0)[:len(share)] / tokens)
     return balance, o["z_weight"] * (oracle.log_sums(s[live])**2).sum() / tokens
 
 
@@ -92,13 +92,18 @@ def route(scores, given, mask=None):
     open_key = np.isfinite(keys)  # what is filled up with has no weight
     gates = np.where(usable, weights_of(np.where(open_key, s, -np.inf), np.where(open_key, v, 0), chosen, o), 0)
     capacity = oracle.capacity_of(o, "top_k", tokens, experts, o["k"])
-    placed = oracle.place(chosen, usable, gates, experts, capacity, o["drop_order"])
+    real = experts - o["rowless"]
+    takes_row = usable & (chosen < real)
+    rowless = usable & (chosen >= real)
+    placed = oracle.place(chosen, takes_row, gates, real, capacity, o["drop_order"])
     every = o["balance_count"] != "first"
     counted = o["k"] if every else 1
     divided = o["k"] if o["balance_count"] == "all" else 1
-    share = np.bincount(chosen[:, :counted][usable[:, :counted]], minlength=experts) / max(int(live.sum()) * divided, 1)
+    share = np.bincount(chosen[:, :counted][takes_row[:, :counted]], minlength=real) / max(int(live.sum()) * divided, 1)
     balance, z = losses_of(s, share, o, live)
-    made = dict(oracle.finished(scores, placed, gates, capacity), load_balancing_loss=balance, z_loss=z)
+    made = dict(oracle.finished(scores, placed, gates, capacity), load_balancing_loss=balance, z_loss=z,
+                rowless=int(rowless.sum()))
+    made["gates"] = np.where(rowless, gates, made["gates"])
 
     def total(at, c):
         """With choices fixed."""
@@ -106,7 +111,7 @@ def route(scores, given, mask=None):
         v = values_of(s, o["score"])
         w = weights_of(np.where(open_key, s, -np.inf), np.where(open_key, v, 0), chosen, o)
         c = np.take_along_axis(c, chosen.astype(np.int64), axis=1)
-        return np.where(placed["slots"] >= 0, c * w, 0).sum() + sum(losses_of(s, share, o, live))
+        return np.where((placed["slots"] >= 0) | rowless, c * w, 0).sum() + sum(losses_of(s, share, o, live))
 
     return made, total
 
@@ -158,6 +163,8 @@ def random_options(choose, numbers, experts):
         o["capacity_factor"] = choose.choice([0.5, 1.0])
     if choose.random() < 0.5:
         o["z_weight"] = 0.01
+    if experts >= 3 and choose.random() < 0.4:
+        o["rowless"] = choose.randint(1, experts - 1)
     return o
 
 
@@ -211,7 +218,10 @@ class Recipe(Case):
             np.testing.assert_array_equal(made[name], expected[name], name)
         np.testing.assert_allclose(made["gates"], expected["gates"], rtol=6e-6, atol=1e-30)
         self.assertEqual(summary["load_before"], expected["load_before"].tolist())
-        self.assertEqual(summary["dropped"], int(live.sum()) * made["experts"].shape[1] - summary["kept"])
+        named = (made["experts"] >= 0) & (made["experts"] < summary["experts"])
+        self.assertEqual(summary["dropped"], int(named.sum()) - summary["kept"])
+        self.assertEqual(int((made["experts"] >= 0).sum()), int(live.sum()) * made["experts"].shape[1])
+        self.assertEqual(summary.get("rowless", 0), expected["rowless"])
         for key in ("load_balancing_loss", "z_loss"):
             np.testing.assert_allclose(summary[key], expected[key], rtol=2e-5, atol=1e-9, err_msg=key)
 
@@ -226,6 +236,34 @@ class Recipe(Case):
             numeric[i] = (total(at + step, c) - total(at - step, c)) / 2e-5
         size = max(1, np.abs(numeric).max(initial=0))
         np.testing.assert_allclose(found, numeric, rtol=0, atol=(3e-6 if scores.dtype == np.float32 else 2e-9) * size)
+
+    def test_rowless(self):
+        """Worked: columns 2 and 3 are identity experts; probabilities are eighths."""
+        two, four = math.log(2), math.log(4)
+        self.save(np.array([[0, two, four, 0], [four, 0, two, 0], [two, 0, 0, four], [four, two, 0, 0]]))
+        self.run_well("--scores", "S.npy", "--router", "top_k", "--rowless", "2", "--capacity", "1", "--out", "out")
+        made, summary = self.results("out")
+        np.testing.assert_array_equal(made["experts"], [[2, 1], [0, 2], [3, 0], [0, 1]])
+        np.testing.assert_array_equal(made["slots"], [[-1, 0], [0, -1], [-1, -1], [-1, -1]])
+        np.testing.assert_allclose(made["gates"], [[0.5, 0.25], [0.5, 0.25], [0.5, 0], [0, 0]], rtol=1e-6)
+        self.assertEqual((summary["experts"], summary["kept"], summary["dropped"], summary["rowless"]), (2, 2, 3, 3))
+        self.assertEqual((summary["load_before"], summary["load_after"]), ([3, 2], [1, 1]))
+        # One choice divided by itself; masked tokens and forbidden choices have none.
+        scores = np.full((3, 3), -np.inf)
+        scores[:, 2] = 0
+        scores[2, 0] = 1
+        self.save(scores)
+        self.save(np.array([1, 0, 1], np.uint8), "mask.npy")
+        self.run_well("--scores", "S.npy", "--router", "top_k", "--k", "1", "--normalize", "sum", "--scale", "3", "--rowless",
+                      "1", "--mask", "mask.npy", "--out", "one")
+        made, summary = self.results("one")
+        np.testing.assert_array_equal(made["experts"], [[2], [-1], [0]])
+        np.testing.assert_array_equal(made["gates"], [[3], [0], [3]])
+        self.assertEqual((summary["kept"], summary["dropped"], summary["rowless"]), (1, 0, 1))
+        self.refuse("at least one expert must have rows", "--scores", "S.npy", "--router", "top_k", "--rowless", "3", "--out",
+                    "no")
+        self.refuse("--rowless 1 is used by nothing chosen: it needs router top_k", "--scores", "S.npy", "--router", "switch",
+                    "--rowless", "1", "--out", "no")
 
     def test_gradients_of_other_routers(self):
         numbers = np.random.default_rng(1)
@@ -299,6 +337,9 @@ class Recipe(Case):
                 ("kolibri1", {}, dict(k=6, bias_on="logit", score="sigmoid")),
                 ("glm4_moe_lite", {}, dict(k=4, scale=1.8, groups=1)),
                 ("jetmoe", {}, dict(k=2, softmax="after")),
+                ("longcat_flash", dict(rowless=16), dict(k=12, scale=6, normalize="none", rowless=16)),
+                ("longcat_flash", {}, dict(rowless=0)),
+                ("zaya", {}, dict(k=1, normalize="none", score="softmax", rowless=1)),
                 ("olmoe", dict(renormalize=True), dict(k=8, normalize="sum"))):
             with self.subTest(preset=preset, **given):
                 self.run_well("--scores", "S.npy", "--router", "top_k", "--preset", preset, "--out", "out", *arguments(**given))
@@ -316,6 +357,8 @@ class Recipe(Case):
                 (dict(model_type="kimi_linear", num_experts_per_token=4, moe_renormalize=False),
                  dict(k=4, normalize="none", scale=2.446)),
                 (dict(model_type="axk2", n_group=None), dict(groups=1)),
+                (dict(model_type="longcat_flash", zero_expert_num=16, moe_topk=5), dict(k=5, rowless=16)),
+                (dict(model_type="longcat_flash", zero_expert_num=None), dict(rowless=0)),
                 (dict(model_type="deepseek_v2", n_group=8, topk_group=3), dict(groups=1)),
                 (dict(model_type="deepseek_v2", topk_method="group_limited_greedy", n_group=8, topk_group=3),
                  dict(groups=8, groups_kept=3, group_score_count=1, group_mask="zero")),

@@ -31,7 +31,8 @@ class Refusals(Case):
         top_k_only = ["--k 1", "--softmax before", "--renormalize", "--balance-count first", "--preset qwen3_moe --k 3",
                       "--config config.json", "--logit-multiplier 2", "--logit-bias list.npy", "--softcap 3",
                       "--score sigmoid", "--bias list.npy", "--bias-on logit --bias list.npy", "--groups 2 --groups-kept 1",
-                      "--normalize none", "--normalize p_norm --norm-power 2", "--scale 2", "--expert-scale list.npy"]
+                      "--normalize none", "--normalize p_norm --norm-power 2", "--scale 2", "--expert-scale list.npy",
+                      "--rowless 1"]
         softmax_only = ["--capacity-factor 1", "--capacity 3", "--drop-order position", "--balance-weight 0.01",
                         "--z-weight 0", "--noise none", "--noise logit_jitter"]
         from_a_factor = ["--capacity-rounding floor", "--capacity-minimum 0", "--capacity-multiple 1"]

@@ -45,6 +45,7 @@ std::string difference(const sy::recipe_router<>& made, const ref::recipe_router
     if (made.softcap != want.softcap) return "softcap";
     if ((made.expert_scale.data != nullptr) == want.expert_scale.empty()) return "expert_scale";
     if (made.normalize != sy::gate_sum::none && made.epsilon != want.epsilon) return "epsilon";
+    if (made.rowless != sy::rowless_experts{want.identity_experts, want.zero_experts}) return "rowless";
     return made.scale == want.scale ? "" : "scale";
 }
 
@@ -119,7 +120,7 @@ TEST_CASE("models: the settings that gave the recorded models' answers") {
         if (name.starts_with("gpt-oss")) return sy::router_of(models::gpt_oss{});  // its bias is in the recorded logits
         if (name == "Llama 4") return sy::router_of(models::llama4{});
         if (name.starts_with("Llama 4")) return sy::router_of(models::llama4{.num_experts_per_tok = 2});
-        if (name.starts_with("LongCat")) return sy::router_of(models::longcat_flash{}, some);
+        if (name.starts_with("LongCat")) return sy::router_of(models::longcat_flash{.zero_expert_num = 16}, some);
         if (name.starts_with("Mixtral")) return sy::router_of(models::mixtral{});
         if (name == "Qwen3") return sy::router_of(models::qwen3_moe{.norm_topk_prob = true});
         return sy::router_of(models::qwen3_moe{});
@@ -180,6 +181,16 @@ TEST_CASE("models: the others do what their own formula says") {
     check(sy::router_of(models::kolibri1{.num_experts_per_tok = 3, .norm_topk_prob = true}, given), scores,
           plus(scores, some_bias), v, 1, sum);
     check(sy::router_of(models::mistral4{}), scores, scores, p, 1, sum);
+    // Zaya: the probability of all columns; the last expert has no weight.
+    const std::vector<float> balancing{-9, -9, -9, 0, 0, 0, 0, -9};
+    check(sy::router_of(models::zaya{}, {balancing.data(), 8}), scores, plus(p, balancing), p, 1, none);
+    const auto skipped = sy::route_scores(sy::seq, sy::router_of(models::zaya{}, given),
+                                          stored<double>(ref::matrix{{0, 0, 0, 0, 0, 0, 0, 5}}), sy::inference{});
+    CHECK(skipped.experts() == 7);
+    CHECK(skipped.expert()(0, 0) == 7);
+    CHECK(skipped.slot()(0, 0) == -1);
+    CHECK(skipped.gate()(0, 0) == 0);
+    CHECK(skipped.kept() == 0);
     // What is too small to be seen in these gates.
     CHECK(sy::router_of(models::minimax_m2{}).epsilon == 0);
     CHECK(sy::router_of(models::minimax_m3{}).epsilon == 0);
@@ -244,8 +255,8 @@ static_assert(
                  models::hunyuan_v1_moe, models::dbrx, models::gemma4, models::cohere2_moe, models::axk2,
                  models::step3p7, models::inkling2, models::muse_spark, models::laguna, models::flint, models::gpt_oss,
                  models::llama4, models::deepseek_v2, models::deepseek_v3, models::glm4_moe, models::deepseek_v4,
-                 models::mistral4, models::ernie4_5_moe, models::longcat_flash, models::minimax_m2, models::minimax_m3,
-                 models::hy_v3, models::afmoe, models::lfm2_moe, models::kolibri1>);
+                 models::mistral4, models::ernie4_5_moe, models::longcat_flash, models::zaya, models::minimax_m2,
+                 models::minimax_m3, models::hy_v3, models::afmoe, models::lfm2_moe, models::kolibri1>);
 static_assert(std::is_same_v<decltype(sy::router_of(models::deepseek_v4{}, sy::expert_numbers<elsewhere>{})),
                              sy::recipe_router<elsewhere>>);
 

@@ -465,7 +465,8 @@ TEST_CASE("recipe: the experts, weights and gradients of the models' own code") 
                             .norm_power = from.norm_power,
                             .epsilon = from.epsilon,
                             .scale = from.scale,
-                            .expert_scale = own_scale.empty() ? sy::expert_numbers<>{} : numbers_of(own_scale)};
+                            .expert_scale = own_scale.empty() ? sy::expert_numbers<>{} : numbers_of(own_scale),
+                            .rowless = {.identity = from.identity_experts}};
         const auto logits = recorded_table<double>(model.answers.logits, model.experts);
         const auto weights = recorded_by_expert(model, model.answers.weights);
         const auto d_weights = recorded_by_expert(model, model.answers.d_weights);
@@ -477,7 +478,7 @@ TEST_CASE("recipe: the experts, weights and gradients of the models' own code") 
             ref::list<index_t> recorded;
             for (index_t c = 0; c < from.k; ++c) {
                 const index_t e = plan.expert()(t, c);
-                if (plan.slot()(t, c) >= 0) made.push_back(e);
+                if (plan.slot()(t, c) >= 0 || plan.view().adds_token(t * from.k + c)) made.push_back(e);
                 if (logits(t, choices(t, c)) != never) recorded.push_back(choices(t, c));
                 CHECK(is_close(static_cast<double>(plan.gate()(t, c)), weights(t, e), 1e-6));
                 d_gates(t, c) = d_weights(t, e);

@@ -5,8 +5,11 @@
 #include "support/routed.hpp"
 
 #include <switchyard/dispatch/combine.hpp>
+#include <switchyard/dispatch/dispatch.hpp>
+#include <switchyard/plan/choices.hpp>
 #include <switchyard/plan/statistics.hpp>
 #include <switchyard/router/bias_state.hpp>
+#include <switchyard/router/models.hpp>
 #include <switchyard/router/recipe.hpp>
 #include <switchyard/router/route.hpp>
 #include <switchyard/router/route_choices.hpp>
@@ -360,6 +363,87 @@ TEST_CASE("rowless: a saved plan has them, and a router with others does not tak
           "the plan was made by a router with other settings");
     CHECK(sentence_of([&] { routed_backward(router, plan, gaussian_scores(50, 6, 1), d_gates); }) ==
           "the plan was made for 50 tokens x 9 experts, not for 50 x 6");
+}
+
+TEST_CASE("rowless: a plan of the same choices and gates") {
+    const auto scores = draw_scores(score_kind::gaussian, 300, 12, 7, 60);
+    const auto mask = draw_mask(300, 3);
+    for (const index_t capacity : {index_t{20}, index_t{1000}}) {
+        const recipe router{.k = 3, .capacity = {.number = capacity}, .rowless = {.identity = 3, .zero = 2}};
+        const auto made = routed<float>(router, scores, training_with(mask));
+        recipe keeps_all = router;
+        keeps_all.capacity = {.number = 1000};
+        const auto all = routed<float>(keeps_all, scores, training_with(mask));
+        sy::matrix<std::int64_t> ids(300, 3);
+        sy::matrix<float> gates(300, 3);
+        for (index_t i = 0; i < 900; ++i) {
+            const bool is_forbidden = all.view().slot[i] < 0 && all.view().gate[i] == 0 && all.view().expert[i] < 7;
+            ids.data()[i] = is_forbidden ? -1 : all.view().expert[i];
+            gates.data()[i] = all.view().gate[i];
+        }
+        const auto plan = sy::plan_from_choices(
+            sy::seq, ids, gates, 7, {.capacity = {.number = capacity}, .rowless = {.identity = 3, .zero = 2}});
+        CHECK(plan.view().origin.rowless == router.rowless);
+        CHECK(slots_of(plan.view()) == slots_of(made.view()));
+        CHECK(difference(gates_of(plan.view()), gates_of(made.view())) == 0);
+        CHECK(list_of(plan.view().load_before, 7) == list_of(made.view().load_before, 7));
+        CHECK(plan.kept() == made.kept());
+        for (index_t i = 0; i < 900; ++i) {
+            if (ids.data()[i] >= 0) CHECK(plan.view().expert[i] == made.view().expert[i]);
+            CHECK(plan.view().adds_token(i) == made.view().adds_token(i));
+        }
+    }
+    const sy::matrix<std::int32_t> two = [] {
+        sy::matrix<std::int32_t> ids(1, 3);
+        ids.data()[0] = 4;
+        ids.data()[1] = 4;
+        ids.data()[2] = 5;
+        return ids;
+    }();
+    const auto twice = sy::plan_from_choices(sy::seq, two, 4, {.rowless = {.identity = 1}});
+    CHECK(experts_of(twice.view()) == ref::integers{{4, 4, -1}});
+    CHECK(difference(gates_of(twice.view()), ref::matrix{{1, 1, 0}}) == 0);
+    CHECK(sentence_of([&] { sy::plan_from_choices(sy::seq, two, 4, {.rowless = {.zero = -1}}); }) ==
+          "rowless experts are 0 identity and -1 zero ones: none may be negative");
+}
+
+TEST_CASE("rowless: the page's example") {
+    const sy::matrix<float> scores = stored<float>(gaussian_scores(20, 12, 1));
+    const sy::matrix<float> x = stored<float>(gaussian_scores(20, 5, 2));
+    const std::vector<float> list(12);
+    const sy::expert_numbers<> bias{list.data(), 12};
+    const auto experts = [](const sy::plan<float>&, sy::matrix<float> rows) { return rows; };
+    const sy::matrix<float> d_y = stored<float>(gaussian_scores(20, 5, 3));
+    // [rowless]
+    // scores[T, 8 + 4]: the last four of twelve experts are the identity.
+    const auto router =
+        sy::router_of(sy::models::longcat_flash{.moe_topk = 3, .routed_scaling_factor = 1, .zero_expert_num = 4}, bias);
+    const auto plan = sy::route_scores(sy::par, router, scores, sy::training{});  // of 8 experts
+    const auto rows = experts(plan, sy::dispatch(sy::par, plan, x));              // kept choices of these
+    const auto y = sy::combine(sy::par, plan, rows, sy::identity_of{x});          // and the tokens of the others
+
+    const auto [d_rows, d_gates, d_x] = sy::combine_backward(sy::par, plan, rows, sy::identity_of{x}, d_y);
+    const auto d_scores = sy::route_scores_backward(sy::par, router, plan, scores, d_gates);
+    // [/rowless]
+    CHECK(plan.experts() == 8);
+    CHECK(y.rows() == 20);
+    CHECK(d_rows.rows() == rows.rows());
+    CHECK(d_scores.columns() == 12);
+    index_t kept = 0;
+    index_t added = 0;
+    for (index_t i = 0; i < 60; ++i) {
+        kept += plan.view().slot[i] >= 0 ? 1 : 0;
+        added += plan.view().adds_token(i) ? 1 : 0;
+    }
+    CHECK(kept == plan.kept());
+    CHECK(kept + added == 60);
+    CHECK(added > 0);
+    // Every expert is the identity here, so y is the token times the sum of its gates.
+    for (index_t t = 0; t < 20; ++t) {
+        const float sum = plan.gate()(t, 0) + plan.gate()(t, 1) + plan.gate()(t, 2);
+        for (index_t j = 0; j < 5; ++j) CHECK(y(t, j) == doctest::Approx(sum * x(t, j)).epsilon(1e-5));
+    }
+    CHECK(d_x.columns() == 5);
 }
 
 TEST_CASE("rowless: refusals") {

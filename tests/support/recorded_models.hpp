@@ -135,8 +135,10 @@ inline std::vector<recorded_case> recorded_models() {
     laguna_capped.scale = 2.5;
     const ref::recipe_router llama4{.k = 1, .score = score_function::sigmoid, .key = ref::key_source::logit};
     const ref::recipe_router llama4_k2{.k = 2, .score = score_function::sigmoid, .key = ref::key_source::logit};
-    const ref::recipe_router longcat{
-        .k = 12, .selection_bias = recorded_list(recorded::longcat_flash_default_bias), .scale = 6};
+    const ref::recipe_router longcat{.k = 12,
+                                     .selection_bias = recorded_list(recorded::longcat_flash_default_bias),
+                                     .scale = 6,
+                                     .identity_experts = 16};
     const ref::recipe_router mixtral{.k = 2, .normalize = gate_sum::add};
     const ref::recipe_router qwen3_raw{.k = 8};
     const ref::recipe_router qwen3_norm{.k = 8, .normalize = gate_sum::add};

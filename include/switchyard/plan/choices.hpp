@@ -10,7 +10,10 @@
 //
 // Slots are the library's (plan/slots.hpp): all first choices before any second, by position or by gate, up to
 // capacity. Dispatch, combine and their backward take the plan as any other. Backward of a router does not: it has no
-// losses, no statistics of rows, and its counted tokens are those whose first id has a row.
+// losses, no statistics of rows, and its counted tokens are those whose first id has an expert.
+//
+// With `rowless` the ids experts .. experts + Z - 1 are of experts without rows (plan/plan.hpp): slot -1, the gate as
+// it is given, or 0 of zero experts. A token may name these more than once.
 //
 // A token that names an expert twice is an error, which device policies record in the plan's status for `check`. With
 // `may_repeat` it gets two rows, and nothing is checked.
@@ -42,7 +45,8 @@ namespace switchyard {
 struct choice_settings {
     capacity_rule capacity{};  ///< none by default
     drop_order order = drop_order::position;
-    bool may_repeat = false;  ///< a token may name an expert twice, and gets two rows
+    bool may_repeat = false;    ///< a token may name an expert twice, and gets two rows
+    rowless_experts rowless{};  ///< with ids above those of experts with rows
 };
 
 inline namespace SWITCHYARD_TARGET {
@@ -62,17 +66,26 @@ struct take_choices {
     plan_view<S, Space> plan;
     matrix_view<const Id, Space> ids;
     Gates gates;
+    S* kept;  ///< [T, k] gates of choices that need no slot, 0 elsewhere; or null
 
     SWITCHYARD_HD void operator()(index_t position) const {
         const index_t token = position / plan.choices;
         const index_t c = position % plan.choices;
         const Id id = ids(token, c);
         const bool is_here = id >= 0 && static_cast<index_t>(id) < plan.experts;
-        plan.expert[position] = is_here ? static_cast<std::int32_t>(id) : padding_choice;
+        const rowless_experts& rowless = plan.origin.rowless;
+        const bool is_rowless = !is_here && id >= 0 && static_cast<index_t>(id) - plan.experts < rowless.count();
+        plan.expert[position] = is_here      ? static_cast<std::int32_t>(id)
+                                : is_rowless ? forbidden_choice(static_cast<index_t>(id))
+                                             : padding_choice;
         if constexpr (std::is_same_v<Gates, all_ones>) {
             plan.gate[position] = S(1);
         } else {
             plan.gate[position] = load_scalar(gates(token, c));
+        }
+        if (kept != nullptr) {
+            const bool has_gate = is_rowless && static_cast<index_t>(id) - plan.experts < rowless.identity;
+            kept[position] = has_gate ? plan.gate[position] : S(0);
         }
     }
 };
@@ -201,6 +214,8 @@ void make_plan_from_choices(const Policy& policy, const Ids& ids, const Gates& g
     using S = typename Plan::scalar;
     begin_plan(plan);
     require_ids(ids, experts, settings.may_repeat);
+    require(settings.rowless.identity >= 0 && settings.rowless.zero >= 0, "rowless experts are ",
+            settings.rowless.identity, " identity and ", settings.rowless.zero, " zero ones: none may be negative");
     const auto lie_apart = [&] {
         const auto& p = plan.view();
         const matrix_view<const std::int32_t, typename Plan::space> chosen(p.expert, p.tokens, p.choices);
@@ -217,13 +232,19 @@ void make_plan_from_choices(const Policy& policy, const Ids& ids, const Gates& g
     }
     lie_apart();  // before the plan takes its shape, which may free what it had
     plan.resize(ids.rows, experts, ids.columns, capacity_of(settings.capacity, ids.rows, ids.columns, experts));
-    continue_plan(plan, {});
+    continue_plan(plan, {.rowless = settings.rowless});
     lie_apart();
     const auto& made = plan.view();
-    for_each_index(policy, ids.rows * ids.columns,
-                   take_choices<S, typename Plan::space, typename Ids::value_type, Gates>{made, ids, gates});
+    const auto scope = scratch.open();
+    const index_t positions = ids.rows * ids.columns;
+    S* const kept = settings.rowless.count() > 0 ? scratch.template take<S>(positions) : nullptr;
+    for_each_index(policy, positions,
+                   take_choices<S, typename Plan::space, typename Ids::value_type, Gates>{made, ids, gates, kept});
     check_choices(policy, made, settings.may_repeat, scratch);
     place_choices(policy, made, slot_settings{.order = settings.order}, scratch);
+    if (kept != nullptr) {
+        for_each_index(policy, positions, give_gate_back<S>{made.expert, kept, made.experts, made.gate});
+    }
     finish_plan(plan);
 }
 

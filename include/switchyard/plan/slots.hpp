@@ -70,7 +70,20 @@ struct decode_choice {
     }
 };
 
-/// All of them, on any policy.
+/// Gates of choices that need no slot, which giving out slots takes away. `experts` have rows.
+template <class S>
+struct give_gate_back {
+    const std::int32_t* expert;
+    const S* kept;
+    index_t experts;
+    S* gate;
+
+    SWITCHYARD_HD void operator()(index_t position) const {
+        if (expert[position] >= experts) gate[position] = kept[position];
+    }
+};
+
+/// All choices decoded, on any policy.
 template <class Policy, class S, class Space>
 void decode_choices(const Policy& policy, const plan_view<S, Space>& plan) {
     for_each_index(policy, plan.tokens * plan.choices, decode_choice<S, Space>{plan});

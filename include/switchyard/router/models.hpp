@@ -147,10 +147,15 @@ struct ernie4_5_moe {
     double moe_norm_min = 1e-12;
 };
 
-/// E is n_routed_experts + zero_expert_num; choices of the latter take rows like any other.
+/// The last zero_expert_num of the scores' columns are identity experts.
 struct longcat_flash {
     index_t moe_topk = 12;
     double routed_scaling_factor = 6;
+    index_t zero_expert_num = 256;
+};
+/// Behind its experts there is one that does nothing.
+struct zaya {
+    index_t num_experts_per_tok = 1;
 };
 
 struct minimax_m2 {
@@ -333,8 +338,19 @@ constexpr recipe_router<Space> router_of(const models::ernie4_5_moe& model,
 template <class Space = host_space>
 constexpr recipe_router<Space> router_of(const models::longcat_flash& model,
                                          const expert_numbers<Space>& e_score_correction_bias = {}) {
-    return detail::biased_recipe(model.moe_topk, score_function::softmax, e_score_correction_bias, false, 0,
-                                 model.routed_scaling_factor);
+    auto router = detail::biased_recipe(model.moe_topk, score_function::softmax, e_score_correction_bias, false, 0,
+                                        model.routed_scaling_factor);
+    router.rowless = {.identity = model.zero_expert_num};
+    return router;
+}
+/// `balancing_biases` are the checkpoint's.
+template <class Space = host_space>
+constexpr recipe_router<Space> router_of(const models::zaya& model,
+                                         const expert_numbers<Space>& balancing_biases = {}) {
+    auto router =
+        detail::biased_recipe(model.num_experts_per_tok, score_function::softmax, balancing_biases, false, 0, 1);
+    router.rowless = {.zero = 1};
+    return router;
 }
 template <class Space = host_space>
 constexpr recipe_router<Space> router_of(const models::minimax_m2& model,

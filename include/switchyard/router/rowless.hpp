@@ -30,6 +30,7 @@
 #include <switchyard/core/sizes.hpp>
 #include <switchyard/plan/capacity.hpp>
 #include <switchyard/plan/plan.hpp>
+#include <switchyard/plan/slots.hpp>
 
 #include <cstdint>
 
@@ -136,18 +137,6 @@ struct keep_gate {
 
     SWITCHYARD_HD void operator()(index_t position) const {
         kept[position] = expert[position] >= experts ? gate[position] : S(0);
-    }
-};
-
-template <class S>
-struct give_gate_back {
-    const std::int32_t* expert;
-    const S* kept;
-    index_t experts;
-    S* gate;
-
-    SWITCHYARD_HD void operator()(index_t position) const {
-        if (expert[position] >= experts) gate[position] = kept[position];
     }
 };
 
