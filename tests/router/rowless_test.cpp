@@ -2,6 +2,7 @@
 // counts them and what does not; the same router with rows for all.
 #include "reference/numeric.hpp"
 #include "support/backends.hpp"
+#include "support/recorded_models.hpp"
 #include "support/routed.hpp"
 
 #include <switchyard/dispatch/combine.hpp>
@@ -20,9 +21,12 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <iterator>
+#include <span>
 #include <vector>
 
 using namespace switchyard_test;
+namespace models = sy::models;
 using sy::gate_sum;
 using sy::score_function;
 
@@ -365,6 +369,102 @@ TEST_CASE("rowless: a saved plan has them, and a router with others does not tak
           "the plan was made for 50 tokens x 9 experts, not for 50 x 6");
 }
 
+TEST_CASE_TEMPLATE("rowless: shared experts against the reference, forward and backward", S, float, double) {
+    int turn = 0;
+    for (const index_t columns : {3, 10, 34}) {
+        for (const index_t k : {1, 2, 6}) {
+            for (const auto function : {score_function::sigmoid, score_function::sqrt_softplus}) {
+                for (const auto sum : {gate_sum::none, gate_sum::add, gate_sum::clamp, gate_sum::norm}) {
+                    ++turn;
+                    recipe router{.k = k, .score = function, .normalize = sum};
+                    router.rowless.shared = columns == 3 ? 1 : 2;
+                    if (k > columns - router.rowless.shared) continue;
+                    if (sum == gate_sum::add || sum == gate_sum::clamp) router.epsilon = turn % 2 == 0 ? 0.25 : 0;
+                    router.scale = turn % 2 == 0 ? 1 : 8;
+                    const auto scales = spread(columns, 3);
+                    if (turn % 5 == 0) router.expert_scale = numbers_of(scales);
+                    const auto bias = spread(columns - router.rowless.shared, 7);
+                    if (turn % 2 == 0 && sizeof(S) == 8) router.selection_bias = numbers_of(bias);
+                    if (columns > 4 && turn % 4 < 2 && sizeof(S) == 8 && k <= columns / 4) {
+                        router.groups = {.count = 4, .kept = 2};
+                    }
+                    if (turn % 3 != 1) router.capacity = {.factor = 0.7};
+                    if (turn % 4 == 0) router.z_weight = 0.01;
+                    if (turn % 5 < 3) router.balance_weight = 0.02;
+                    if (turn % 2 == 0) router.balance = sy::balance_count::all;
+                    if (turn % 7 == 0 && turn % 5 != 0) router.order = sy::drop_order::gate;
+                    constexpr index_t counts[] = {1, 3, 50, 600};
+                    const index_t tokens = counts[turn % 4];
+                    const int forbidden = turn % 3 == 0 ? 60 : 0;
+                    if (forbidden > 0) router.capacity = {.number = 1 + tokens / 4};
+                    router.inference_capacity = router.capacity;
+                    const auto scores =
+                        draw_scores(score_kind::gaussian, tokens, columns, static_cast<std::uint64_t>(turn), forbidden);
+                    CAPTURE(columns);
+                    CAPTURE(k);
+                    CAPTURE(static_cast<int>(sum));
+                    CAPTURE(turn);
+                    const auto mask = turn % 2 == 0 ? draw_mask(tokens, 5) : ref::mask_list{};
+                    const auto d_gates = gaussian_scores(tokens, k + router.rowless.shared, 8);
+                    CHECK(routing_mismatch<S>(router, scores, mask) == "");
+                    CHECK(routing_mismatch<S>(router, scores, mask, false) == "");
+                    CHECK(backward_mismatch<S>(router, scores, d_gates, mask) == "");
+                }
+            }
+        }
+    }
+    CHECK(turn == 72);
+}
+
+TEST_CASE("rowless: Inkling's experts, weights and gradients are those of its own code") {
+    const std::vector<float> bias(std::begin(recorded::inkling_bias), std::end(recorded::inkling_bias));
+    const auto router = sy::router_of(
+        models::inkling{.global_scale = static_cast<double>(recorded::inkling_global_scale[0])}, numbers_of(bias));
+    const auto logits = recorded_table<double>(std::span<const float>(recorded::inkling_logits), 34);
+    const auto choices = recorded_table<index_t>(std::span<const short>(recorded::inkling_choices), 6);
+    const auto weights = recorded_table<double>(std::span<const float>(recorded::inkling_weights), 6);
+    const auto shared = recorded_table<double>(std::span<const float>(recorded::inkling_shared_weights), 2);
+    const auto d_weights = recorded_table<double>(std::span<const float>(recorded::inkling_d_weights), 6);
+    const auto plan = routed<float>(router, logits);
+    CHECK(plan.experts() == 32);
+    CHECK(plan.choices() == 8);
+    ref::matrix d_gates(logits.rows, 8);
+    for (index_t t = 0; t < logits.rows; ++t) {
+        for (index_t i = 0; i < 6; ++i) {
+            index_t found = -1;
+            for (index_t c = 0; c < 6; ++c) found = plan.expert()(t, c) == choices(t, i) ? c : found;
+            REQUIRE(found >= 0);
+            CHECK(plan.slot()(t, found) >= 0);
+            CHECK(static_cast<double>(plan.gate()(t, found)) == doctest::Approx(weights(t, i)).epsilon(1e-6));
+            d_gates(t, found) = d_weights(t, i);
+        }
+        for (index_t c = 0; c < 2; ++c) {
+            CHECK(plan.expert()(t, 6 + c) == 32 + c);
+            CHECK(plan.slot()(t, 6 + c) == -1);
+            CHECK(static_cast<double>(plan.gate()(t, 6 + c)) == doctest::Approx(shared(t, c)).epsilon(1e-6));
+        }
+    }
+    CHECK(table_mismatch(routed_backward(router, plan, logits, d_gates),
+                         recorded_table<double>(std::span<const float>(recorded::inkling_d_logits), 34), 2e-6,
+                         8) == "");
+    // Nothing of them is combined: what they run on is the caller's.
+    const auto rows = stored<float>(gaussian_scores(plan.kept(), 3, 1));
+    const auto y = sy::combine(sy::seq, plan, rows);
+    const auto x = stored<float>(gaussian_scores(logits.rows, 3, 2));
+    const auto same = sy::combine(sy::seq, plan, rows, sy::identity_of{x});
+    CHECK(std::equal(y.data(), y.data() + y.rows() * 3, same.data()));
+    // Given choices are those of the token's own; the shared ones come behind them.
+    recipe replay = router;
+    sy::matrix<std::int32_t> ids(logits.rows, 6);
+    for (index_t t = 0; t < logits.rows; ++t) {
+        for (index_t c = 0; c < 6; ++c) ids.data()[t * 6 + c] = plan.expert()(t, c);
+    }
+    replay.choices = ids.view();
+    const auto again = routed<float>(replay, logits);
+    CHECK(experts_of(again.view()) == experts_of(plan.view()));
+    CHECK(difference(gates_of(again.view()), gates_of(plan.view())) == 0);
+}
+
 TEST_CASE("rowless: a plan of the same choices and gates") {
     const auto scores = draw_scores(score_kind::gaussian, 300, 12, 7, 60);
     const auto mask = draw_mask(300, 3);
@@ -404,7 +504,7 @@ TEST_CASE("rowless: a plan of the same choices and gates") {
     CHECK(experts_of(twice.view()) == ref::integers{{4, 4, -1}});
     CHECK(difference(gates_of(twice.view()), ref::matrix{{1, 1, 0}}) == 0);
     CHECK(sentence_of([&] { sy::plan_from_choices(sy::seq, two, 4, {.rowless = {.zero = -1}}); }) ==
-          "rowless experts are 0 identity and -1 zero ones: none may be negative");
+          "rowless experts are 0 identity, -1 zero and 0 shared ones: none may be negative");
 }
 
 TEST_CASE("rowless: the page's example") {
@@ -458,4 +558,12 @@ TEST_CASE("rowless: refusals") {
     CHECK(sentence({.identity = 4}) ==
           "rowless experts are 4 identity and 0 zero ones of 4 columns: at least one expert must have rows");
     CHECK(sentence({.identity = 2, .zero = 1}).empty());
+    CHECK(sentence({.shared = -1}) == "rowless.shared = -1 must not be negative");
+    CHECK(sentence({.shared = 4}) == "rowless.shared = 4 must lie in 0..E - 1 = 3");
+    CHECK(sentence({.identity = 1, .shared = 1}) == "rowless.shared = 1 experts exclude identity and zero experts");
+    CHECK(sentence({.shared = 1}) ==
+          "rowless.shared = 1 experts need values that are no softmax, which is of all columns");
+    CHECK(sentence_of([&] {
+              routed<float>(recipe{.k = 3, .score = score_function::sigmoid, .rowless = {.shared = 2}}, scores);
+          }) == "k = 3 must lie in 1..E = 2");
 }

@@ -229,7 +229,8 @@ inline ref::recipe_router reference_of(const sy::recipe_router<>& r, bool is_tra
                             .order = static_cast<ref::drop_order>(r.order),
                             .count = static_cast<ref::balance_count>(r.balance),
                             .identity_experts = r.rowless.identity,
-                            .zero_experts = r.rowless.zero};
+                            .zero_experts = r.rowless.zero,
+                            .shared_experts = r.rowless.shared};
     if (is_training) {
         same.noise = {r.input_jitter, r.input_dropout, r.logit_jitter, 0};
         same.balance_weight = r.balance_weight;

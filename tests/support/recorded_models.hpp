@@ -42,6 +42,7 @@ inline constexpr float never = -std::numeric_limits<float>::infinity();
 #include "../recorded/deepseek_v4.inc"
 #include "../recorded/gemma4.inc"
 #include "../recorded/gpt_oss.inc"
+#include "../recorded/inkling.inc"
 #include "../recorded/laguna.inc"
 #include "../recorded/llama4.inc"
 #include "../recorded/longcat_flash.inc"

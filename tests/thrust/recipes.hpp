@@ -211,6 +211,20 @@ void for_each_rowless_recipe(const F& f) {
                         router.rowless = {.identity = 7, .zero = 2};
                     },
                     {.selection = with_keys ? spread_bias(24, 7) : std::vector<float>{}}));
+                f(both_recipes(
+                    [&](auto& router) {
+                        router.k = with_keys ? 6 : 3;
+                        router.score = sy::score_function::sigmoid;
+                        if (with_keys) router.groups = {.count = 2, .kept = 1};
+                        router.normalize = sy::gate_sum::add;
+                        router.scale = 8;
+                        router.capacity = {.number = 1000};
+                        if (limited) router.capacity = {.factor = 0.7};
+                        if (balances) router.balance_weight = 0.1;
+                        router.balance = sy::balance_count::all;
+                        router.rowless = {.shared = 2};
+                    },
+                    {.selection = with_keys ? spread_bias(22, 7) : std::vector<float>{}}));
             }
         }
     }

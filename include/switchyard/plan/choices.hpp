@@ -84,7 +84,7 @@ struct take_choices {
             plan.gate[position] = load_scalar(gates(token, c));
         }
         if (kept != nullptr) {
-            const bool has_gate = is_rowless && static_cast<index_t>(id) - plan.experts < rowless.identity;
+            const bool has_gate = is_rowless && !rowless.is_zero(static_cast<index_t>(id) - plan.experts);
             kept[position] = has_gate ? plan.gate[position] : S(0);
         }
     }
@@ -214,8 +214,9 @@ void make_plan_from_choices(const Policy& policy, const Ids& ids, const Gates& g
     using S = typename Plan::scalar;
     begin_plan(plan);
     require_ids(ids, experts, settings.may_repeat);
-    require(settings.rowless.identity >= 0 && settings.rowless.zero >= 0, "rowless experts are ",
-            settings.rowless.identity, " identity and ", settings.rowless.zero, " zero ones: none may be negative");
+    const rowless_experts& rowless = settings.rowless;
+    require(rowless.identity >= 0 && rowless.zero >= 0 && rowless.shared >= 0, "rowless experts are ", rowless.identity,
+            " identity, ", rowless.zero, " zero and ", rowless.shared, " shared ones: none may be negative");
     const auto lie_apart = [&] {
         const auto& p = plan.view();
         const matrix_view<const std::int32_t, typename Plan::space> chosen(p.expert, p.tokens, p.choices);

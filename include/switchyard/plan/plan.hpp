@@ -64,12 +64,18 @@ struct plan_totals {
     std::int64_t status_token = -1;  ///< the first token with that status
 };
 
-/// Experts that take no rows, behind those that do: ids E .. E + identity - 1, then the zero ones.
+/// Experts that take no rows, behind those that do: ids E .. E + identity - 1, then the zero ones, then the shared
+/// ones.
 struct rowless_experts {
     index_t identity = 0;  ///< their output is their input, the token
     index_t zero = 0;      ///< their output is 0
+    index_t shared = 0;    ///< every token's last choices, chosen or not; what they run on is the caller's
 
-    SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE constexpr index_t count() const { return identity + zero; }
+    SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE constexpr index_t count() const { return identity + zero + shared; }
+    /// Of the number of one of them, from 0.
+    SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE constexpr bool is_zero(index_t number) const {
+        return number >= identity && number < identity + zero;
+    }
     friend constexpr bool operator==(const rowless_experts&, const rowless_experts&) = default;
 };
 

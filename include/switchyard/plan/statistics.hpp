@@ -261,8 +261,7 @@ void statistics_of_choices(const Policy& policy, const Plan& plan, std::span<cho
             const bool dropped = !kept && e >= 0 && e < p.experts && p.load_after[e] < p.load_before[e];
             s.asked += kept || dropped ? 1 : 0;
             s.dropped += dropped ? 1 : 0;
-            s.rowless +=
-                p.is_rowless(e) && (p.gate[position] != 0 || e >= p.experts + p.origin.rowless.identity) ? 1 : 0;
+            s.rowless += p.is_rowless(e) && (p.gate[position] != 0 || p.origin.rowless.is_zero(e - p.experts)) ? 1 : 0;
         }
         s.dropped_share = s.asked > 0 ? static_cast<double>(s.dropped) / static_cast<double>(s.asked) : 0.0;
         out[static_cast<std::size_t>(c)] = s;

@@ -22,6 +22,7 @@ struct plan {
     index_t experts_count = 0;     ///< E
     index_t identity_experts = 0;  ///< without rows, E .. E + identity_experts - 1
     index_t zero_experts = 0;      ///< and those behind them
+    index_t shared_experts = 0;    ///< and those behind these
     index_t capacity = unlimited;
     integers experts = {};
     integers slots = {};
@@ -65,7 +66,7 @@ inline matrix kept_gradients(const plan& made, const matrix& d_gates) {
 
 /// Fails unless scores have the shape the plan was made from.
 inline void require_plan_of(const plan& made, const matrix& scores) {
-    const index_t columns = made.experts_count + made.identity_experts + made.zero_experts;
+    const index_t columns = made.experts_count + made.identity_experts + made.zero_experts + made.shared_experts;
     require(scores.rows == made.tokens() && scores.columns == columns, "scores are ", scores.rows, " x ",
             scores.columns, "; the plan was made from ", made.tokens(), " x ", columns);
 }

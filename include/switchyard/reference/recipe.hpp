@@ -24,9 +24,9 @@
 // Sampling adds its Gumbel noise to the keys, before groups are compared.
 //
 // The last columns may be experts without rows: identity experts, which give back their input, then zero experts, which
-// give nothing. They are scored, chosen and weighed as all others, but that v = 0 for zero experts; then they have no
-// slot, no load and no capacity, and keep their gate. f and the sum of the balance loss are those of experts with rows,
-// P of the softmax of all columns.
+// give nothing, then shared experts, which are not chosen but the last choices of every token. They are scored, chosen
+// and weighed as all others, but that v = 0 for zero experts; then they have no slot, no load and no capacity, and keep
+// their gate. f and the sum of the balance loss are those of experts with rows, P of the softmax of all columns.
 //
 // Backward: with dg = 0 at dropped choices, elsewhere times expert_scale, and D'_c = dD / dv_c (0, 1, or
 // (v_c / D)^(p - 1); 1 where sum = epsilon in max(sum, epsilon)),
@@ -86,11 +86,12 @@ struct recipe_router {
     double z_weight = 0;
     index_t identity_experts = 0;  ///< without rows, behind those that have some
     index_t zero_experts = 0;      ///< and behind these
+    index_t shared_experts = 0;    ///< and behind these: the last choices of every token, behind k of its own
 };
 
 /// How many of the columns have rows.
 inline index_t experts_with_rows(const recipe_router& router, index_t columns) {
-    return columns - router.identity_experts - router.zero_experts;
+    return columns - router.identity_experts - router.zero_experts - router.shared_experts;
 }
 
 /// The choices that take rows; -1 elsewhere.
@@ -99,6 +100,32 @@ inline integers choices_with_rows(integers wanted, index_t experts) {
         if (e >= experts) e = -1;
     }
     return wanted;
+}
+
+/// Whether an expert has a value: zero experts have none.
+inline bool has_value(const recipe_router& router, index_t expert, index_t columns) {
+    const index_t end = columns - router.shared_experts;
+    return expert >= 0 && (expert < end - router.zero_experts || expert >= end);
+}
+
+/// The first columns of a matrix.
+inline matrix narrowed(const matrix& wide, index_t columns) {
+    matrix narrow(wide.rows, columns);
+    for (index_t t = 0; t < wide.rows; ++t) {
+        for (index_t e = 0; e < columns; ++e) narrow(t, e) = wide(t, e);
+    }
+    return narrow;
+}
+
+/// Choices with all shared experts behind a token's own; -1 in padding rows.
+inline integers with_shared(const integers& own, index_t shared, index_t columns, const mask_list& mask) {
+    integers all(own.rows, own.columns + shared, -1);
+    for (index_t t = 0; t < own.rows; ++t) {
+        if (!is_token(mask, t)) continue;
+        for (index_t c = 0; c < own.columns; ++c) all(t, c) = own(t, c);
+        for (index_t c = 0; c < shared; ++c) all(t, own.columns + c) = columns - shared + c;
+    }
+    return all;
 }
 
 /// The same with columns of zeros behind.
@@ -122,9 +149,10 @@ inline void require_bias(const char* name, const list<double>& bias, index_t exp
 }
 
 inline void require_valid(const recipe_router& router, index_t experts) {
-    require(router.k >= 1 && router.k <= experts, "k = ", router.k, " must lie in 1..E = ", experts);
+    const index_t choosable = experts - router.shared_experts;
+    require(router.k >= 1 && router.k <= choosable, "k = ", router.k, " must lie in 1..E = ", choosable);
     require_bias("logit_bias", router.logit_bias, experts);
-    require_bias("selection_bias", router.selection_bias, experts);
+    require_bias("selection_bias", router.selection_bias, choosable);
     require_bias("expert_scale", router.expert_scale, experts);
     require(std::isfinite(router.logit_multiplier) && router.logit_multiplier > 0,
             "logit_multiplier = ", router.logit_multiplier, " must be finite and more than 0");
@@ -135,12 +163,12 @@ inline void require_valid(const recipe_router& router, index_t experts) {
     require(router.normalize != gate_sum::norm || router.epsilon == 0, "epsilon = ", router.epsilon,
             " must be 0 with a norm");
     const expert_groups& groups = router.groups;
-    require(groups.count >= 1 && experts % groups.count == 0, "groups.count = ", groups.count,
-            " must divide E = ", experts);
+    require(groups.count >= 1 && choosable % groups.count == 0, "groups.count = ", groups.count,
+            " must divide E = ", choosable);
     require(groups.kept >= 1 && groups.kept <= groups.count, "groups.kept = ", groups.kept,
             " must lie in 1..groups.count = ", groups.count);
     require(groups.summed >= 1, "groups.summed = ", groups.summed, " must be at least 1");
-    const index_t eligible = groups.kept * (experts / groups.count);
+    const index_t eligible = groups.kept * (choosable / groups.count);
     require(router.k <= eligible, "k = ", router.k, " is more than the ", eligible, " experts of the kept groups");
     require(std::isfinite(router.epsilon) && router.epsilon >= 0, "epsilon = ", router.epsilon,
             " must be finite and not negative");
@@ -290,14 +318,15 @@ struct recipe_gates {
 /// `scores` are those of all experts, `wanted` has -1 at forbidden choices.
 inline recipe_gates gates_of_token(const recipe_router& router, const list<double>& scores, const integers& wanted,
                                    index_t t) {
-    recipe_gates token{.values = filled(router.k, 0.0),
-                       .slopes = filled(router.k, 0.0),
-                       .factors = filled(router.k, router.scale),
-                       .gates = filled(router.k, 0.0)};
+    const index_t k = wanted.columns;
+    recipe_gates token{.values = filled(k, 0.0),
+                       .slopes = filled(k, 0.0),
+                       .factors = filled(k, router.scale),
+                       .gates = filled(k, 0.0)};
     double sum = 0;
     double largest = 0;
-    for (index_t c = 0; c < router.k; ++c) {
-        if (wanted(t, c) >= 0 && wanted(t, c) < scores.length() - router.zero_experts) {
+    for (index_t c = 0; c < k; ++c) {
+        if (has_value(router, wanted(t, c), scores.length())) {
             token.values[c] = scores[wanted(t, c)];
             if (!router.expert_scale.empty()) token.factors[c] *= router.expert_scale[wanted(t, c)];
         }
@@ -306,22 +335,22 @@ inline recipe_gates gates_of_token(const recipe_router& router, const list<doubl
     }
     if (router.normalize == gate_sum::add) {
         token.denominator = sum + router.epsilon;
-        token.slopes = filled(router.k, 1.0);
+        token.slopes = filled(k, 1.0);
     } else if (router.normalize == gate_sum::clamp) {
         token.denominator = sum >= router.epsilon ? sum : router.epsilon;
-        token.slopes = filled(router.k, sum >= router.epsilon ? 1.0 : 0.0);
+        token.slopes = filled(k, sum >= router.epsilon ? 1.0 : 0.0);
     } else if (router.normalize == gate_sum::norm) {
         double powers = 0;
         for (const double value : token.values)
             powers += largest > 0 ? std::pow(value / largest, router.norm_power) : 0;
         token.denominator = largest * std::pow(powers, 1 / router.norm_power);
-        for (index_t c = 0; c < router.k && token.denominator > 0; ++c) {
+        for (index_t c = 0; c < k && token.denominator > 0; ++c) {
             const double part = token.values[c] / token.denominator;
             token.slopes[c] = part > 0 ? std::pow(part, router.norm_power - 1) : 0;
         }
     }
     if (token.denominator == 0) return token;
-    for (index_t c = 0; c < router.k; ++c) token.gates[c] = token.factors[c] * (token.values[c] / token.denominator);
+    for (index_t c = 0; c < k; ++c) token.gates[c] = token.factors[c] * (token.values[c] / token.denominator);
     return token;
 }
 
@@ -354,20 +383,23 @@ inline plan route_scores(const recipe_router& router, const matrix& scores, cons
     plan made{.experts_count = experts,
               .identity_experts = router.identity_experts,
               .zero_experts = router.zero_experts,
-              .capacity = capacity_for(router.capacity, rows, scores.columns, router.k)};
+              .shared_experts = router.shared_experts,
+              .capacity = capacity_for(router.capacity, rows, scores.columns - router.shared_experts, router.k)};
     require_scores(scores, mask, made.capacity == unlimited ? unroutable::refused : unroutable::dropped);
 
     // Scores to choices and gates.
     const matrix logits = biased_logits(router, scores, noise);
-    const matrix keys = choice_keys(router, logits, mask, noise);
-    made.experts = experts_of_largest_key(keys, logits, router.k, mask);
+    const matrix choosable = narrowed(logits, scores.columns - router.shared_experts);
+    const matrix keys = choice_keys(router, choosable, mask, noise);
+    made.experts = with_shared(experts_of_largest_key(keys, choosable, router.k, mask), router.shared_experts,
+                               scores.columns, mask);
     const integers wanted = allowed_choices(made.experts, logits);
-    made.gates = matrix(rows, router.k);
+    made.gates = matrix(rows, made.choices());
     auto top_gates = filled(rows, 0.0);
     for (index_t t = 0; t < rows; ++t) {
         if (!is_token(mask, t)) continue;
         const auto gates = gates_of_token(router, scores_of_token(router.score, row_of(logits, t)), wanted, t).gates;
-        for (index_t c = 0; c < router.k; ++c) made.gates(t, c) = gates[c];
+        for (index_t c = 0; c < made.choices(); ++c) made.gates(t, c) = gates[c];
         top_gates[t] = gates[0];
     }
 
@@ -415,9 +447,8 @@ inline matrix route_scores_backward(const recipe_router& router, const plan& mad
         const auto values = scores_of_token(router.score, row_of(logits, t));
         const auto d_chosen = gates_of_token_backward(gates_of_token(router, values, wanted, t), row_of(d_kept, t));
         auto d_values = filled(scores.columns, 0.0);
-        for (index_t c = 0; c < router.k; ++c) {
-            const bool has_value = wanted(t, c) >= 0 && wanted(t, c) < scores.columns - router.zero_experts;
-            if (has_value) d_values[wanted(t, c)] = d_chosen[c];
+        for (index_t c = 0; c < made.choices(); ++c) {
+            if (has_value(router, wanted(t, c), scores.columns)) d_values[wanted(t, c)] = d_chosen[c];
         }
         const auto d_token = scores_of_token_backward(router.score, row_of(logits, t), values, d_values);
         for (index_t e = 0; e < scores.columns; ++e) d_logits(t, e) += d_token[e];

@@ -170,6 +170,13 @@ struct step3p7 {
     index_t num_experts_per_tok = 8;
     double moe_router_scaling_factor = 1;
 };
+/// Behind its experts there are shared ones, which are not chosen and have their share of the weights.
+struct inkling {
+    index_t num_experts_per_tok = 6;
+    double route_scale = 8;
+    index_t n_shared_experts = 2;
+    double global_scale = 1;  ///< the checkpoint's, learned
+};
 struct inkling2 {
     index_t num_experts_per_tok = 8;
     score_function scoring_func = score_function::sigmoid;
@@ -369,6 +376,14 @@ constexpr recipe_router<Space> router_of(const models::step3p7& model,
                                          const expert_numbers<Space>& e_score_correction_bias = {}) {
     return detail::biased_recipe(model.num_experts_per_tok, score_function::sigmoid, e_score_correction_bias, true, 0,
                                  model.moe_router_scaling_factor);
+}
+template <class Space = host_space>
+constexpr recipe_router<Space> router_of(const models::inkling& model,
+                                         const expert_numbers<Space>& e_score_correction_bias = {}) {
+    auto router = detail::biased_recipe(model.num_experts_per_tok, score_function::sigmoid, e_score_correction_bias,
+                                        true, 0, model.route_scale * model.global_scale);
+    router.rowless = {.shared = model.n_shared_experts};
+    return router;
 }
 template <class Space = host_space>
 constexpr recipe_router<Space> router_of(const models::inkling2& model,

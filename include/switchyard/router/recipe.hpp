@@ -65,7 +65,7 @@ struct recipe_router {
     capacity_rule capacity{};            ///< in training; none by default
     capacity_rule inference_capacity{};  ///< otherwise
     drop_order order = drop_order::position;
-    rowless_experts rowless{};  ///< of the E columns the last ones, which take no rows
+    rowless_experts rowless{};  ///< of the E columns the last ones, which take no rows; shared ones come behind the k
 
     float input_jitter = 0;   ///< epsilon in [0, 1). Needs tokens
     float input_dropout = 0;  ///< rate in [0, 1). Needs tokens
@@ -108,7 +108,7 @@ constexpr std::uint64_t fingerprint_of(const recipe_router<Space>& r) {
     return fingerprint('r', r.k, static_cast<int>(r.score), static_cast<int>(r.normalize), r.epsilon, r.scale,
                        r.logit_bias.data != nullptr, r.logit_jitter, r.input_jitter, r.input_dropout, r.balance_weight,
                        static_cast<int>(r.balance), r.z_weight, r.logit_multiplier, r.softcap, r.norm_power,
-                       r.expert_scale.data != nullptr, r.rowless.identity, r.rowless.zero);
+                       r.expert_scale.data != nullptr, r.rowless.identity, r.rowless.zero, r.rowless.shared);
 }
 
 /// Whether scores themselves are the keys.
@@ -120,15 +120,19 @@ constexpr bool has_raw_keys(const recipe_router<Space>& r) {
 /// Fails, with a message, where a setting is out of range.
 template <class Space>
 void require_settings(const recipe_router<Space>& r, index_t experts, const run_mode& mode) {
-    require(r.k >= 1 && r.k <= experts, "k = ", r.k, " must lie in 1..E = ", experts);
-    if (r.choices.data == nullptr) require_groups(r.groups, experts, r.k);
-    const auto require_numbers = [&](const char* name, const expert_numbers<Space>& numbers) {
-        require(numbers.data == nullptr || numbers.size == experts, name, " has ", numbers.size,
-                " numbers for E = ", experts, " experts");
+    require_rowless(r.rowless, experts);
+    const index_t choosable = experts - r.rowless.shared;
+    require(r.k >= 1 && r.k <= choosable, "k = ", r.k, " must lie in 1..E = ", choosable);
+    if (r.choices.data == nullptr) require_groups(r.groups, choosable, r.k);
+    require(r.rowless.shared == 0 || r.score != score_function::softmax, "rowless.shared = ", r.rowless.shared,
+            " experts need values that are no softmax, which is of all columns");
+    const auto require_numbers = [](const char* name, const expert_numbers<Space>& numbers, index_t count) {
+        require(numbers.data == nullptr || numbers.size == count, name, " has ", numbers.size,
+                " numbers for E = ", count, " experts");
     };
-    require_numbers("logit_bias", r.logit_bias);
-    require_numbers("selection_bias", r.selection_bias);
-    require_numbers("expert_scale", r.expert_scale);
+    require_numbers("logit_bias", r.logit_bias, experts);
+    require_numbers("selection_bias", r.selection_bias, choosable);
+    require_numbers("expert_scale", r.expert_scale, experts);
     const auto require_positive = [](const char* name, double x) {
         require(x > 0 && std::isfinite(x), name, " = ", x, " must be finite and more than 0");
     };
@@ -140,7 +144,7 @@ void require_settings(const recipe_router<Space>& r, index_t experts, const run_
             " must be 0 with gate_sum::norm, which divides by the norm alone");
     require_weights({{"scale", r.scale}, {"balance_weight", r.balance_weight}, {"z_weight", r.z_weight}});
     require_noise(r, mode);
-    require(!(mode.is_training && r.k == 1 && r.normalize != gate_sum::none && r.epsilon == 0),
+    require(!(mode.is_training && r.k == 1 && r.rowless.shared == 0 && r.normalize != gate_sum::none && r.epsilon == 0),
             "k = 1 with normalised gates makes every gate the scale and leaves the router no gradient: use normalize = "
             "gate_sum::none");
 }
@@ -156,20 +160,69 @@ softmax_settings softmax_settings_of(const recipe_router<Space>& r, index_t capa
             .finish = gate_finish_of(r)};
 }
 
+namespace detail {
+
+/// A token's own choices, and the shared experts behind them.
+template <class Space>
+struct add_shared_choices {
+    matrix_view<const std::int32_t, Space> own;
+    std::int32_t* ids;
+    index_t shared;
+    index_t first_shared;
+
+    SWITCHYARD_HD void operator()(index_t token) const {
+        const index_t k = own.columns;
+        std::int32_t* const list = ids + token * (k + shared);
+        for (index_t c = 0; c < k; ++c) list[c] = own(token, c);
+        for (index_t c = 0; c < shared; ++c) list[k + c] = static_cast<std::int32_t>(first_shared + c);
+    }
+};
+
+/// The choices of a router with shared experts, [T, k + shared] in scratch: `select` makes the k of its own from the
+/// other columns, which are not weighed there.
+template <class Policy, class Space, class Source, class S, class Workspace, class Select>
+matrix_view<const std::int32_t, Space> choices_with_shared(const Policy& policy, const recipe_router<Space>& router,
+                                                           Source source, const run_mode& mode,
+                                                           const plan_view<S, Space>& plan, Workspace& scratch,
+                                                           const Select& select) {
+    const index_t k = router.k;
+    const index_t shared = router.rowless.shared;
+    const index_t first_shared = plan.experts - shared;
+    std::int32_t* const ids = scratch.template take<std::int32_t>(plan.tokens * (k + shared));
+    matrix_view<const std::int32_t, Space> own = router.choices;
+    if (own.data == nullptr) {
+        plan_view<S, Space> choices;
+        choices.tokens = plan.tokens;
+        choices.experts = first_shared;
+        choices.choices = k;
+        choices.expert = scratch.template take<std::int32_t>(plan.tokens * k);
+        choices.gate = scratch.template take<S>(plan.tokens * k);
+        choices.totals = scratch.template take<plan_totals>(1);
+        source.scores.columns = first_shared;
+        run_mode choosing = mode;
+        choosing.is_training = false;
+        select(source, softmax_settings{.bad = router.bad, .gates = {.function = router.score}}, choices, choosing,
+               own);
+        own = {choices.expert, plan.tokens, k};
+    }
+    for_each_index(policy, plan.tokens, add_shared_choices<Space>{own, ids, shared, first_shared});
+    return {ids, plan.tokens, k + shared};
+}
+
+}  // namespace detail
+
 /// scores[T, E] -> plan with k choices. The plan's arrays must not overlap the scores.
 template <class Policy, class Space, class Scores, class Plan, class Workspace>
 void route_scores(const Policy& policy, const recipe_router<Space>& router, const Scores& scores, const run_mode& mode,
                   Plan& plan, Workspace& scratch) {
     using S = typename Plan::scalar;
-    const auto choose = [&](const auto& source, const softmax_settings& settings, const auto& made) {
+    const auto select = [&](const auto& source, const softmax_settings& settings, const auto& made, const run_mode& how,
+                            const matrix_view<const std::int32_t, Space>& given) {
         const auto with = [&](const auto& selection) {
-            route_softmax(policy, source, mode, made, settings, scratch, selection);
+            route_softmax(policy, source, how, made, settings, scratch, selection);
         };
-        if (router.choices.data != nullptr) {
-            require(router.choices.rows == made.tokens && router.choices.columns == router.k, "choices are ",
-                    router.choices.rows, " x ", router.choices.columns, " for ", made.tokens,
-                    " tokens and k = ", router.k);
-            with(select_given<S, Space>{made.expert, made.gate, router.choices, made.experts, {settings.gates}});
+        if (given.data != nullptr) {
+            with(select_given<S, Space>{made.expert, made.gate, given, made.experts, {settings.gates}});
         } else if (!has_raw_keys(router)) {
             const biased_keys<S> keys{.function = router.score,
                                       .source = router.key,
@@ -183,7 +236,20 @@ void route_scores(const Policy& policy, const recipe_router<Space>& router, cons
             with(select_list<S>{made.expert, made.gate, made.experts, router.k, {settings.gates}});
         }
     };
-    route_by_rows(policy, router, router.k, scores, mode, plan, scratch, choose);
+    const auto choose = [&](const auto& source, const softmax_settings& settings, const auto& made) {
+        require(router.choices.data == nullptr ||
+                    (router.choices.rows == made.tokens && router.choices.columns == router.k),
+                "choices are ", router.choices.rows, " x ", router.choices.columns, " for ", made.tokens,
+                " tokens and k = ", router.k);
+        const auto scope = scratch.open();
+        if (router.rowless.shared == 0) {
+            select(source, settings, made, mode, router.choices);
+        } else {
+            select(source, settings, made, mode,
+                   detail::choices_with_shared(policy, router, source, mode, made, scratch, select));
+        }
+    };
+    route_by_rows(policy, router, router.k + router.rowless.shared, scores, mode, plan, scratch, choose);
 }
 
 }  // namespace SWITCHYARD_TARGET

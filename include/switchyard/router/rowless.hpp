@@ -1,4 +1,4 @@
-// Routing with experts that take no rows: identity (copy) and zero experts, the last Z columns of the scores.
+// Routing with experts that take no rows: identity (copy), zero and shared experts, the last Z columns of the scores.
 //
 //   recipe_router<> router{.k = 12, .scale = 6, .rowless = {.identity = 256}};      // LongCat-Flash: E = 512, Z = 256
 //   route_scores(policy, router, scores, mode, plan, scratch);                       // scores[T, E + Z]
@@ -14,6 +14,11 @@
 // The load-balancing loss is E sum_e f_e P_e over the experts with rows, with their loads and their probabilities of
 // the softmax over all columns; the z-loss is that of all columns. A selection bias is moved by loads, of experts with
 // rows (router/bias_state.hpp).
+//
+// Shared experts (Inkling) are the last columns, too, and are not chosen: every token has them as its last choices, k +
+// S in all, behind the k of its own. They have a part in what gates are divided by, and keep their share; combine adds
+// nothing for them, since their output is the caller's, who runs them on every token. Selection bias and groups are of
+// the other columns, and so is the even share of a capacity. The choice is a pass of its own; values are no softmax.
 //
 // Backward gives all scores a gradient: the gate of a choice without a row counts as that of a kept one, unless it is
 // 0, as those of forbidden choices are.
@@ -51,6 +56,10 @@ constexpr rowless_experts rowless_of(const Router& router) {
 inline void require_rowless(const rowless_experts& rowless, index_t columns) {
     require(rowless.identity >= 0, "rowless.identity = ", rowless.identity, " must not be negative");
     require(rowless.zero >= 0, "rowless.zero = ", rowless.zero, " must not be negative");
+    require(rowless.shared >= 0, "rowless.shared = ", rowless.shared, " must not be negative");
+    require(rowless.shared == 0 || rowless.identity + rowless.zero == 0, "rowless.shared = ", rowless.shared,
+            " experts exclude identity and zero experts");
+    require(rowless.shared < columns, "rowless.shared = ", rowless.shared, " must lie in 0..E - 1 = ", columns - 1);
     require(rowless.identity < columns && rowless.zero < columns - rowless.identity, "rowless experts are ",
             rowless.identity, " identity and ", rowless.zero, " zero ones of ", columns,
             " columns: at least one expert must have rows");

@@ -40,6 +40,7 @@ struct softmax_settings {
     gate_finish finish{};
     index_t rounds = 0;   ///< of no-token-left-behind; 0 is off
     index_t rowless = 0;  ///< the last experts, which have no rows (router/rowless.hpp)
+    index_t shared = 0;   ///< the last choices of each token, which are no choices
 
     /// Whether probabilities over all experts are asked for in training.
     SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE constexpr bool needs_probabilities() const {
@@ -53,6 +54,7 @@ inline namespace SWITCHYARD_TARGET {
 /// divided by, which is then found when gates are finished.
 inline void mark_rowless(softmax_settings& settings, const rowless_experts& rowless, index_t columns) {
     settings.rowless = rowless.count();
+    settings.shared = rowless.shared;
     if (rowless.zero == 0) return;
     settings.finish.first_zero = columns - rowless.zero;
     if (settings.gates.normalizes()) {
@@ -127,7 +129,7 @@ double sum_over(const Policy& policy, index_t count, const F& f, workspace& scra
 template <class S, class Space>
 SWITCHYARD_HD balance_terms balance_of(const plan_view<S, Space>& plan, const softmax_settings& settings) {
     return {settings.balance_weight, plan.experts - settings.rowless,
-            settings.slots.balance == balance_count::all && settings.rounds == 0 ? plan.choices : 1,
+            settings.slots.balance == balance_count::all && settings.rounds == 0 ? plan.choices - settings.shared : 1,
             &plan.totals->counted_tokens, plan.balance_load};
 }
 
@@ -569,7 +571,8 @@ void route_by_rows(const Policy& policy, const Router& router, index_t k, const 
     require_settings(router, input.columns, mode);
     const rowless_experts rowless = rowless_of(router);
     require_rowless(rowless, input.columns);
-    const index_t capacity = capacity_of_router(router, mode, input.rows, k, input.columns);
+    const index_t capacity =
+        capacity_of_router(router, mode, input.rows, k - rowless.shared, input.columns - rowless.shared);
     plan.resize(input.rows, input.columns - rowless.count(), k, capacity);
     plan_origin origin = origin_of(mode, fingerprint_of(router));
     origin.rowless = rowless;
