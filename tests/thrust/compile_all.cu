@@ -113,6 +113,40 @@ void move_rows(const cuda_policy& on, const device_plan& plan, const sy::plan<fl
     static_cast<void>(sy::copy_to_host(on, d_gates));
 }
 
+/// Identity experts: the tokens come back in combine, and its gradients go through it.
+void add_tokens(const cuda_policy& on) {
+    const auto host_scores = numbers<float>(500, 24);
+    const auto host_x = numbers<float>(500, 33);
+    const auto scores = sy::copy_to_device(on, host_scores);
+    const auto x = sy::copy_to_device(on, host_x);
+    const auto set = [](auto router) {
+        router.k = 4;
+        router.normalize = sy::gate_sum::add;
+        router.capacity = {.factor = 0.9};
+        router.balance_weight = 0.01;
+        router.rowless = {.identity = 6, .zero = 2};
+        return router;
+    };
+    const auto router = set(sy::recipe_router<typename cuda_policy::memory::space>{});
+    const auto plan = sy::route_scores(on, router, scores, sy::training{});
+    const auto want = sy::route_scores(sy::seq, set(sy::recipe_router<>{}), host_scores, sy::training{});
+    compare(sy::copy_to_host(on, plan), want);
+    const auto rows = sy::dispatch(on, plan, x);
+    const auto host_rows = sy::dispatch(sy::seq, want, host_x);
+    const auto y = sy::combine(on, plan, rows, sy::identity_of{x});
+    expect(close(sy::copy_to_host(on, y), sy::combine(sy::seq, want, host_rows, sy::identity_of{host_x}), 1e-5f),
+           "combine with identity experts");
+    const auto got = sy::combine_backward(on, plan, rows, sy::identity_of{x}, x);
+    const auto gradients = sy::combine_backward(sy::seq, want, host_rows, sy::identity_of{host_x}, host_x);
+    expect(close(sy::copy_to_host(on, got.d_x), gradients.d_x, 1e-5f), "d_x of identity experts");
+    expect(close(sy::copy_to_host(on, got.d_gates), gradients.d_gates, 1e-4f), "d_gates of identity experts");
+    const auto d_scores = sy::route_scores_backward(on, router, plan, scores, got.d_gates);
+    expect(close(sy::copy_to_host(on, d_scores),
+                 sy::route_scores_backward(sy::seq, set(sy::recipe_router<>{}), want, host_scores, gradients.d_gates),
+                 1e-4f),
+           "d_scores with identity experts");
+}
+
 // [step]
 void step(cudaStream_t stream, const sy::matrix<float>& host_scores, const sy::matrix<float>& host_x) {
     const auto policy = sy::on_thrust(thrust::cuda::par_nosync.on(stream));
@@ -135,6 +169,7 @@ void run_all(cudaStream_t stream) {
     route_scores_and_back<__half>(on, lists);
     route_scores_and_back<__nv_bfloat16>(on, sy::switch_router{});
     route_scores_and_back<float>(on, sy::base_router{});
+    add_tokens(on);
 
     const auto host_x = numbers<float>(200, 32);
     const auto host_w = numbers<float>(32, 8);
