@@ -118,7 +118,7 @@ C dot_of_any_rows(const matrix_view<const A>& a, const matrix_view<const B>& b, 
     using P = wide<C>;
     constexpr index_t W = P::width;
     P sum[4] = {P::all(0), P::all(0), P::all(0), P::all(0)};
-    const auto load = [row](const auto& view, index_t first) {
+    const auto load = [=](const auto& view, index_t first) {
         alignas(64) C numbers[W];
         for (index_t i = 0; i < W; ++i) {
             numbers[i] = first + i < view.columns ? load_as<C>(view(row, first + i)) : C(0);
