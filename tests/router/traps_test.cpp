@@ -2,6 +2,8 @@
 #include "reference/numeric.hpp"
 #include "support/routed.hpp"
 
+#include <switchyard/formats/choices.hpp>
+#include <switchyard/formats/routing_map.hpp>
 #include <switchyard/router/bias_update.hpp>
 #include <switchyard/router/given_choices.hpp>
 #include <switchyard/router/models.hpp>
@@ -10,6 +12,7 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <vector>
@@ -175,6 +178,27 @@ TEST_CASE("trap: replayed choices are weighed by the scores now, have gradients,
     }
     const auto d = routed_backward<double>(router, plan, scores, {{1, 1}, {1, 1}, {1, 1}});
     for (index_t e = 0; e < 4; ++e) CHECK((d(1, e) != 0) == (e >= 2));
+}
+
+TEST_CASE("trap: a choice of an identity or a zero expert is no row of expert 0, and no load of it") {
+    const ref::matrix scores{{0, 1, 5, 4}, {3, 0, 4, 0}, {2, 1, 0, 0}};
+    for (const sy::rowless_experts rowless : {sy::rowless_experts{.identity = 2}, sy::rowless_experts{.zero = 2}}) {
+        const auto plan = routed<float>(recipe{.k = 2, .rowless = rowless}, scores);
+        CHECK(experts_of(plan.view()) == ref::integers{{2, 3}, {2, 0}, {0, 1}});
+        CHECK(list_of(plan.view().load_before, 2) == ref::list<index_t>{2, 1});
+        CHECK(list_of(plan.view().order, 3) == ref::list<index_t>{4, 3, 5});
+        sy::matrix<std::int64_t> ids(3, 2);
+        sy::matrix<float> weights(3, 2);
+        sy::matrix<std::uint8_t> map(3, 2);
+        sy::write_ids(sy::seq, plan, ids);
+        sy::write_weights(sy::seq, plan, weights);
+        sy::write_routing_map(sy::seq, plan, map);
+        const std::int64_t want_ids[] = {-1, -1, -1, 0, 0, 1};
+        const std::uint8_t want_map[] = {0, 0, 1, 0, 1, 1};
+        CHECK(std::equal(want_ids, want_ids + 6, ids.data()));
+        CHECK(std::equal(want_map, want_map + 6, map.data()));
+        for (index_t i = 0; i < 6; ++i) CHECK((weights.data()[i] != 0) == (want_ids[i] >= 0));
+    }
 }
 
 TEST_CASE("trap: loads of 40,840 and 41,080 are on both sides of their mean") {

@@ -208,7 +208,7 @@ void for_each_rowless_recipe(const F& f) {
                         if (!limited && !balances) router.capacity = {};
                         if (balances) router.balance_weight = 0.1;
                         router.z_weight = 1e-3;
-                        router.rowless = {.identity = 7, .zero = 2};
+                        router.rowless = {.identity = 7, .zero = with_keys ? 2 : 0};
                     },
                     {.selection = with_keys ? spread_bias(24, 7) : std::vector<float>{}}));
                 f(both_recipes(

@@ -593,9 +593,9 @@ void route_by_rows(const Policy& policy, const Router& router, index_t k, const 
 }
 
 /// d_gates[T, k] and the losses -> d_scores[T, E]. Gates of dropped choices get no gradient, those of experts without
-/// rows do (router/rowless.hpp); padding rows are 0. `plan`
-/// was made in training by the same router from the same scores. d_scores may be the scores, the same view of the same
-/// numbers; otherwise it lies apart from them, and always from d_gates.
+/// rows do (router/rowless.hpp); padding rows are 0. `plan` was made in training by the same router from the same
+/// scores. d_scores may be the scores, the same view of the same numbers; otherwise it lies apart from them, and always
+/// from d_gates.
 template <class Policy, softmax_router Router, class Plan, class Scores, class Gates, class Out, class Workspace>
 void route_scores_backward(const Policy& policy, const Router& router, const Plan& plan, const Scores& scores,
                            const Gates& d_gates, Out&& d_scores, Workspace& scratch,
