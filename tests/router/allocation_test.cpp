@@ -152,6 +152,19 @@ TEST_CASE("allocation: a training loop with a recipe allocates in its first step
           }) == 0);
 }
 
+TEST_CASE("allocation: a training loop with experts without rows allocates in its first step alone") {
+    sy::recipe_router<> recipe{.k = 8,
+                               .score = sy::score_function::sigmoid,
+                               .normalize = sy::gate_sum::add,
+                               .capacity = {.factor = 1.0},
+                               .rowless = {.zero = 32},
+                               .balance_weight = 0.01};
+    check_steps(recipe, 8, 700, 128);
+    recipe.k = 6;
+    recipe.rowless = {.shared = 2};
+    check_steps(recipe, 8, 700, 128);
+}
+
 TEST_CASE("allocation: statistics and updates of a bias allocate nothing, but for the scratch of the first quantiles") {
     layer_buffers layer(640, 40, 128, 8);
     layer.step_from_scores(sy::seq, sy::top_k_router{.k = 8}, 0);
