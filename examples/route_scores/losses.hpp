@@ -78,7 +78,10 @@ class run_losses {
         const sy::choice_count count = asked_.balance_count == count_kind::first ? sy::choice_count::first
                                        : asked_.balance_count == count_kind::all ? sy::choice_count::all
                                                                                  : sy::choice_count::all_undivided;
-        return {.weight = weight,
+        // The factor of the loss is the experts with rows.
+        const double share =
+            static_cast<double>(sy::view_of_plan(plan_).experts) / static_cast<double>(scores_.columns());
+        return {.weight = is_of_devices ? weight : weight * share,
                 .count = is_of_devices ? sy::choice_count::all : count,
                 .score = router_.score,
                 .probability = asked_.balance_probability,

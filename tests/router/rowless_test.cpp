@@ -5,6 +5,7 @@
 #include "support/recorded_models.hpp"
 #include "support/routed.hpp"
 
+#include <switchyard/balance/balance_loss.hpp>
 #include <switchyard/dispatch/combine.hpp>
 #include <switchyard/dispatch/dispatch.hpp>
 #include <switchyard/plan/choices.hpp>
@@ -544,6 +545,28 @@ TEST_CASE("rowless: the page's example") {
         for (index_t j = 0; j < 5; ++j) CHECK(y(t, j) == doctest::Approx(sum * x(t, j)).epsilon(1e-5));
     }
     CHECK(d_x.columns() == 5);
+}
+
+TEST_CASE("rowless: the balance loss as a function of its own counts experts with rows alone") {
+    const auto scores = gaussian_scores(300, 12, 7);
+    for (const auto count : {sy::choice_count::first, sy::choice_count::all}) {
+        const recipe router{
+            .k = 3,
+            .rowless = {.identity = 4},
+            .balance_weight = 0.5,
+            .balance = count == sy::choice_count::first ? sy::balance_count::first : sy::balance_count::all};
+        const auto plan = routed<double>(router, scores);
+        const sy::balance_loss_settings settings{.weight = 0.5 * 8 / 12, .count = count};
+        sy::matrix<double> sums(1, sy::balance_columns(12));
+        sy::workspace scratch;
+        sy::write_balance_sums(sy::seq, stored<double>(scores), plan, settings, sy::token_sequences<>{}, sums, scratch);
+        CHECK(sy::balance_loss(settings, sums) == doctest::Approx(plan.load_balancing_loss()).epsilon(1e-12));
+        sy::matrix<double> d_scores(300, 12);
+        sy::balance_loss_backward(sy::seq, stored<double>(scores), settings, sy::token_sequences<>{}, sums, d_scores,
+                                  scratch);
+        CHECK(difference(ref::matrix_from(sy::const_view(d_scores.view())),
+                         routed_backward(router, plan, scores, ref::matrix(300, 3))) < 1e-12);
+    }
 }
 
 TEST_CASE("rowless: refusals") {

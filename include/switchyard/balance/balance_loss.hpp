@@ -20,7 +20,9 @@
 //
 // Choices are a plan's, or any int32 [T, k]: the k best of the scores without bias and groups, say (`route_choices`),
 // which is what Megatron-Core, ERNIE and transformers count. -1, ids that are no expert, and experts that are forbidden
-// to their token (-infinity) do not count. Choices have no gradient: d loss / d p_te = weight E f_be / (N_b B).
+// to their token (-infinity) do not count. Nor do experts without rows of a plan (router/rowless.hpp), though E is the
+// number of columns here: a weight times those with rows over all gives the router's own loss. Choices have no
+// gradient: d loss / d p_te = weight E f_be / (N_b B).
 //
 // Padding counts nowhere. A token with every expert forbidden counts in N and adds nothing to f and P. Sequences
 // without tokens are left out of the mean; no tokens at all give 0.
@@ -131,7 +133,10 @@ auto chosen_of(const Choices& choices, index_t tokens, bool after_drops) {
         const auto& plan = view_of_plan(choices);
         require_finished(plan);
         using space = typename std::remove_cvref_t<decltype(plan)>::space;
-        return checked(matrix_view<const std::int32_t, space>{plan.expert, plan.tokens, plan.choices}, plan.slot);
+        auto chosen =
+            checked(matrix_view<const std::int32_t, space>{plan.expert, plan.tokens, plan.choices}, plan.slot);
+        chosen.with_rows = plan.experts;
+        return chosen;
     } else {
         const auto ids = const_view(as_view(choices));
         static_assert(std::is_same_v<typename decltype(const_view(as_view(choices)))::value_type, std::int32_t>,

@@ -130,6 +130,7 @@ struct chosen_experts {
     matrix_view<const std::int32_t, Space> expert{};  ///< [T, k]; -1 is none. Null: nothing is counted
     const std::int32_t* slot = nullptr;  ///< [T, k], or null: all choices count, not those with slots alone
     index_t counted = 0;                 ///< the first so many choices
+    index_t with_rows = std::numeric_limits<index_t>::max();  ///< experts from here on do not count
     index_t group_size = 1;      ///< > 1: counted at the first expert of the group of so many that the choice lies in
     bool once_in_group = false;  ///< however many choices of the token lie there
 };
@@ -193,7 +194,7 @@ struct sum_slot {
     /// Whether a choice counts: its expert is one, is not forbidden to the token, and has a slot where that is asked.
     SWITCHYARD_HD bool counts_choice(index_t token, index_t c, const S* row) const {
         const std::int32_t e = chosen.expert(token, c);
-        return e >= 0 && e < experts && row[e] > -std::numeric_limits<S>::infinity() &&
+        return e >= 0 && e < experts && e < chosen.with_rows && row[e] > -std::numeric_limits<S>::infinity() &&
                (chosen.slot == nullptr || chosen.slot[token * chosen.expert.columns + c] >= 0);
     }
     SWITCHYARD_HD index_t place_of(index_t token, index_t c) const {
