@@ -97,6 +97,20 @@ class Losses(Case):
             d[at] = (above - f(moved)) / (2 * made_from)
         return d
 
+    def test_rowless(self):
+        """Experts without rows count nowhere, and the factor is the others'."""
+        scores = np.random.default_rng(8).normal(size=(30, 8))
+        for count in ("first", "all"):
+            made, told = self.routed(scores, k=3, rowless=3, balance_weight=2, balance_count=count, losses="balance",
+                                     balance_scope="sequence", sequence_length=10)
+            with_rows = np.where(made["experts"] < 5, made["experts"], -1)
+            self.assertGreater((with_rows < 0).sum(), 9)
+            wanted = balance(scores, with_rows, count, offsets=[0, 10, 20, 30]) * 5 / 8
+            np.testing.assert_allclose(told["losses"]["balance"], wanted, rtol=1e-12)
+            np.testing.assert_allclose(told["load_balancing_loss"], 2 * wanted, rtol=1e-12)
+            _, whole = self.routed(scores, k=3, rowless=3, balance_weight=2, balance_count=count, losses="balance")
+            np.testing.assert_allclose(whole["load_balancing_loss"], 2 * whole["losses"]["balance"], rtol=1e-12)
+
     def test_worked_numbers(self):
         """Two sequences of two tokens: 2 for each, 1 for the batch."""
         scores = np.log(np.array([[1, 0], [1, 0], [0, 1], [0, 1.0]]) + 1e-300)
