@@ -25,6 +25,7 @@
 #include <switchyard/router/device_base.hpp>
 #include <switchyard/router/device_quantile.hpp>
 #include <switchyard/router/device_routing.hpp>
+#include <switchyard/router/gshard.hpp>
 #include <switchyard/router/quantile_bias.hpp>
 #include <switchyard/router/recipe.hpp>
 #include <switchyard/router/route.hpp>

@@ -53,6 +53,7 @@
 #include <switchyard/router/bias_update.hpp>
 #include <switchyard/router/finished_gates.hpp>
 #include <switchyard/router/given_choices.hpp>
+#include <switchyard/router/gshard.hpp>
 #include <switchyard/router/models.hpp>
 #include <switchyard/router/quantile_bias.hpp>
 #include <switchyard/router/recipe.hpp>

@@ -6,9 +6,11 @@
 #include "support/scores.hpp"
 
 #include <switchyard/plan/plan.hpp>
+#include <switchyard/reference/gshard.hpp>
 #include <switchyard/reference/recipe.hpp>
 #include <switchyard/reference/switch_router.hpp>
 #include <switchyard/reference/top_k.hpp>
+#include <switchyard/router/gshard.hpp>
 #include <switchyard/router/recipe.hpp>
 #include <switchyard/router/switch.hpp>
 #include <switchyard/router/top_k.hpp>
@@ -228,6 +230,25 @@ inline ref::recipe_router reference_of(const sy::recipe_router<>& r, bool is_tra
                             .capacity = reference_of(is_training ? r.capacity : r.inference_capacity),
                             .order = static_cast<ref::drop_order>(r.order),
                             .count = static_cast<ref::balance_count>(r.balance)};
+    if (is_training) {
+        same.noise = {r.input_jitter, r.input_dropout, r.logit_jitter, 0};
+        same.balance_weight = r.balance_weight;
+        same.z_weight = r.z_weight;
+    }
+    return same;
+}
+
+inline ref::gshard_router reference_of(const sy::gshard_router& r, bool is_training) {
+    ref::gshard_router same{.second = static_cast<ref::second_choice>(is_training ? r.second : r.inference_second),
+                            .second_threshold = r.second_threshold,
+                            .compared = static_cast<ref::second_weight>(r.compared),
+                            .normalize = static_cast<ref::pair_sum>(r.normalize),
+                            .clamps = r.epsilon_kind == sy::gate_sum::clamp,
+                            .epsilon = r.epsilon,
+                            .capacity = reference_of(is_training ? r.capacity : r.inference_capacity),
+                            .order = static_cast<ref::drop_order>(r.order),
+                            .count = static_cast<ref::balance_count>(r.balance),
+                            .balance_weight = 0};
     if (is_training) {
         same.noise = {r.input_jitter, r.input_dropout, r.logit_jitter, 0};
         same.balance_weight = r.balance_weight;
