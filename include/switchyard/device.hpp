@@ -31,6 +31,7 @@
 #include <switchyard/router/route.hpp>
 #include <switchyard/router/route_choices.hpp>
 #include <switchyard/router/saved_plan.hpp>
+#include <switchyard/router/sparse_mixer.hpp>
 #include <switchyard/router/switch.hpp>
 #include <switchyard/router/top_k.hpp>
 

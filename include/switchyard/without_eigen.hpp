@@ -62,6 +62,7 @@
 #include <switchyard/router/routing.hpp>
 #include <switchyard/router/saved_plan.hpp>
 #include <switchyard/router/sinkhorn.hpp>
+#include <switchyard/router/sparse_mixer.hpp>
 #include <switchyard/router/switch.hpp>
 #include <switchyard/router/top_k.hpp>
 

@@ -8,10 +8,12 @@
 #include <switchyard/plan/plan.hpp>
 #include <switchyard/reference/gshard.hpp>
 #include <switchyard/reference/recipe.hpp>
+#include <switchyard/reference/sparse_mixer.hpp>
 #include <switchyard/reference/switch_router.hpp>
 #include <switchyard/reference/top_k.hpp>
 #include <switchyard/router/gshard.hpp>
 #include <switchyard/router/recipe.hpp>
+#include <switchyard/router/sparse_mixer.hpp>
 #include <switchyard/router/switch.hpp>
 #include <switchyard/router/top_k.hpp>
 
@@ -249,6 +251,21 @@ inline ref::gshard_router reference_of(const sy::gshard_router& r, bool is_train
                             .order = static_cast<ref::drop_order>(r.order),
                             .count = static_cast<ref::balance_count>(r.balance),
                             .balance_weight = 0};
+    if (is_training) {
+        same.noise = {r.input_jitter, r.input_dropout, r.logit_jitter, 0};
+        same.balance_weight = r.balance_weight;
+        same.z_weight = r.z_weight;
+    }
+    return same;
+}
+
+inline ref::sparse_mixer_router reference_of(const sy::sparse_mixer_router& r, bool is_training) {
+    ref::sparse_mixer_router same{.epsilon = r.epsilon,
+                                  .off_peak = r.off_peak,
+                                  .capacity = reference_of(is_training ? r.capacity : r.inference_capacity),
+                                  .order = static_cast<ref::drop_order>(r.order),
+                                  .count = static_cast<ref::balance_count>(r.balance),
+                                  .balance_weight = 0};
     if (is_training) {
         same.noise = {r.input_jitter, r.input_dropout, r.logit_jitter, 0};
         same.balance_weight = r.balance_weight;

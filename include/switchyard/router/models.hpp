@@ -23,6 +23,7 @@
 #include <switchyard/router/gshard.hpp>
 #include <switchyard/router/recipe.hpp>
 #include <switchyard/router/softmax_routing.hpp>
+#include <switchyard/router/sparse_mixer.hpp>
 #include <switchyard/score/gates.hpp>
 #include <switchyard/score/groups.hpp>
 #include <switchyard/score/keys.hpp>
@@ -73,6 +74,12 @@ struct nllb_moe {
     bool normalize_router_prob_before_dropping = false;
     bool batch_prioritized_routing = false;
     double moe_eval_capacity_token_fraction = 1;
+};
+
+/// Not a recipe: a sparse_mixer_router. Two experts, as its code takes no other number. Its code weighs draws away from
+/// the peak by 0.3333.
+struct phimoe {
+    double router_jitter_noise = 0.01;
 };
 
 /// The gates are divided by their p-norm, p = moe_normalize_expert_weights; 0 for a file's null: not at all.
@@ -304,6 +311,9 @@ constexpr gshard_router router_of(const models::nllb_moe& model) {
                                      .counts_choices = false};
     }
     return router;
+}
+constexpr sparse_mixer_router router_of(const models::phimoe& model) {
+    return {.epsilon = model.router_jitter_noise, .off_peak = 0.3333};
 }
 template <class Space = host_space>
 constexpr recipe_router<Space> router_of(const models::dbrx& model) {

@@ -373,6 +373,18 @@ struct fill_balance_gradient {
     }
 };
 
+/// a_e [padded E] from the workspace, or null where there is no balance loss.
+template <class Policy, class S, class Space, class Workspace>
+S* take_balance_gradient(const Policy& policy, const plan_view<S, Space>& plan, const softmax_settings& settings,
+                         const backward_settings& backward, Workspace& scratch) {
+    constexpr index_t widest = 16;
+    if (settings.balance_weight == 0) return nullptr;
+    const index_t length = padded<widest>(plan.experts);
+    S* const gradient = scratch.template take<S>(length);
+    for_each_index(policy, length, fill_balance_gradient<S>{balance_of(plan, settings), backward.loss_scale, gradient});
+    return gradient;
+}
+
 }  // namespace detail
 
 /// Where scores can be read here and now: do they have the maxima that the plan kept? Three rows are looked at. A
@@ -413,16 +425,8 @@ void route_softmax_backward(const Policy& policy, const Source& source, const pl
                             const Gates& d_gates, const Scores& d_scores, const softmax_settings& settings,
                             const backward_settings& backward, Workspace& scratch) {
     using pass = softmax_backward_pass<Source, S, Space, typename Gates::value_type, typename Scores::value_type>;
-    constexpr index_t widest = 16;
     const auto scope = scratch.open();
-    S* balance_gradient = nullptr;
-    if (settings.balance_weight != 0) {
-        const index_t length = padded<widest>(plan.experts);
-        balance_gradient = scratch.template take<S>(length);
-        for_each_index(
-            policy, length,
-            detail::fill_balance_gradient<S>{balance_of(plan, settings), backward.loss_scale, balance_gradient});
-    }
+    S* const balance_gradient = detail::take_balance_gradient(policy, plan, settings, backward, scratch);
     run_rows(policy,
              pass{source, plan, d_gates, d_scores, settings, balance_gradient, settings.z_weight * backward.loss_scale},
              plan.tokens, balance_gradient, scratch);
