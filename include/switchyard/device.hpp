@@ -10,7 +10,9 @@
 #include <switchyard/assignment/device_auction.hpp>
 
 #include <switchyard/score/device_projection.hpp>
+#include <switchyard/balance/load_loss.hpp>
 #include <switchyard/score/initialisation.hpp>
+#include <switchyard/score/noisy_scores.hpp>
 
 #include <switchyard/plan/choices.hpp>
 #include <switchyard/plan/counts.hpp>

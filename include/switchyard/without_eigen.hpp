@@ -24,6 +24,7 @@
 #include <switchyard/score/initialisation.hpp>
 #include <switchyard/score/keys.hpp>
 #include <switchyard/score/noise.hpp>
+#include <switchyard/score/noisy_scores.hpp>
 #include <switchyard/score/projection.hpp>
 #include <switchyard/score/score_function.hpp>
 #include <switchyard/score/select.hpp>
@@ -33,6 +34,7 @@
 #include <switchyard/score/sqrt_softplus.hpp>
 
 #include <switchyard/balance/load_balancing_loss.hpp>
+#include <switchyard/balance/load_loss.hpp>
 #include <switchyard/balance/z_loss.hpp>
 
 #include <switchyard/plan/capacity.hpp>
