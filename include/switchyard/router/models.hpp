@@ -88,6 +88,11 @@ struct dbrx {
     double moe_normalize_expert_weights = 1;
 };
 
+/// The best expert of each of num_experts_per_tok groups. The second argument is the router's router_scale.
+struct pangu_pro_moe {
+    index_t num_experts_per_tok = 8;
+};
+
 /// And Diffusion Gemma. The second argument is the router's per_expert_scale. Scores are the product of its own norm
 /// and scale of the tokens, which are the caller's.
 struct gemma4 {
@@ -326,6 +331,13 @@ template <class Space = host_space>
 constexpr recipe_router<Space> router_of(const models::gemma4& model,
                                          const expert_numbers<Space>& per_expert_scale = {}) {
     return {.k = model.top_k_experts, .normalize = gate_sum::add, .expert_scale = per_expert_scale};
+}
+template <class Space = host_space>
+constexpr recipe_router<Space> router_of(const models::pangu_pro_moe& model,
+                                         const expert_numbers<Space>& router_scale = {}) {
+    return {.k = model.num_experts_per_tok,
+            .groups = {.count = model.num_experts_per_tok, .one_each = true},
+            .expert_scale = router_scale};
 }
 template <class Space = host_space>
 constexpr recipe_router<Space> router_of(const models::cohere2_moe& model) {

@@ -4,8 +4,8 @@
 //   s = cap(m scores[T, E] + logit_bias)    score/softcap.hpp          m = logit_multiplier, cap = softcap
 //   v = score(s)                    score/score_function.hpp           softmax, sigmoid or sqrt-softplus
 //   key = v or s, + selection_bias  score/keys.hpp, score/groups.hpp   within the best groups of experts
-//   experts = the k largest keys, best first; equal keys: the lower expert
-//   gate_c = scale v_c / D          score/gates.hpp                    D = 1, sum + epsilon or max(sum, epsilon)
+//   experts = the k largest keys, best first; equal keys: the lower expert. With groups.one_each the best of every
+//   group gate_c = scale v_c / D          score/gates.hpp                    D = 1, sum + epsilon or max(sum, epsilon)
 //            times expert_scale[e]  router/finished_gates.hpp          or D = a p-norm
 //
 // Without selection_bias and with all groups kept the key is the score s. The selection bias never enters a gate. A
@@ -117,7 +117,11 @@ constexpr bool has_raw_keys(const recipe_router<Space>& r) {
 template <class Space>
 void require_settings(const recipe_router<Space>& r, index_t experts, const run_mode& mode) {
     require(r.k >= 1 && r.k <= experts, "k = ", r.k, " must lie in 1..E = ", experts);
-    if (r.choices.data == nullptr) require_groups(r.groups, experts, r.k);
+    if (r.choices.data == nullptr) {
+        require_groups(r.groups, experts, r.k);
+        require(!r.groups.one_each || r.balance_weight == 0 || r.balance == balance_count::all,
+                "groups.one_each makes first choices those of the first group: a balance loss must count all choices");
+    }
     const auto require_numbers = [&](const char* name, const expert_numbers<Space>& numbers) {
         require(numbers.data == nullptr || numbers.size == experts, name, " has ", numbers.size,
                 " numbers for E = ", experts, " experts");
@@ -166,6 +170,12 @@ void route_scores(const Policy& policy, const recipe_router<Space>& router, cons
                     router.choices.rows, " x ", router.choices.columns, " for ", made.tokens,
                     " tokens and k = ", router.k);
             with(select_given<S, Space>{made.expert, made.gate, router.choices, made.experts, {settings.gates}});
+        } else if (router.groups.one_each) {
+            // Order by any of the functions is order by score, where nothing is added.
+            const biased_keys<S> keys{.function = router.score,
+                                      .source = router.selection_bias.data != nullptr ? router.key : key_source::score,
+                                      .bias = detail::padded_numbers<S>(policy, router.selection_bias, scratch)};
+            with(select_one_each<S>{made.expert, made.gate, made.experts, router.k, {settings.gates}, keys});
         } else if (!has_raw_keys(router)) {
             const biased_keys<S> keys{.function = router.score,
                                       .source = router.key,

@@ -610,6 +610,51 @@ struct select_list {
     }
 };
 
+/// Chooses the expert with the best key of each of k equal groups, in the order of the groups.
+template <class S>
+struct select_one_each {
+    static constexpr bool needs_best = false;
+    std::int32_t* expert;  ///< [T, k]
+    S* gate;               ///< [T, k]
+    index_t experts;
+    index_t k;  ///< groups
+    gate_rule<S> rule{};
+    biased_keys<S> keys{};
+
+    template <int W>
+    SWITCHYARD_HD index_t scratch_size() const {
+        return padded<W>(experts);
+    }
+    template <int W>
+    SWITCHYARD_HD void choose(index_t token, const S* row, S maximum, S sum, index_t, pack<S, W>, S* scratch) const {
+        detail::write_keys<W>(keys, token, row, experts, maximum, sum, scratch);
+        const index_t size = experts / k;
+        S* const weight = gate + token * k;
+        for (index_t c = 0; c < k; ++c) {
+            index_t best = c * size;
+            for (index_t e = best + 1; e < (c + 1) * size; ++e) {
+                best = scratch[e] > scratch[best] ? e : best;
+            }
+            const bool is_allowed = scratch[best] > detail::lowest<S>();
+            weight[c] = is_allowed ? row[best] : detail::lowest<S>();
+            expert[token * k + c] = is_allowed ? static_cast<std::int32_t>(best) : forbidden_choice(best);
+        }
+        rule.weigh(choices_of_row<S, W>{weight, nullptr, k}, pack<S, W>::all(maximum), pack<S, W>::all(sum));
+    }
+    SWITCHYARD_HD void padding(index_t token) const {
+        for (index_t c = 0; c < k; ++c) {
+            expert[token * k + c] = padding_choice;
+            gate[token * k + c] = S(0);
+        }
+    }
+    SWITCHYARD_HD void forbid_all(index_t token) const {
+        for (index_t c = 0; c < k; ++c) {
+            expert[token * k + c] = forbidden_choice(c * (experts / k));
+            gate[token * k + c] = S(0);
+        }
+    }
+};
+
 /// Runs the pass over all rows on the CPU. `column_sums` [E] receives the sum over tokens of the probabilities, in a
 /// fixed order, unless null. `after_block(b)` runs when the rows of block b are done, while they are in cache. Blocks
 /// are those of `take_choice_counts`.
