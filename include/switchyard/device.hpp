@@ -9,6 +9,7 @@
 
 #include <switchyard/assignment/device_auction.hpp>
 
+#include <switchyard/score/cosine.hpp>
 #include <switchyard/score/device_projection.hpp>
 #include <switchyard/balance/load_loss.hpp>
 #include <switchyard/score/initialisation.hpp>

@@ -19,6 +19,7 @@
 #include <switchyard/backend/multiply.hpp>
 #include <switchyard/backend/policy.hpp>
 
+#include <switchyard/score/cosine.hpp>
 #include <switchyard/score/gates.hpp>
 #include <switchyard/score/groups.hpp>
 #include <switchyard/score/initialisation.hpp>

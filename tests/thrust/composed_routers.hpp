@@ -6,6 +6,7 @@
 #include <switchyard/balance/load_loss.hpp>
 #include <switchyard/router/gshard.hpp>
 #include <switchyard/router/sparse_mixer.hpp>
+#include <switchyard/score/cosine.hpp>
 #include <switchyard/score/noisy_scores.hpp>
 
 #include <string>
@@ -53,6 +54,51 @@ std::string more_routers_difference(const Policy& on) {
         {.selection = spread_bias(24, 7), .scale = spread_bias(24, 5)});
     const auto grouped = recipe_difference(on, one_each, table, mask, true);
     return grouped.empty() ? recipe_difference(on, one_each, table, {}, false) : grouped;
+}
+
+/// Cosine scores and their gradients.
+template <class Policy>
+std::string cosine_difference(const Policy& on) {
+    const auto x = stored<float>(gaussian_scores(150, 12, 1));
+    const auto p = stored<float>(gaussian_scores(12, 6, 2));
+    const auto w = stored<float>(gaussian_scores(10, 6, 3));
+    const auto d_s = stored<float>(gaussian_scores(150, 10, 4));
+    const auto padding = draw_mask(150, 5);
+    const device_mask padding_there(padding);
+    sy::matrix<float> s(150, 10);
+    sy::matrix<float> d_x(150, 12);
+    sy::matrix<float> d_p(12, 6);
+    sy::matrix<float> d_w(10, 6);
+    double d_temperature = 0;
+    sy::workspace host_scratch;
+    const sy::cosine_settings settings{.temperature = 0.5, .mask = mask_of(padding)};
+    sy::cosine_scores(sy::seq, x, p, w, settings, s, host_scratch);
+    sy::cosine_scores_backward(sy::seq, x, p, w, settings, d_s, d_x, d_p, d_w, &d_temperature, host_scratch);
+
+    const auto x_there = sy::copy_to_device(on, x);
+    const auto p_there = sy::copy_to_device(on, p);
+    const auto w_there = sy::copy_to_device(on, w);
+    const sy::cosine_settings settings_there{.temperature = 0.5, .mask = padding_there.get()};
+    sy::matrix<float, device_memory> s_there(150, 10);
+    sy::matrix<float, device_memory> d_x_there(150, 12);
+    sy::matrix<float, device_memory> d_p_there(12, 6);
+    sy::matrix<float, device_memory> d_w_there(10, 6);
+    sy::buffer<double, device_memory> d_temperature_there;
+    d_temperature_there.resize(1);
+    device_scratch scratch;
+    sy::cosine_scores(on, x_there, p_there, w_there, settings_there, s_there, scratch);
+    sy::cosine_scores_backward(on, x_there, p_there, w_there, settings_there, sy::copy_to_device(on, d_s), d_x_there,
+                               d_p_there, d_w_there, d_temperature_there.data(), scratch);
+    double got = 0;
+    on.copy_to_host(&got, d_temperature_there.data(), sizeof got);
+    if (!is_close(got, d_temperature, 1e-4)) return said("d_temperature is ", got, ", on the CPU ", d_temperature);
+    const auto scores = matrix_difference(sy::copy_to_host(on, s_there), s, 1e-5, 2);
+    if (!scores.empty()) return "scores: " + scores;
+    const auto tokens = matrix_difference(sy::copy_to_host(on, d_x_there), d_x, 1e-5, 10);
+    if (!tokens.empty()) return "d_x: " + tokens;
+    const auto projection = matrix_difference(sy::copy_to_host(on, d_p_there), d_p, 1e-5, 100);
+    if (!projection.empty()) return "d_p: " + projection;
+    return matrix_difference(sy::copy_to_host(on, d_w_there), d_w, 1e-5, 100);
 }
 
 /// Noisy scores, the load loss and all their gradients. Functions of the machine may differ in their last bits.

@@ -1,4 +1,4 @@
-// GShard, SparseMixer, one expert of every group and noisy top-k on Thrust, against the CPU backend.
+// GShard, SparseMixer, one expert of every group, cosine scores and noisy top-k on Thrust, against the CPU backend.
 #include "thrust/composed_routers.hpp"
 
 #include <doctest/doctest.h>
@@ -7,5 +7,6 @@ using namespace switchyard_test;
 
 TEST_CASE("more routers on Thrust: the CPU backend's decisions, gates, losses and gradients") {
     CHECK(more_routers_difference(device) == "");
+    CHECK(cosine_difference(device) == "");
     CHECK(noisy_difference(device) == "");
 }

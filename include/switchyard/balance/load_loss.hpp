@@ -30,6 +30,7 @@
 #include <switchyard/core/rounding.hpp>
 #include <switchyard/core/scalar_traits.hpp>
 #include <switchyard/core/sizes.hpp>
+#include <switchyard/core/stored.hpp>
 #include <switchyard/core/workspace.hpp>
 #include <switchyard/score/noisy_scores.hpp>
 #include <switchyard/score/select.hpp>

@@ -31,6 +31,7 @@
 #include <switchyard/core/rounding.hpp>
 #include <switchyard/core/scalar_traits.hpp>
 #include <switchyard/core/simd.hpp>
+#include <switchyard/core/stored.hpp>
 #include <switchyard/score/noise.hpp>
 #include <switchyard/score/sigmoid.hpp>
 #include <switchyard/score/sqrt_softplus.hpp>
