@@ -38,6 +38,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 
 namespace switchyard {
 
@@ -120,18 +121,17 @@ struct smooth_load_rows {
     SWITCHYARD_HD bool counts(index_t token, index_t e) const {
         return mask(token) && load_as<S>(scores(token, e)) > lowest<S>();
     }
-    SWITCHYARD_HD double deviation(index_t token, index_t e) const {
-        return static_cast<double>(softplus(load_as<S>(noise_scores(token, e))) + least);
+    SWITCHYARD_HD S deviation(index_t token, index_t e) const {
+        return softplus(load_as<S>(noise_scores(token, e))) + least;
     }
     /// (s - r) / sigma; infinite where there is no threshold.
-    SWITCHYARD_HD double distance(index_t token, index_t e) const {
+    SWITCHYARD_HD S distance(index_t token, index_t e) const {
+        constexpr S infinity = std::numeric_limits<S>::infinity();
         const S level = best[token * (k + 1) + threshold_of(token, e)];
-        if (!(level > lowest<S>())) return std::numeric_limits<double>::infinity();
-        const double above = static_cast<double>(load_as<S>(scores(token, e))) - static_cast<double>(level);
-        const double sigma = deviation(token, e);
-        return sigma > 0    ? above / sigma
-               : above >= 0 ? std::numeric_limits<double>::infinity()
-                            : -std::numeric_limits<double>::infinity();
+        if (!(level > lowest<S>())) return infinity;
+        const S above = load_as<S>(scores(token, e)) - level;
+        const S sigma = deviation(token, e);
+        return sigma > S(0) ? above / sigma : above >= S(0) ? infinity : -infinity;
     }
 };
 
@@ -155,7 +155,9 @@ struct sum_load_block {
         double sum = 0;
         for (index_t t = first; t < first + block && t < rows.scores.rows; ++t) {
             if (rows.counts(t, e)) {
-                sum += settled(0.5 * std::erfc(-0.7071067811865476 * rows.distance(t, e)));
+                const auto x = rows.distance(t, e);
+                using S = std::remove_const_t<decltype(x)>;
+                sum += settled(0.5 * static_cast<double>(std::erfc(S(-0.7071067811865476) * x)));
             }
         }
         partial[i] = sum;
@@ -208,10 +210,10 @@ struct add_load_gradient {
         double d_threshold[2] = {0, 0};  // of the k-th and the (k + 1)-th
         for (index_t e = 0; e < rows.scores.columns; ++e) {
             if (!rows.counts(token, e)) continue;
-            const double x = rows.distance(token, e);
+            const auto x = static_cast<double>(rows.distance(token, e));
             const double density = 0.3989422804014327 * std::exp(-0.5 * x * x);
             if (!(density > 0)) continue;
-            const double by_sigma = d_load[e] * density / rows.deviation(token, e);
+            const double by_sigma = d_load[e] * density / static_cast<double>(rows.deviation(token, e));
             d_threshold[rows.threshold_of(token, e) == rows.k ? 1 : 0] -= settled(by_sigma);
             add(d_scores, token, e, by_sigma);
             add(d_noise_scores, token, e, -by_sigma * x * slope(token, e));

@@ -631,10 +631,7 @@ struct select_one_each {
         const index_t size = experts / k;
         S* const weight = gate + token * k;
         for (index_t c = 0; c < k; ++c) {
-            index_t best = c * size;
-            for (index_t e = best + 1; e < (c + 1) * size; ++e) {
-                best = scratch[e] > scratch[best] ? e : best;
-            }
+            const index_t best = c * size + first_of_highest<W>(scratch + c * size, size);
             const bool is_allowed = scratch[best] > detail::lowest<S>();
             weight[c] = is_allowed ? row[best] : detail::lowest<S>();
             expert[token * k + c] = is_allowed ? static_cast<std::int32_t>(best) : forbidden_choice(best);
@@ -652,6 +649,26 @@ struct select_one_each {
             expert[token * k + c] = forbidden_choice(c * (experts / k));
             gate[token * k + c] = S(0);
         }
+    }
+
+  private:
+    /// Where the highest of some keys stands, the first of equal ones.
+    template <int W>
+    SWITCHYARD_HD static index_t first_of_highest(const S* key, index_t count) {
+        using P = pack<S, W>;
+        const auto keys = [&](index_t j) {
+            return P::load_first(key + j, count - j < W ? count - j : W, detail::lowest<S>());
+        };
+        P highest_keys = keys(0);
+        for (index_t j = W; j < count; j += W) {
+            highest_keys = max(highest_keys, keys(j));
+        }
+        const P level = P::all(highest(highest_keys));
+        for (index_t j = 0; j < count; j += W) {
+            const std::uint32_t found = equal_bits(keys(j), level);
+            if (found != 0) return j + first_bit(found);
+        }
+        return 0;
     }
 };
 

@@ -21,9 +21,11 @@
 #pragma once
 
 #include <switchyard/backend/policy.hpp>
+#include <switchyard/core/bits.hpp>
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/error.hpp>
 #include <switchyard/core/matrix_view.hpp>
+#include <switchyard/core/philox.hpp>
 #include <switchyard/core/rounding.hpp>
 #include <switchyard/core/scalar_traits.hpp>
 #include <switchyard/core/simd.hpp>
@@ -90,39 +92,53 @@ inline softmax_settings softmax_settings_of(const sparse_mixer_router& r, index_
 
 namespace detail {
 
-/// The experts that one draw is from, and their softmax.
-template <class S>
-struct mixer_turn {
-    const S* row;
-    index_t experts;
-    index_t taken;  ///< by the draw before; -1: none
-    S limit;        ///< 2 epsilon
-    index_t peak = -1;
-    S highest = 0;
-    S sum = 0;  ///< of exp(s - highest) over A
+/// exp(s - m) in A, 0 elsewhere. What is infinity or 0 by itself is no number here, which is near: -infinity has the
+/// exponential 0 all the same, and where all of these scores are 0, all are in A.
+template <class S, int W>
+SWITCHYARD_HD pack<S, W> near_exponentials(pack<S, W> score, S most, S limit) {
+    using P = pack<S, W>;
+    const P peak = P::all(most);
+    const P size = max(max(score, P::all(S(0)) - score), peak);
+    const P far = P::all(limit);
+    return where(above((peak - score) / size, far), P::all(S(0)), exp_nonpositive<S, W>(score - peak));
+}
 
-    SWITCHYARD_HD mixer_turn(const S* scores, index_t count, index_t drawn, S near)
-        : row(scores), experts(count), taken(drawn), limit(near) {
-        for (index_t e = 0; e < experts; ++e) {
-            if (e != taken && row[e] > lowest<S>() && (peak < 0 || row[e] > highest)) {
-                highest = row[e];
-                peak = e;
-            }
+/// The experts that one draw is from, and their softmax.
+template <class S, int W>
+struct mixer_turn {
+    const S* left;   ///< [padded E] scores, -infinity where an expert is gone
+    S* exponential;  ///< [padded E] of s - most, 0 outside A
+    index_t peak = -1;
+    S sum = 0;  ///< of the exponentials
+
+    /// `limit` is 2 epsilon.
+    SWITCHYARD_HD mixer_turn(const S* scores, index_t experts, S limit, S* room) : left(scores), exponential(room) {
+        using P = pack<S, W>;
+        P maxima = P::all(lowest<S>());
+        for (index_t j = 0; j < experts; j += W) maxima = max(maxima, P::load(left + j));
+        const S most = highest(maxima);
+        if (!(most > lowest<S>())) return;
+        P sums = P::all(S(0));
+        for (index_t j = 0; j < experts; j += W) {
+            const P score = P::load(left + j);
+            const std::uint32_t found = equal_bits(score, P::all(most));
+            peak = peak < 0 && found != 0 ? j + first_bit(found) : peak;
+            const P near = settled(near_exponentials(score, most, limit));
+            near.store(exponential + j);
+            sums = sums + near;
         }
-        for (index_t e = 0; e < experts && peak >= 0; ++e) {
-            if (has(e)) {
-                sum += settled(exp_nonpositive(row[e] - highest));
-            }
-        }
+        sum = total(sums);
     }
-    /// Whether e is in A. 0 / 0 is: all of these scores are 0.
-    SWITCHYARD_HD bool has(index_t e) const {
-        const S score = row[e];
-        const S size = score < S(0) ? -score : score;
-        return e != taken && score > lowest<S>() && !((highest - score) / (size > highest ? size : highest) > limit);
-    }
-    SWITCHYARD_HD S share(index_t e) const { return exp_nonpositive(row[e] - highest) / sum; }
+    /// An expert whose exponential is 0 in the type is never drawn.
+    SWITCHYARD_HD bool has(index_t e) const { return exponential[e] > S(0); }
+    SWITCHYARD_HD S share(index_t e) const { return exponential[e] / sum; }
 };
+
+/// A copy of a row, padded with -infinity.
+template <int W, class S>
+SWITCHYARD_HD void copy_padded(const S* row, index_t experts, S* to) {
+    for (index_t e = 0; e < padded<W>(experts); ++e) to[e] = e < experts ? usable(row[e]) : lowest<S>();
+}
 
 template <class S>
 struct select_two_draws {
@@ -136,10 +152,15 @@ struct select_two_draws {
     noise_key noise;
 
     template <int W>
-    SWITCHYARD_HD void choose(index_t token, const S* row, S, S, index_t, pack<S, W>, S*) const {
+    SWITCHYARD_HD index_t scratch_size() const {
+        return 2 * padded<W>(experts);
+    }
+    template <int W>
+    SWITCHYARD_HD void choose(index_t token, const S* row, S, S, index_t, pack<S, W>, S* left) const {
         index_t taken = -1;
+        copy_padded<W>(row, experts, left);
         for (index_t turn = 0; turn < 2; ++turn) {
-            const mixer_turn<S> from(row, experts, taken, limit);
+            const mixer_turn<S, W> from(left, experts, limit, left + padded<W>(experts));
             if (from.peak < 0) {  // one expert was allowed
                 expert[token * 2 + turn] = forbidden_choice(taken == 0 ? 1 : 0);
                 gate[token * 2 + turn] = S(0);
@@ -150,6 +171,7 @@ struct select_two_draws {
             const bool is_whole = !draws || taken == from.peak ||
                                   uniform_at(for_purpose(noise, noise_purpose::midpoints), token, turn) > 0.75f;
             gate[token * 2 + turn] = from.share(taken) * (is_whole ? S(1) : off_peak);
+            left[taken] = lowest<S>();
         }
     }
     SWITCHYARD_HD void padding(index_t token) const { give_none(token, padding_choice, padding_choice); }
@@ -161,18 +183,28 @@ struct select_two_draws {
         expert[token * 2 + 1] = second;
         gate[token * 2] = gate[token * 2 + 1] = S(0);
     }
-    SWITCHYARD_HD index_t draw(const mixer_turn<S>& from, index_t token, index_t turn) const {
+    /// By groups of four columns, which share their random numbers; none are made for experts that are not near.
+    template <int W>
+    SWITCHYARD_HD index_t draw(const mixer_turn<S, W>& from, index_t token, index_t turn) const {
+        const noise_key key = for_purpose(noise, noise_purpose::draws);
+        const index_t groups = padded<4>(experts) / 4;
         index_t drawn = -1;
         S highest_score = 0;
-        for_each_uniform(for_purpose(noise, noise_purpose::draws), token, turn * padded<4>(experts), experts,
-                         [&](index_t e, float u) {
-                             if (!from.has(e)) return;
-                             const S perturbed = from.row[e] + gumbel<S>(u);
-                             if (drawn < 0 || perturbed > highest_score) {
-                                 highest_score = perturbed;
-                                 drawn = e;
-                             }
-                         });
+        for (index_t group = 0; group < groups; ++group) {
+            const index_t last = group * 4 + 4 < experts ? group * 4 + 4 : experts;
+            bool is_near = false;
+            for (index_t e = group * 4; e < last; ++e) is_near = is_near || from.has(e);
+            if (!is_near) continue;
+            const philox_words words = noise_words(key, token, turn * groups + group);
+            for (index_t e = group * 4; e < last; ++e) {
+                if (!from.has(e)) continue;
+                const S perturbed = from.left[e] + gumbel<S>(uniform(word_at(words, e % 4)));
+                if (drawn < 0 || perturbed > highest_score) {
+                    highest_score = perturbed;
+                    drawn = e;
+                }
+            }
+        }
         return drawn;
     }
 };
@@ -190,16 +222,18 @@ struct mixer_backward_pass {
 
     template <int W>
     SWITCHYARD_HD index_t scratch_size() const {
-        return 2 * padded<W>(plan.experts);
+        return 4 * padded<W>(plan.experts);
     }
     template <int W>
     SWITCHYARD_HD void run(index_t first, index_t last, S* scratch) const {
+        const index_t length = padded<W>(plan.experts);
+        S* const left = scratch + 2 * length;
         for (index_t token = first; token < last; ++token) {
-            const S* const row = source.row(token, scratch + padded<W>(plan.experts));
+            const S* const row = source.row(token, scratch + length);
             add_losses(token, row, scratch);
-            index_t taken = -1;
+            copy_padded<W>(row, plan.experts, left);
             for (index_t turn = 0; turn < 2 && plan.row_sum[token] > S(0); ++turn) {
-                taken = add_turn(token, turn, taken, row, scratch);
+                add_turn<W>(token, turn, left, scratch);
             }
             source.pull_back(token, row, scratch);
             for (index_t e = 0; e < plan.experts; ++e) {
@@ -228,22 +262,21 @@ struct mixer_backward_pass {
             gradient[e] = settled(gradient[e]);
         }
     }
-    /// Adds a draw's; returns its expert.
-    SWITCHYARD_HD index_t add_turn(index_t token, index_t turn, index_t taken, const S* row, S* gradient) const {
+    /// Adds a draw's, and takes its expert out.
+    template <int W>
+    SWITCHYARD_HD void add_turn(index_t token, index_t turn, S* left, S* gradient) const {
         const index_t position = token * 2 + turn;
         const std::int32_t drawn = plan.expert[position];
-        if (drawn < 0 || !(row[drawn] > lowest<S>()) || plan.slot[position] < 0) {
-            return drawn;
-        }
-        const mixer_turn<S> from(row, plan.experts, taken, limit);
-        const S weight = static_cast<S>(load_scalar(d_gates(token, turn))) * from.share(drawn);
-        for (index_t e = 0; e < plan.experts; ++e) {
-            if (from.has(e)) {
+        if (drawn < 0 || !(left[drawn] > lowest<S>())) return;
+        if (plan.slot[position] >= 0) {
+            const mixer_turn<S, W> from(left, plan.experts, limit, left + padded<W>(plan.experts));
+            const S weight = static_cast<S>(load_scalar(d_gates(token, turn))) * from.share(drawn);
+            for (index_t e = 0; e < plan.experts; ++e) {
                 gradient[e] -= rounded_times(weight, from.share(e));
             }
+            gradient[drawn] += weight;
         }
-        gradient[drawn] += weight;
-        return drawn;
+        left[drawn] = lowest<S>();
     }
 };
 
