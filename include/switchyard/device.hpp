@@ -9,9 +9,9 @@
 
 #include <switchyard/assignment/device_auction.hpp>
 
+#include <switchyard/balance/load_loss.hpp>
 #include <switchyard/score/cosine.hpp>
 #include <switchyard/score/device_projection.hpp>
-#include <switchyard/balance/load_loss.hpp>
 #include <switchyard/score/initialisation.hpp>
 #include <switchyard/score/noisy_scores.hpp>
 
