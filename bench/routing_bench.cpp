@@ -6,7 +6,9 @@
 // switch_route and top_k_train are a training step (losses, statistics for backward), switch_infer and top_k_route
 // inference (decoding sizes among them); `_columns` are column-major scores, `_bfloat16` and `_half` row-major ones in
 // 16 bits. Rows are `<operation>_<policy>/<tokens>/<experts>`, with /k for top-k. Compare medians of one run only. All
-// operations write into prepared buffers. Rows that move are also `_by_columns` (column-major), `_bfloat16` and
+// operations write into prepared buffers. sinkhorn_round is one round of sinkhorn_bias; gshard_route and
+// sparse_mixer_route are a training step, one_each_route is inference; noisy_scores and load_loss are forward. Rows
+// that move are also `_by_columns` (column-major), `_bfloat16` and
 // `_half`, with sizes /<tokens>/<experts>/<k>/<columns>. Scores are Gaussian (fixed seed); rows of tokens have 512
 // float32 numbers; dispatch and combine use balanced random experts and drop nothing. `par` runs on OpenMP with the
 // machine's threads.
@@ -117,6 +119,40 @@ void route_tokens(benchmark::State& state, const Policy& policy, index_t tokens,
         benchmark::ClobberMemory();
     }
     count(state, tokens, tokens * width * static_cast<index_t>(sizeof(typename X::Scalar)));
+}
+
+/// One round of Sinkhorn, from a bias that is not 0.
+template <class Policy>
+void sinkhorn_round(benchmark::State& state, const Policy& policy, index_t tokens, index_t experts) {
+    const row_major& scores = scores_of(tokens, experts);
+    std::vector<float> bias(static_cast<std::size_t>(experts), 0.0f);
+    sy::workspace scratch;
+    const sy::sinkhorn_settings settings{.rounds = 1, .tolerance = 0, .starts_warm = true};
+    for (auto _ : state) {
+        benchmark::DoNotOptimize(sy::sinkhorn_bias(policy, scores, settings, {}, bias.data(), scratch));
+        benchmark::ClobberMemory();
+    }
+    count(state, tokens, tokens * experts * static_cast<index_t>(sizeof(float)));
+}
+
+/// The noise of noisy top-k, and its load loss forward.
+template <class Policy>
+void add_noise(benchmark::State& state, const Policy& policy, index_t tokens, index_t experts, bool has_loss) {
+    const row_major& scores = scores_of(tokens, experts);
+    row_major noisy(tokens, experts);
+    std::vector<double> load(static_cast<std::size_t>(experts) + 1);
+    sy::workspace scratch;
+    const sy::load_loss_settings settings{.k = 2};
+    sy::noisy_scores(policy, scores, scores, settings.noisy, noisy);
+    for (auto _ : state) {
+        if (has_loss) {
+            sy::load_loss(policy, scores, scores, noisy, settings, load.data(), load.data() + experts, scratch);
+        } else {
+            sy::noisy_scores(policy, scores, scores, settings.noisy, noisy);
+        }
+        benchmark::ClobberMemory();
+    }
+    count(state, tokens, tokens * experts * static_cast<index_t>(sizeof(float)));
 }
 
 template <class Scores = row_major, class Policy, class Router>
@@ -323,6 +359,17 @@ void add_policy(const std::string& name, const Policy& policy) {
         add("switch_route_backward", name, {t, e}, [=](auto& s) { route_backward(s, policy, switch_router, t, e); });
         add("project", name, {t, e}, [=](auto& s) { project(s, policy, t, e); });
     }
+    add("sinkhorn_round", name, {65536, 64}, [=](auto& s) { sinkhorn_round(s, policy, 65536, 64); });
+    add("gshard_route", name, {65536, 64},
+        [=](auto& s) { route(s, policy, sy::gshard_router{}, sy::training{.stream = 0}, 65536, 64); });
+    add("sparse_mixer_route", name, {65536, 64},
+        [=](auto& s) { route(s, policy, sy::sparse_mixer_router{}, sy::training{.stream = 0}, 65536, 64); });
+    add("one_each_route", name, {65536, 64, 8}, [=](auto& s) {
+        const sy::recipe_router<> router{.k = 8, .groups = {.count = 8, .one_each = true}};
+        route(s, policy, router, sy::inference{}, 65536, 64);
+    });
+    add("noisy_scores", name, {65536, 64}, [=](auto& s) { add_noise(s, policy, 65536, 64, false); });
+    add("load_loss", name, {65536, 64, 2}, [=](auto& s) { add_noise(s, policy, 65536, 64, true); });
     for (const index_t t : {1, 32, 512, 65536}) {
         const sy::top_k_router router{.k = 8};
         add("top_k_route", name, {t, 256, 8}, [=](auto& s) { route(s, policy, router, sy::inference{}, t, 256); });

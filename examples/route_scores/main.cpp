@@ -39,8 +39,8 @@ void run(const options& asked) {
     }
     const inputs given = read_inputs(asked);
     const index_t experts = std::visit([](const auto& table) { return table.columns(); }, given.scores);
-    if (asked.chooses(router_kind::top_k)) {
-        const index_t k = recipe_of(asked).k;
+    for (const router_kind router : asked.routers) {
+        const index_t k = chooses_by_keys(router) ? recipe_of(asked, router).k : 1;
         sy::require(k <= experts, "--k ", k, " must lie in 1..E = ", experts);
     }
     std::vector<routing> all;

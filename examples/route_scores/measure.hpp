@@ -91,6 +91,118 @@ sy::recipe_router<Space> recipe_in(const options& asked, router_kind router, con
             .choices = placed.choices};
 }
 
+/// The bias that sinkhorn or quantile finds by the scores, and how.
+struct found_bias {
+    std::vector<float> numbers{};  ///< [E]; empty for other routers
+    std::optional<index_t> rounds{};
+    std::optional<double> residual{};
+    double milliseconds = 0;
+};
+
+template <sy::host_policy Policy, class S>
+found_bias find_bias(const Policy& policy, const options& asked, router_kind router, const sy::matrix<S>& scores,
+                     const inputs& given) {
+    found_bias found;
+    if (!finds_bias(router)) return found;
+    const index_t experts = scores.columns();
+    const index_t rounds = rounds_of(asked, router);
+    const sy::token_mask mask{given.mask.empty() ? nullptr : given.mask.data(),
+                              static_cast<index_t>(given.mask.size())};
+    std::vector<float> quantiles(static_cast<std::size_t>(experts));
+    sy::workspace scratch;
+    found.milliseconds = measured(asked.repeat, [&] {
+        found.numbers = given.bias.empty() || router == router_kind::sinkhorn ? quantiles : given.bias;
+        if (router == router_kind::sinkhorn) {
+            std::fill(found.numbers.begin(), found.numbers.end(), 0.0f);
+            const auto report = sy::sinkhorn_bias(
+                policy, scores,
+                {.temperature = temperature_of(asked, router), .rounds = rounds, .tolerance = asked.own.tolerance},
+                mask, found.numbers.data(), scratch);
+            found.rounds = report.rounds;
+            found.residual = report.residual;
+            return;
+        }
+        if (given.bias.empty()) std::fill(found.numbers.begin(), found.numbers.end(), 0.0f);
+        for (index_t round = 0; round < rounds; ++round) {
+            sy::balancing_quantiles(policy, scores, recipe_of(asked, router).k,
+                                    sy::expert_numbers<>{found.numbers.data(), experts}, quantiles, scratch);
+            sy::update_bias_by_quantiles(policy, quantiles.data(), experts, asked.own.ema, found.numbers.data());
+        }
+        found.rounds = rounds;
+    });
+    return found;
+}
+
+/// Scores with the noise of noisy_top_k, and what goes back through it, in the memory of a policy.
+template <class Policy, class S>
+class noisy_run {
+  public:
+    using memory = typename Policy::memory;
+    using scores_matrix = sy::matrix<S, memory>;
+    using scratch_type = sy::basic_workspace<memory>;
+
+    noisy_run(const Policy& policy, const options& asked, index_t k, scores_matrix noise_scores,
+              const scores_matrix& scores, const sy::token_mask& mask)
+        : policy_(policy),
+          scores_(scores),
+          noise_scores_(std::move(noise_scores)),
+          noisy_(scores.rows(), scores.columns()),
+          settings_{.k = k,
+                    .weight = asked.own.load_weight,
+                    .noisy = {.noise = {.seed = asked.seed}, .least_deviation = asked.own.least_deviation},
+                    .mask = mask} {
+        load_.resize(scores.columns() + 1);
+        sy::noisy_scores(policy_, scores_, noise_scores_, settings_.noisy, noisy_);
+    }
+    const scores_matrix& noisy() const { return noisy_; }
+
+    double load_loss() {
+        const index_t experts = scores_.columns();
+        sy::load_loss(policy_, scores_, noise_scores_, noisy_, settings_, load_.data(), load_.data() + experts,
+                      scratch_);
+        double loss = 0;
+        if constexpr (sy::host_policy<Policy>) {
+            loss = load_.data()[experts];
+        } else {
+            policy_.copy_to_host(&loss, load_.data() + experts, sizeof loss);
+        }
+        return loss;
+    }
+    /// Gradients of the noisy scores become those of the scores, the load loss's added; returns the noise scores'.
+    scores_matrix go_back(scores_matrix& d_scores) {
+        scores_matrix d_noise(scores_.rows(), scores_.columns());
+        sy::noisy_scores_backward(policy_, noise_scores_, settings_.noisy, d_scores, d_scores, d_noise);
+        if (settings_.weight != 0) {
+            sy::load_loss_backward(policy_, scores_, noise_scores_, noisy_, settings_, load_.data(), d_scores, d_noise,
+                                   scratch_);
+        }
+        return d_noise;
+    }
+
+  private:
+    const Policy& policy_;
+    const scores_matrix& scores_;
+    scores_matrix noise_scores_;
+    scores_matrix noisy_;
+    sy::load_loss_settings settings_;
+    sy::buffer<double, memory> load_;
+    scratch_type scratch_;
+};
+
+/// A file's numbers as those of the scores.
+template <class S>
+sy::matrix<S> converted(const score_table& table) {
+    return std::visit(
+        [](const auto& numbers) {
+            sy::matrix<S> same(numbers.rows(), numbers.columns());
+            for (index_t i = 0; i < numbers.rows() * numbers.columns(); ++i) {
+                same.data()[i] = static_cast<S>(numbers.data()[i]);
+            }
+            return same;
+        },
+        table);
+}
+
 /// Calls f(router, mode) with the library's router. Switch and top-k run as in training, where they have losses.
 template <class Space, class F>
 void with_router(const options& asked, router_kind router, const placed_inputs<Space>& placed, const F& f) {
@@ -101,6 +213,10 @@ void with_router(const options& asked, router_kind router, const placed_inputs<S
         case router_kind::base:
             if (asked.solver == solver_kind::auction) return f(sy::base_router<sy::auction>{}, sy::run_mode(training));
             return f(sy::base_router<sy::hungarian>{}, sy::run_mode(training));
+        case router_kind::gshard:
+            return f(gshard_of(asked), sy::run_mode(training));
+        case router_kind::sparse_mixer:
+            return f(sparse_mixer_of(asked), sy::run_mode(training));
         case router_kind::greedy:
             return f(sy::base_router<sy::hungarian>{}, sy::run_mode(sy::inference{placed.mask}));
         default:
@@ -149,7 +265,7 @@ routing routing_of(const options& asked, router_kind router, const sy::plan_view
                    const inputs& given) {
     constexpr double never = -std::numeric_limits<double>::infinity();
     const index_t positions = plan.tokens * plan.choices;
-    const bool has_losses = router == router_kind::switch_router || is_recipe(router);
+    const bool has_losses = router == router_kind::switch_router || is_recipe(router) || is_pair(router);
     routing made{.router = router,
                  .tokens = plan.tokens,
                  .experts = plan.experts,

@@ -5,6 +5,7 @@
 #include <limits>
 #include <string>
 #include <string_view>
+#include <utility>
 
 namespace study {
 namespace {
@@ -20,10 +21,18 @@ struct use {
 
 void require_used(const options& asked, const command_line& line) {
     const bool top_k = std::any_of(asked.routers.begin(), asked.routers.end(), is_recipe);
-    const bool chooses_itself = asked.chooses(router_kind::top_k);
+    const bool chooses_itself = std::any_of(asked.routers.begin(), asked.routers.end(), chooses_by_keys);
+    const bool takes_bias = asked.chooses(router_kind::top_k) || asked.chooses(router_kind::cosine) ||
+                            asked.chooses(router_kind::noisy_top_k) || asked.chooses(router_kind::quantile);
+    const bool gshard = asked.chooses(router_kind::gshard);
+    const bool mixer = asked.chooses(router_kind::sparse_mixer);
+    const bool noisy = asked.chooses(router_kind::noisy_top_k);
+    const bool sinkhorn = asked.chooses(router_kind::sinkhorn);
+    const bool quantile = asked.chooses(router_kind::quantile);
+    const bool cosine = asked.chooses(router_kind::cosine);
     const bool draws = asked.chooses(router_kind::random);
     const bool switched = asked.chooses(router_kind::switch_router);
-    const bool softmax = top_k || switched;
+    const bool softmax = top_k || switched || gshard || mixer;
     const bool factor = softmax && (asked.capacity_factor || (switched && !asked.capacity));
     const bool noise = softmax && asked.noise != noise_kind::none;
     const use uses[] = {
@@ -31,14 +40,30 @@ void require_used(const options& asked, const command_line& line) {
         {"--token-ids", asked.chooses(router_kind::hash), "router hash"},
         {"--table", asked.chooses(router_kind::hash), "router hash"},
         {"--k", chooses_itself || draws || asked.chooses(router_kind::round_robin), "router top_k"},
-        {"--bias", chooses_itself, "router top_k"},
+        {"--bias", takes_bias, "router top_k"},
         {"--groups", chooses_itself, "router top_k"},
         {"--bias-on", chooses_itself, "router top_k"},
         {"--groups-kept", chooses_itself, "router top_k"},
         {"--group-score", chooses_itself, "router top_k"},
         {"--group-score-count", chooses_itself, "router top_k"},
         {"--group-mask", chooses_itself, "router top_k"},
-        {"--gradients", top_k || switched || asked.chooses(router_kind::base), "a router that trains"},
+        {"--one-each", chooses_itself, "router top_k"},
+        {"--second", gshard, "router gshard"},
+        {"--second-threshold", gshard, "router gshard"},
+        {"--second-compared", gshard, "router gshard"},
+        {"--pair-sum", gshard, "router gshard"},
+        {"--mixer-epsilon", mixer, "router sparse_mixer"},
+        {"--off-peak", mixer, "router sparse_mixer"},
+        {"--noise-scores", noisy, "router noisy_top_k"},
+        {"--least-deviation", noisy, "router noisy_top_k"},
+        {"--load-weight", noisy, "router noisy_top_k"},
+        {"--temperature", sinkhorn || cosine, "router sinkhorn or cosine"},
+        {"--tokens", cosine, "router cosine"},
+        {"--embeddings", cosine, "router cosine"},
+        {"--tolerance", sinkhorn, "router sinkhorn"},
+        {"--rounds", sinkhorn || quantile, "router sinkhorn or quantile"},
+        {"--ema", quantile, "router quantile"},
+        {"--gradients", softmax || asked.chooses(router_kind::base), "a router that trains"},
         {"--capacity-factor", softmax, "router switch or top_k"},
         {"--capacity", softmax, "router switch or top_k"},
         {"--capacity-rounding", factor, "router switch or top_k with a capacity from a factor"},
@@ -50,7 +75,7 @@ void require_used(const options& asked, const command_line& line) {
         {"--noise", asked.noise == noise_kind::sample ? switched : softmax,
          asked.noise == noise_kind::sample ? "router switch" : "router switch or top_k"},
         {"--noise-scale", noise, "--noise logit_jitter or sample"},
-        {"--seed", noise || draws, "--noise logit_jitter or sample"},
+        {"--seed", noise || draws || gshard || mixer || noisy, "--noise logit_jitter or sample"},
         {"--block",
          asked.writes(format_kind::vllm) || asked.writes(format_kind::deepgemm) ||
              asked.writes(format_kind::megablocks),
@@ -61,18 +86,24 @@ void require_used(const options& asked, const command_line& line) {
     };
     const auto require_use = [&](const use& u) {
         const std::string* const text = line.given(u.option);
-        const bool is_flag = std::string_view(u.option) == "--renormalize";
+        const bool is_flag =
+            std::string_view(u.option) == "--renormalize" || std::string_view(u.option) == "--one-each";
         sy::require(text == nullptr || u.used, u.option, is_flag ? "" : " ",
                     is_flag || text == nullptr ? "" : text->c_str(), " is used by nothing chosen: it needs ", u.needs);
     };
-    for (const char* const option :
-         {"--preset", "--config", "--logit-multiplier", "--logit-bias", "--softcap", "--score", "--softmax",
-          "--renormalize", "--normalize", "--norm-power", "--normalize-epsilon", "--epsilon-kind", "--scale",
-          "--expert-scale", "--rowless", "--balance-count", "--balance-scope", "--balance-probability", "--losses"}) {
+    for (const char* const option : {"--logit-multiplier", "--logit-bias", "--softcap", "--score", "--softmax",
+                                     "--renormalize", "--normalize", "--norm-power", "--scale", "--expert-scale",
+                                     "--rowless", "--balance-scope", "--balance-probability", "--losses"}) {
         require_use({option, top_k, "router top_k"});
     }
     for (const char* const option : {"--sequences", "--sequence-length"}) {
         require_use({option, top_k && asked.balance_scope == scope_kind::sequence, "--balance-scope sequence"});
+    }
+    for (const char* const option : {"--preset", "--config", "--balance-count"}) {
+        require_use({option, top_k || gshard || mixer, "router top_k"});
+    }
+    for (const char* const option : {"--normalize-epsilon", "--epsilon-kind"}) {
+        require_use({option, top_k || gshard, "router top_k"});
     }
     for (const use& u : uses) require_use(u);
     if (!top_k) return;
@@ -81,14 +112,17 @@ void require_used(const options& asked, const command_line& line) {
         !weighs_after(asked) || asked.top_k.renormalize || asked.top_k.normalize == normalize_kind::sum;
     const bool sums = takes_sum && (router.normalize == sy::gate_sum::add || router.normalize == sy::gate_sum::clamp);
     const use top_k_uses[] = {
-        {"--bias-on", !asked.top_k.bias.empty() || router.groups.choose(), "--bias or groups"},
+        {"--bias-on",
+         (!asked.top_k.bias.empty() && (asked.chooses(router_kind::top_k) || noisy || cosine)) ||
+             router.groups.choose(),
+         "--bias or groups"},
         {"--groups-kept", router.groups.count > 1 || asked.top_k.groups.has_value(), "--groups"},
         {"--group-score", router.groups.count > 1 || asked.top_k.groups.has_value(), "--groups"},
         {"--group-mask", router.groups.count > 1 || asked.top_k.groups.has_value(), "--groups"},
         {"--group-score-count", asked.top_k.group_score == group_score_kind::top_n_sum, "--group-score top_n_sum"},
         {"--norm-power", router.normalize == sy::gate_sum::norm, "--normalize p_norm"},
-        {"--normalize-epsilon", sums, "--normalize sum"},
-        {"--epsilon-kind", sums, "--normalize sum"},
+        {"--normalize-epsilon", sums || gshard, "--normalize sum"},
+        {"--epsilon-kind", sums || gshard, "--normalize sum"},
     };
     for (const use& u : top_k_uses) require_use(u);
     for (const loss_kind loss : {loss_kind::device_balance, loss_kind::communication_balance}) {
@@ -114,8 +148,8 @@ void require_possible(const top_k_options& given) {
                   "a --group-score other than top_n_sum");
     sy::require(given.group_score != group_score_kind::top_n_sum || given.group_score_count,
                 "--group-score top_n_sum needs --group-score-count");
-    sy::require(!given.groups || *given.groups == 1 || given.groups_kept || !given.is_plain(), "--groups ",
-                given.groups.value_or(0), " needs --groups-kept");
+    sy::require(!given.groups || *given.groups == 1 || given.groups_kept || given.one_each || !given.is_plain(),
+                "--groups ", given.groups.value_or(0), " needs --groups-kept");
     const auto require_float = [](const char* option, const std::optional<double>& x) {
         const double least = std::numeric_limits<float>::min();
         const double size = x ? std::abs(*x) : 1;
@@ -148,6 +182,32 @@ void require_possible(const options& asked) {
     require_file(router_kind::replay, "--choices", asked.choices);
     require_file(router_kind::hash, "--token-ids", asked.token_ids);
     require_file(router_kind::hash, "--table", asked.table);
+    require_file(router_kind::noisy_top_k, "--noise-scores", asked.own.noise_scores);
+    require_file(router_kind::cosine, "--tokens", asked.own.tokens);
+    require_file(router_kind::cosine, "--embeddings", asked.own.embeddings);
+    const bool changes = asked.top_k.logit_multiplier || asked.top_k.softcap || !asked.top_k.logit_bias.empty() ||
+                         asked.noise == noise_kind::logit_jitter;
+    const bool finds = asked.chooses(router_kind::sinkhorn) || asked.chooses(router_kind::quantile);
+    sy::require(!changes || !finds,
+                "--router sinkhorn and quantile find a bias for the file's scores: --logit-multiplier, --logit-bias, "
+                "--softcap and --noise change them");
+    sy::require(!asked.chooses(router_kind::quantile) || asked.mask.empty(),
+                "--router quantile and --mask exclude each other: its shares are of all tokens");
+    const preset_settings& model = asked.top_k.model;
+    const bool is_named = !asked.top_k.is_plain();
+    const auto require_router = [&](bool is_its_own, router_kind own) {
+        const bool runs_others = std::any_of(asked.routers.begin(), asked.routers.end(), is_recipe);
+        sy::require(!is_its_own || (asked.chooses(own) && !runs_others), "the model's router is --router ",
+                    name_of(routers_by_name, own), ", and not top_k");
+    };
+    require_router(model.gshard.has_value(), router_kind::gshard);
+    require_router(model.sparse_mixer.has_value(), router_kind::sparse_mixer);
+    for (const auto& [own, has] : {std::pair(router_kind::gshard, model.gshard.has_value()),
+                                   std::pair(router_kind::sparse_mixer, model.sparse_mixer.has_value())}) {
+        const bool is_for_others = std::any_of(asked.routers.begin(), asked.routers.end(), is_recipe);
+        sy::require(!is_named || has || is_for_others || !asked.chooses(own), "the model's router is not --router ",
+                    name_of(routers_by_name, own));
+    }
 }
 
 }  // namespace study

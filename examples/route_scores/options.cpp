@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <limits>
 #include <string>
+#include <string_view>
 
 namespace study {
 namespace {
@@ -36,9 +37,11 @@ constexpr index_t no_limit = std::numeric_limits<index_t>::max();
 /// The command line's grammar: every option writes what it was given into `asked`.
 class grammar : public command_line {
   public:
-    explicit grammar(options& asked) : command_line("route_scores", about, examples, 38), asked_(asked) {
+    grammar(options& asked, bool needs_scores)
+        : command_line("route_scores", about, examples, 38), asked_(asked), needs_scores_(needs_scores) {
         add_files();
         add_top_k();
+        add_other_routers();
         add_capacity();
         add_losses_and_noise();
         add_more_losses();
@@ -51,13 +54,19 @@ class grammar : public command_line {
         group_ = "What to route";
         add_path("--scores", "S.npy",
                  "Scores [T,E]: NumPy format 1.0 to 3.0, float16, 32 or 64; -inf forbids an expert", asked_.scores)
-            ->required();
+            ->required(needs_scores_);
         add_names("--router", "R[,R...]", routers_by_name, asked_.routers,
                   "One or several of:\n"
                   "switch       the best expert, up to its capacity (Fedus et al. 2021)\n"
                   "top_k        the k best, by any of the parts below: most models\n"
                   "base         balanced assignment (Lewis et al. 2021)\n"
                   "greedy       base at inference: the best expert, no capacity\n"
+                  "gshard       two experts, the second by a policy (Lepikhin et al. 2020)\n"
+                  "sparse_mixer two experts drawn in turn (Liu et al. 2023; PhiMoE)\n"
+                  "noisy_top_k  top_k of scores with learned noise (Shazeer et al. 2017)\n"
+                  "sinkhorn     top_k with a bias that evens out probabilities (S-BASE)\n"
+                  "quantile     top_k with a bias moved by quantiles of the scores\n"
+                  "cosine       top_k of cosines of tokens and embeddings (xMoE); needs no scores\n"
                   "replay       experts from a file, weighed as by top_k\n"
                   "hash         experts from a table by token id, weighed as by top_k\n"
                   "random       k experts by chance, weighed as by top_k\n"
@@ -104,6 +113,7 @@ class grammar : public command_line {
                             top_k_.group_score_count, 1, no_limit);
         add_named("--group-mask", group_masks_by_name, top_k_.group_mask,
                   "What is compared outside the kept groups (minus_infinity)");
+        add_flag("--one-each", "Instead: the best expert of every group, k = G", top_k_.one_each);
     }
 
     void add_weights() {
@@ -116,6 +126,34 @@ class grammar : public command_line {
         add_path("--expert-scale", "S.npy", "[E], and by the number of their expert", top_k_.expert_scale);
         add_number<index_t>("--rowless", "Z", "The last Z of the E experts give back their token, and take no rows (0)",
                             top_k_.rowless, 0, no_limit);
+    }
+
+    void add_other_routers() {
+        group_ = "Routers gshard, sparse_mixer, noisy_top_k, sinkhorn, quantile, cosine";
+        router_options& own = asked_.own;
+        add_named("--second", seconds_by_name, own.second, "gshard: which second choices are kept (random)");
+        add_number<double>("--second-threshold", "X", "gshard: of random and threshold, > 0 (0.5)",
+                           own.second_threshold);
+        add_named("--second-compared", second_weights_by_name, own.second_compared,
+                  "gshard: what is compared with it (share)");
+        add_named("--pair-sum", pair_sums_by_name, own.pair_sum,
+                  "gshard: when gates are divided by their sum (before_drops)");
+        add_number<double>("--mixer-epsilon", "X", "sparse_mixer: how near the best experts are drawn from (0.01)",
+                           own.mixer_epsilon, 0);
+        add_number<double>("--off-peak", "X", "sparse_mixer: factor of gates away from the best (1/3)", own.off_peak);
+        add_path("--noise-scores", "N.npy", "noisy_top_k: [T,E], whose softplus is the noise's deviation",
+                 own.noise_scores);
+        add_number<double>("--least-deviation", "X", "noisy_top_k: added to it (0.01)", own.least_deviation, 0);
+        add_number<double>("--load-weight", "W", "noisy_top_k: of the load loss (0)", own.load_weight);
+        add_number<double>("--temperature", "X", "sinkhorn (1), cosine (0.07): scores are divided by X > 0",
+                           own.temperature);
+        add_path("--tokens", "X.npy", "cosine: [T,D]", own.tokens);
+        add_path("--embeddings", "W.npy", "cosine: of the experts, [E,D]", own.embeddings);
+        add_number<double>("--tolerance", "X", "sinkhorn: of the residual, at which rounds end (0.01)", own.tolerance,
+                           0);
+        add_number<index_t>("--rounds", "N", "sinkhorn: at most (30); quantile: updates of the bias (1)", own.rounds, 1,
+                            no_limit);
+        add_number<double>("--ema", "X", "quantile: what stays of the bias in an update, in [0,1) (0)", own.ema, 0);
     }
 
     void add_capacity() {
@@ -180,19 +218,37 @@ class grammar : public command_line {
     }
 
     options& asked_;
+    bool needs_scores_;
     top_k_options& top_k_ = asked_.top_k;
 };
 
 }  // namespace
 
+namespace {
+
+/// Router cosine by itself makes its scores from tokens.
+bool is_cosine_alone(int argc, const char* const* argv) {
+    for (int i = 1; i < argc; ++i) {
+        const std::string_view word = argv[i];
+        if (word == "--router=cosine" ||
+            (word == "--router" && i + 1 < argc && argv[i + 1] == std::string_view("cosine"))) {
+            return true;
+        }
+    }
+    return false;
+}
+
+}  // namespace
+
 std::optional<options> parse_options(int argc, const char* const* argv) {
     options asked;
-    grammar line(asked);
+    grammar line(asked, !is_cosine_alone(argc, argv));
     if (!line.parse(argc, argv)) {
         return std::nullopt;
     }
     require_possible(asked.top_k);
-    if (std::any_of(asked.routers.begin(), asked.routers.end(), is_recipe)) {  // others refuse both
+    const auto takes_model = [](router_kind router) { return is_recipe(router) || is_pair(router); };
+    if (std::any_of(asked.routers.begin(), asked.routers.end(), takes_model)) {  // others refuse both
         if (!asked.top_k.preset.empty()) asked.top_k.model = preset_router("--preset", asked.top_k.preset);
         if (!asked.top_k.config.empty()) asked.top_k.model = configured_router("--config", asked.top_k.config);
     }

@@ -17,7 +17,22 @@
 
 namespace study {
 
-enum class router_kind { switch_router, top_k, base, greedy, replay, hash, random, round_robin };
+enum class router_kind {
+    switch_router,
+    top_k,
+    base,
+    greedy,
+    gshard,
+    sparse_mixer,
+    noisy_top_k,
+    sinkhorn,
+    quantile,
+    cosine,
+    replay,
+    hash,
+    random,
+    round_robin
+};
 enum class noise_kind { none, logit_jitter, sample };
 enum class group_score_kind { max, top2_sum, top_n_sum };
 enum class normalize_kind { none, sum, p_norm };
@@ -49,6 +64,12 @@ inline constexpr named<router_kind> routers_by_name[] = {{"switch", router_kind:
                                                          {"top_k", router_kind::top_k},
                                                          {"base", router_kind::base},
                                                          {"greedy", router_kind::greedy},
+                                                         {"gshard", router_kind::gshard},
+                                                         {"sparse_mixer", router_kind::sparse_mixer},
+                                                         {"noisy_top_k", router_kind::noisy_top_k},
+                                                         {"sinkhorn", router_kind::sinkhorn},
+                                                         {"quantile", router_kind::quantile},
+                                                         {"cosine", router_kind::cosine},
                                                          {"replay", router_kind::replay},
                                                          {"hash", router_kind::hash},
                                                          {"random", router_kind::random},
@@ -65,6 +86,17 @@ inline constexpr named<group_score_kind> group_scores_by_name[] = {{"max", group
                                                                    {"top_n_sum", group_score_kind::top_n_sum}};
 inline constexpr named<sy::group_mask> group_masks_by_name[] = {{"minus_infinity", sy::group_mask::forbidden},
                                                                 {"zero", sy::group_mask::zero}};
+inline constexpr named<sy::second_choice> seconds_by_name[] = {{"all", sy::second_choice::all},
+                                                               {"none", sy::second_choice::none},
+                                                               {"random", sy::second_choice::random},
+                                                               {"threshold", sy::second_choice::threshold},
+                                                               {"sampling", sy::second_choice::sampling}};
+inline constexpr named<sy::second_weight> second_weights_by_name[] = {{"share", sy::second_weight::share},
+                                                                      {"probability", sy::second_weight::probability}};
+inline constexpr named<sy::pair_sum> pair_sums_by_name[] = {{"none", sy::pair_sum::none},
+                                                            {"before_drops", sy::pair_sum::before_drops},
+                                                            {"after_drops", sy::pair_sum::after_drops},
+                                                            {"first_before_drops", sy::pair_sum::first_before_drops}};
 inline constexpr named<normalize_kind> normalize_by_name[] = {
     {"none", normalize_kind::none}, {"sum", normalize_kind::sum}, {"p_norm", normalize_kind::p_norm}};
 inline constexpr named<epsilon_kind> epsilons_by_name[] = {{"add", epsilon_kind::add}, {"clamp", epsilon_kind::clamp}};
@@ -117,6 +149,7 @@ struct top_k_options {
     std::optional<sy::key_source> bias_on;
     std::optional<index_t> groups, groups_kept, group_score_count;
     std::optional<group_score_kind> group_score;
+    bool one_each = false;
     std::optional<sy::group_mask> group_mask;
     bool renormalize = false;
     std::optional<normalize_kind> normalize;
@@ -130,8 +163,23 @@ struct top_k_options {
     bool is_plain() const { return preset.empty() && config.empty(); }
 };
 
+/// Of the routers gshard, sparse_mixer, noisy_top_k, sinkhorn, quantile and cosine, as given.
+struct router_options {
+    std::optional<sy::second_choice> second;
+    std::optional<double> second_threshold;
+    std::optional<sy::second_weight> second_compared;
+    std::optional<sy::pair_sum> pair_sum;
+    std::optional<double> mixer_epsilon, off_peak;
+    std::string noise_scores;                        ///< path
+    double least_deviation = 0.01, load_weight = 0;  ///< of noisy_top_k
+    std::optional<double> temperature;               ///< see temperature_of
+    double tolerance = 0.01, ema = 0;                ///< of sinkhorn, and of quantile
+    std::string tokens, embeddings;                  ///< paths, of cosine
+    std::optional<index_t> rounds;
+};
+
 struct options {
-    std::string scores;
+    std::string scores;            ///< path, empty: those of cosine, which runs alone
     std::string gradients;         ///< path, empty: none are asked for
     std::string mask;              ///< path, empty: every token counts
     std::string choices;           ///< path, of replay
@@ -140,6 +188,7 @@ struct options {
     std::vector<router_kind> routers;  ///< in the order given, each once
 
     top_k_options top_k;
+    router_options own;
     count_kind balance_count = count_kind::first;
 
     std::optional<double> capacity_factor;  ///< as given; see capacity_rule_of
@@ -191,16 +240,37 @@ inline bool is_given_choices(router_kind router) {
     return router == router_kind::replay || router == router_kind::hash || router == router_kind::random ||
            router == router_kind::round_robin;
 }
+/// Whether a router is top_k with a bias that it finds by the scores.
+inline bool finds_bias(router_kind router) {
+    return router == router_kind::sinkhorn || router == router_kind::quantile;
+}
 /// Whether a router is the library's recipe.
-inline bool is_recipe(router_kind router) { return router == router_kind::top_k || is_given_choices(router); }
+inline bool is_recipe(router_kind router) {
+    return router == router_kind::top_k || router == router_kind::noisy_top_k || router == router_kind::cosine ||
+           finds_bias(router) || is_given_choices(router);
+}
+/// Whether it chooses by its keys: the options that only choose are of these.
+inline bool chooses_by_keys(router_kind router) { return is_recipe(router) && !is_given_choices(router); }
+/// Whether a router has two choices of its own making.
+inline bool is_pair(router_kind router) { return router == router_kind::gshard || router == router_kind::sparse_mixer; }
 
 /// The library's router that top_k's options come to for a router that is_recipe, without what lies in files.
 /// `given_k` is the k of choices that are given.
 sy::recipe_router<> recipe_of(const options& asked, router_kind router = router_kind::top_k,
                               std::optional<index_t> given_k = {});
 
-/// Whether weights are a softmax over the chosen scores, by --softmax or a preset's own way.
-bool weighs_after(const options& asked);
+/// The library's routers of two choices that the options come to.
+sy::gshard_router gshard_of(const options& asked);
+sy::sparse_mixer_router sparse_mixer_of(const options& asked);
+
+/// The rounds of sinkhorn (30) or quantile (1).
+index_t rounds_of(const options& asked, router_kind router);
+
+/// That of sinkhorn (1) or cosine (0.07).
+double temperature_of(const options& asked, router_kind router);
+
+/// Whether weights are a softmax over the chosen scores, by --softmax, a preset's own way or noisy_top_k's.
+bool weighs_after(const options& asked, router_kind router = router_kind::top_k);
 
 /// One choice divided by its own sum: gates are constant. The library refuses to train that router, which would learn
 /// nothing; what it does with scores is clear all the same.

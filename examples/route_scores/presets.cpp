@@ -160,11 +160,40 @@ void read_special(const config_file& from, models::hy_v3& m) {
     from.read({"router_scaling_factor"}, m.router_scaling_factor);
 }
 
+void read_special(const config_file& from, models::nllb_moe& m) {
+    from.read({"num_experts"}, m.num_experts);
+    from.read({"expert_capacity"}, m.expert_capacity);
+    from.read({"normalize_router_prob_before_dropping"}, m.normalize_router_prob_before_dropping);
+    from.read({"batch_prioritized_routing"}, m.batch_prioritized_routing);
+    from.read({"moe_eval_capacity_token_fraction"}, m.moe_eval_capacity_token_fraction);
+    const std::string policy = from.text("second_expert_policy");
+    sy::require(policy.empty() || policy == "all" || policy == "random" || policy == "sampling",
+                "second_expert_policy = '", policy, "' is unknown; it is one of all, random, sampling");
+    if (policy == "random") m.second_expert_policy = sy::second_choice::random;
+    if (policy == "sampling") m.second_expert_policy = sy::second_choice::sampling;
+}
+void read_special(const config_file& from, models::phimoe& m) {
+    from.read({"router_jitter_noise"}, m.router_jitter_noise);
+}
+
 struct preset {
     const char* name;
     sy::recipe_router<> (*make)(const config_file&);
-    bool is_after = false;  ///< weights are a softmax over the chosen scores
+    bool is_after = false;                                 ///< weights are a softmax over the chosen scores
+    preset_settings (*own)(const config_file&) = nullptr;  ///< of a model that is no recipe
 };
+
+/// A model that is GShard's router, or SparseMixer.
+preset_settings nllb(const config_file& from) {
+    models::nllb_moe model;
+    read_special(from, model);
+    return {.router = {}, .gshard = sy::router_of(model)};
+}
+preset_settings phimoe(const config_file& from) {
+    models::phimoe model;
+    read_special(from, model);
+    return {.router = {}, .sparse_mixer = sy::router_of(model)};
+}
 
 /// A model's struct, whose defaults are those of this model.
 template <class Model>
@@ -233,8 +262,11 @@ constexpr preset presets[] = {
     {"mixtral", [](const config_file& c) { return made(models::mixtral{}, c); }},
     {"muse_spark", [](const config_file& c) { return made(models::muse_spark{}, c); }},
     {"nemotron_h", [](const config_file& c) { return made(like_glm(2, 1), c); }},
+    {"nllb_moe", nullptr, false, nllb},
     {"olmoe", [](const config_file& c) { return made(models::qwen3_moe{}, c); }},
     {"openai_privacy_filter", [](const config_file& c) { return made(models::gpt_oss{}, c); }, true},
+    {"pangu_pro_moe", [](const config_file& c) { return made(models::pangu_pro_moe{}, c); }},
+    {"phimoe", nullptr, false, phimoe},
     {"qwen2_moe", [](const config_file& c) { return made(models::qwen2_moe{}, c); }},
     {"qwen3_5_moe", [](const config_file& c) { return made(models::aria{.moe_topk = 8}, c); }},
     {"qwen3_moe", [](const config_file& c) { return made(models::qwen3_moe{}, c); }},
@@ -256,11 +288,13 @@ const preset* find_preset(std::string_view name) {
 std::string model_of(const config_file& config) {
     std::string name = config.text("model_type");
     if (name.ends_with("_text")) name.resize(name.size() - 5);
+    std::replace(name.begin(), name.end(), '-', '_');
     return name;
 }
 
 /// Weights that are a softmax over the chosen scores are so for other options, too.
 preset_settings settings_of(const preset& model, const config_file& config) {
+    if (model.own != nullptr) return model.own(config);
     preset_settings made{.router = model.make(config), .is_after = model.is_after};
     made.is_after = made.is_after && made.router.score == score_function::softmax;
     return made;

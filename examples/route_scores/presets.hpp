@@ -5,6 +5,7 @@
 
 #include <switchyard/switchyard.hpp>
 
+#include <optional>
 #include <string>
 
 namespace study {
@@ -12,10 +13,13 @@ namespace study {
 namespace sy = switchyard;
 using sy::index_t;
 
-/// A model's router, and whether its weights are a softmax over the k chosen scores.
+/// A model's router, and whether its weights are a softmax over the k chosen scores; for router top_k, unless the model
+/// has one of its own.
 struct preset_settings {
     sy::recipe_router<> router;
     bool is_after = false;
+    std::optional<sy::gshard_router> gshard{};              ///< of a model that is one, instead
+    std::optional<sy::sparse_mixer_router> sparse_mixer{};  ///< the same
 };
 
 /// The router of a model with its defaults; without biases and scales of experts, which are files of their own. Fails

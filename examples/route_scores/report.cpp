@@ -33,8 +33,8 @@ json path_or_null(const std::string& path) { return path.empty() ? json(nullptr)
 /// What top_k's options, a preset's among them, come to.
 void add_top_k(json& run, const options& asked, router_kind which) {
     const sy::recipe_router<> router = recipe_of(asked, which);
-    const bool chooses = which == router_kind::top_k;
-    const bool is_after = weighs_after(asked);
+    const bool chooses = chooses_by_keys(which);
+    const bool is_after = weighs_after(asked, which);
     const bool is_divided = asked.top_k.renormalize || asked.top_k.normalize == normalize_kind::sum;
     const bool clamps = router.normalize == sy::gate_sum::clamp;
     run["preset"] = path_or_null(asked.top_k.preset);
@@ -51,6 +51,7 @@ void add_top_k(json& run, const options& asked, router_kind which) {
         run["groups"] = router.groups.count;
         run["groups_kept"] = router.groups.kept;
         run["group_score_count"] = router.groups.summed;
+        run["one_each"] = router.groups.one_each;
         run["group_mask"] = name_of(group_masks_by_name, router.groups.masked);
     }
     const bool has_none = is_after ? !is_divided : router.normalize == sy::gate_sum::none;
@@ -62,7 +63,9 @@ void add_top_k(json& run, const options& asked, router_kind which) {
     run["scale"] = router.scale;
     run["expert_scale"] = path_or_null(asked.top_k.expert_scale);
     run["rowless"] = router.rowless.count();
-    run["balance_count"] = name_of(balance_count_by_name, asked.balance_count);
+    run["balance_count"] = router.groups.one_each && asked.balance_count == count_kind::first
+                               ? "all"
+                               : name_of(balance_count_by_name, asked.balance_count);
     run["balance_scope"] = name_of(scopes_by_name, asked.balance_scope);
     run["balance_probability"] = name_of(probabilities_by_name, asked.balance_probability);
     run["sequences"] = path_or_null(asked.sequences);
@@ -71,27 +74,77 @@ void add_top_k(json& run, const options& asked, router_kind which) {
     for (const loss_kind loss : asked.losses) run["losses"].push_back(name_of(losses_by_name, loss));
 }
 
+/// What the routers beside top_k have of their own.
+void add_own(json& run, const options& asked, router_kind router) {
+    if (is_pair(router)) {
+        run["preset"] = path_or_null(asked.top_k.preset);
+        run["config"] = path_or_null(asked.top_k.config);
+        run["balance_count"] = name_of(balance_count_by_name, asked.balance_count);
+    }
+    if (router == router_kind::gshard) {
+        const sy::gshard_router r = gshard_of(asked);
+        run["second"] = name_of(seconds_by_name, r.second);
+        run["second_threshold"] = r.second_threshold;
+        run["second_compared"] = name_of(second_weights_by_name, r.compared);
+        run["pair_sum"] = name_of(pair_sums_by_name, r.normalize);
+        run["normalize_epsilon"] = r.epsilon;
+        run["epsilon_kind"] = r.epsilon_kind == sy::gate_sum::add ? "add" : "clamp";
+    }
+    if (router == router_kind::sparse_mixer) {
+        const sy::sparse_mixer_router r = sparse_mixer_of(asked);
+        run["mixer_epsilon"] = r.epsilon;
+        run["off_peak"] = r.off_peak;
+    }
+    if (router == router_kind::noisy_top_k) {
+        run["noise_scores"] = asked.own.noise_scores;
+        run["least_deviation"] = asked.own.least_deviation;
+        run["load_weight"] = asked.own.load_weight;
+    }
+    if (router == router_kind::sinkhorn) {
+        run["temperature"] = temperature_of(asked, router);
+        run["tolerance"] = asked.own.tolerance;
+    }
+    if (router == router_kind::cosine) {
+        run["tokens"] = asked.own.tokens;
+        run["embeddings"] = asked.own.embeddings;
+        run["temperature"] = temperature_of(asked, router);
+    }
+    if (finds_bias(router)) run["rounds"] = rounds_of(asked, router);
+    if (router == router_kind::quantile) run["ema"] = asked.own.ema;
+}
+
+/// The capacity that a router ran with: a model's own, unless told otherwise.
+sy::capacity_rule capacity_as_run(const options& asked, router_kind router) {
+    if (router == router_kind::gshard) return gshard_of(asked).capacity;
+    if (router == router_kind::sparse_mixer) return sparse_mixer_of(asked).capacity;
+    return capacity_rule_of(asked, router);
+}
+sy::drop_order order_as_run(const options& asked, router_kind router) {
+    return router == router_kind::gshard ? gshard_of(asked).order : asked.drop_order;
+}
+
 /// The settings that the router ran with, defaults included; only those it has.
 json options_as_run(const options& asked, router_kind router) {
-    json run = {{"scores", asked.scores}};
+    json run = {{"scores", path_or_null(asked.scores)}};
     run["mask"] = path_or_null(asked.mask);
     run["gradients"] = router == router_kind::greedy ? json(nullptr) : path_or_null(asked.gradients);
     const bool top_k = is_recipe(router);
     if (top_k) add_top_k(run, asked, router);
+    add_own(run, asked, router);
     if (router == router_kind::replay) run["choices"] = asked.choices;
     if (router == router_kind::hash) {
         run["token_ids"] = asked.token_ids;
         run["table"] = asked.table;
     }
-    if (top_k || router == router_kind::switch_router) {
-        const sy::capacity_rule capacity = capacity_rule_of(asked, router);
+    if (top_k || is_pair(router) || router == router_kind::switch_router) {
+        const sy::capacity_rule capacity = capacity_as_run(asked, router);
         const noise_setting noise = noise_of(asked, router);
         run["capacity_factor"] = or_null(capacity.factor);
         run["capacity"] = or_null(capacity.number);
         run["capacity_rounding"] = name_of(rounding_by_name, capacity.rounding);
         run["capacity_minimum"] = capacity.minimum;
         run["capacity_multiple"] = capacity.multiple;
-        run["drop_order"] = name_of(drop_order_by_name, asked.drop_order);
+        run["drop_order"] = name_of(drop_order_by_name, order_as_run(asked, router));
         run["balance_weight"] = asked.balance_weight;
         run["z_weight"] = asked.z_weight;
         run["noise"] = name_of(noise_by_name, noise.kind);
@@ -141,6 +194,10 @@ std::string summary_of(const options& asked, const routing& made) {
     }
     // Choices that ask for no row, where there are experts without.
     if (made.columns > made.experts) summary["rowless"] = made.rowless;
+    if (made.d_temperature) summary["d_temperature"] = finite("d_temperature", made.d_temperature);
+    if (made.load_loss) summary["load_loss"] = finite("load_loss", made.load_loss);
+    if (made.bias_rounds) summary["bias_rounds"] = *made.bias_rounds;
+    if (made.bias_residual) summary["bias_residual"] = finite("bias_residual", made.bias_residual);
     // A path may hold bytes that are no UTF-8.
     return summary.dump(2, ' ', false, json::error_handler_t::replace) + "\n";
 }
@@ -155,13 +212,23 @@ void write_results(output_folder& out, const std::filesystem::path& subfolder, c
     write_array(out, subfolder / "gates.npy", made.gates, table);
     write_array(out, subfolder / "offsets.npy", made.offsets, offsets);
     write_array(out, subfolder / "order.npy", made.order, order);
-    if (!made.d_scores.empty() || (!asked.gradients.empty() && made.router != router_kind::greedy)) {
-        const std::array scores{made.tokens, made.columns};
+    const auto write_gradient = [&](const char* name, const std::vector<double>& gradient, index_t rows,
+                                    index_t columns) {
+        const std::array scores{rows, columns};
         if (made.is_double) {
-            write_array(out, subfolder / "d_scores.npy", made.d_scores, scores);
+            write_array(out, subfolder / name, gradient, scores);
         } else {
-            write_array(out, subfolder / "d_scores.npy", std::vector<float>(made.d_scores.begin(), made.d_scores.end()),
-                        scores);
+            write_array(out, subfolder / name, std::vector<float>(gradient.begin(), gradient.end()), scores);
+        }
+    };
+    if (!made.d_scores.empty() || (!asked.gradients.empty() && made.router != router_kind::greedy)) {
+        write_gradient("d_scores.npy", made.d_scores, made.tokens, made.columns);
+        if (made.router == router_kind::noisy_top_k) {
+            write_gradient("d_noise_scores.npy", made.d_noise_scores, made.tokens, made.columns);
+        }
+        if (made.router == router_kind::cosine) {
+            write_gradient("d_tokens.npy", made.d_tokens, made.tokens, made.width);
+            write_gradient("d_embeddings.npy", made.d_embeddings, made.columns, made.width);
         }
     }
     for (const format_array& array : made.formats) {

@@ -29,17 +29,19 @@ void take_groups(const top_k_options& given, sy::expert_groups& groups) {
                                                                            : given.group_score_count.value_or(0);
     }
     if (given.group_mask) groups.masked = *given.group_mask;
+    if (given.one_each) groups.one_each = true;
 }
 
-/// Whether weights are a softmax over the chosen, by --softmax or the model's own way.
-bool weighs_after(const top_k_options& given, sy::score_function score) {
+/// Whether weights are a softmax over the chosen, by --softmax, the model's own way or noisy_top_k's.
+bool weighs_after(const top_k_options& given, sy::score_function score, router_kind which) {
+    if (which == router_kind::noisy_top_k && given.is_plain() && !given.softmax && !given.score) return true;
     if (given.softmax) return *given.softmax == sy::softmax_order::after;
     return given.model.is_after && score == sy::score_function::softmax;
 }
 
 /// What weights are divided by, and whether they are a softmax over the chosen.
-void take_gates(const top_k_options& given, sy::recipe_router<>& router) {
-    const bool is_after = weighs_after(given, router.score);
+void take_gates(const top_k_options& given, sy::recipe_router<>& router, router_kind which) {
+    const bool is_after = weighs_after(given, router.score, which);
     const bool is_given = given.normalize || given.renormalize;
     const normalize_kind kind = given.normalize.value_or(normalize_kind::sum);
     if (given.model.is_after) router.normalize = sy::gate_sum::none;  // its sum is that of the softmax
@@ -81,21 +83,74 @@ sy::recipe_router<> recipe_of(const options& asked, router_kind which, std::opti
     take_groups(given, router.groups);
     take(given.scale, router.scale);
     if (given.rowless) router.rowless = {.identity = *given.rowless};
-    take_gates(given, router);
+    take_gates(given, router, which);
 
+    if (router.groups.one_each && !given.k) router.k = router.groups.count;
     if (is_given_choices(which)) router.groups = {};
+    if (finds_bias(which)) router.key = sy::key_source::score;
     router.capacity = router.inference_capacity = capacity_rule_of(asked, router_kind::top_k);
     router.order = asked.drop_order;
     router.logit_jitter = noise_of(asked, router_kind::top_k).scale;
-    router.balance = asked.balance_count == count_kind::first ? sy::balance_count::first : sy::balance_count::all;
+    const bool counts_first = asked.balance_count == count_kind::first && !router.groups.one_each;
+    router.balance = counts_first ? sy::balance_count::first : sy::balance_count::all;
     router.balance_weight = asked.has_own_balance() ? 0 : asked.balance_weight;
     if (asked.balance_count == count_kind::all_undivided) router.balance_weight *= static_cast<double>(router.k);
     router.z_weight = asked.z_weight;
     return router;
 }
 
-bool weighs_after(const options& asked) {
-    return weighs_after(asked.top_k, asked.top_k.score.value_or(asked.top_k.model.router.score));
+bool weighs_after(const options& asked, router_kind router) {
+    return weighs_after(asked.top_k, asked.top_k.score.value_or(asked.top_k.model.router.score), router);
+}
+
+namespace {
+
+/// What the routers of two choices have in common.
+template <class Router>
+void take_common(const options& asked, router_kind which, Router& router) {
+    if (asked.capacity_factor || asked.capacity) {
+        router.capacity = router.inference_capacity = capacity_rule_of(asked, which);
+    }
+    if (asked.drop_order != sy::drop_order::position) router.order = asked.drop_order;
+    router.logit_jitter = noise_of(asked, which).scale;
+    router.balance = asked.balance_count == count_kind::first ? sy::balance_count::first : sy::balance_count::all;
+    router.balance_weight = asked.balance_weight * (asked.balance_count == count_kind::all_undivided ? 2 : 1);
+    router.z_weight = asked.z_weight;
+}
+
+}  // namespace
+
+sy::gshard_router gshard_of(const options& asked) {
+    sy::gshard_router router = asked.top_k.model.gshard.value_or(sy::gshard_router{});
+    const auto take = [](const auto& from, auto& to) {
+        if (from) to = *from;
+    };
+    take(asked.own.second, router.second);
+    take(asked.own.second_threshold, router.second_threshold);
+    take(asked.own.second_compared, router.compared);
+    take(asked.own.pair_sum, router.normalize);
+    take(asked.top_k.normalize_epsilon, router.epsilon);
+    if (asked.top_k.epsilon) {
+        router.epsilon_kind = *asked.top_k.epsilon == epsilon_kind::add ? sy::gate_sum::add : sy::gate_sum::clamp;
+    }
+    take_common(asked, router_kind::gshard, router);
+    return router;
+}
+
+sy::sparse_mixer_router sparse_mixer_of(const options& asked) {
+    sy::sparse_mixer_router router = asked.top_k.model.sparse_mixer.value_or(sy::sparse_mixer_router{});
+    if (asked.own.mixer_epsilon) router.epsilon = *asked.own.mixer_epsilon;
+    if (asked.own.off_peak) router.off_peak = *asked.own.off_peak;
+    take_common(asked, router_kind::sparse_mixer, router);
+    return router;
+}
+
+double temperature_of(const options& asked, router_kind router) {
+    return asked.own.temperature.value_or(router == router_kind::sinkhorn ? 1 : 0.07);
+}
+
+index_t rounds_of(const options& asked, router_kind router) {
+    return asked.own.rounds.value_or(router == router_kind::sinkhorn ? 30 : 1);
 }
 
 bool has_constant_gates(const sy::recipe_router<>& router) {
@@ -115,8 +170,8 @@ sy::capacity_rule capacity_rule_of(const options& asked, router_kind router) {
 }
 
 noise_setting noise_of(const options& asked, router_kind router) {
-    const bool adds_it =
-        router == router_kind::switch_router || (is_recipe(router) && asked.noise == noise_kind::logit_jitter);
+    const bool adds_it = router == router_kind::switch_router ||
+                         ((is_recipe(router) || is_pair(router)) && asked.noise == noise_kind::logit_jitter);
     if (!adds_it || asked.noise == noise_kind::none) {
         return {};
     }

@@ -40,6 +40,15 @@ struct routing {
     std::vector<double> d_scores{};  ///< [T, E] where asked for
     bool is_double = false;          ///< scores are float64
 
+    std::vector<double> d_noise_scores{};   ///< [T, E] of noisy_top_k, where asked for
+    std::vector<double> d_tokens{};         ///< [T, width] of cosine, where asked for
+    std::vector<double> d_embeddings{};     ///< [E, width], the same
+    std::optional<double> d_temperature{};  ///< the same
+    index_t width = 0;
+    std::optional<double> load_loss{};      ///< of noisy_top_k, weight included
+    std::optional<index_t> bias_rounds{};   ///< of sinkhorn and quantile
+    std::optional<double> bias_residual{};  ///< of sinkhorn
+
     std::vector<format_array> formats{};
 
     index_t kept() const { return static_cast<index_t>(order.size()); }
@@ -53,6 +62,9 @@ struct inputs {
     std::vector<std::uint8_t> mask{};                         ///< [T] or empty
     std::vector<std::int64_t> offsets{};                      ///< [B + 1] of sequences, or empty
     std::optional<score_table> gradients{};                   ///< [T, E]
+    std::optional<score_table> noise_scores{};                ///< [T, E] of noisy_top_k
+    std::optional<score_table> tokens{}, embeddings{};        ///< [T, D] and [E, D] of cosine
+    std::optional<score_table> cosines{};                     ///< [T, E] of these, unless they are the scores
     sy::matrix<std::int32_t> choices{};                       ///< [T, k] of replay
     sy::matrix<std::int32_t> token_ids{}, table{};            ///< [T, 1] and [V, k] of hash
 
@@ -70,7 +82,7 @@ routing run_router(const options& asked, router_kind router, const inputs& given
 void require_built_in(const options& asked);
 
 /// The part of it that runs on Thrust, in run_thrust.cpp, and whether this program has it.
-routing run_router_on_thrust(const options& asked, router_kind router, const inputs& given);
+routing run_router_on_thrust(const options& asked, router_kind router, const score_table& scores, const inputs& given);
 bool has_thrust();
 
 /// Threads that the policy uses.

@@ -12,6 +12,7 @@
 #endif
 #endif
 
+#include <optional>
 #include <span>
 #include <variant>
 
@@ -24,7 +25,8 @@ template <class Policy, class S>
 routing run_on(const Policy& policy, const options& asked, router_kind router, const sy::matrix<S>& scores,
                const inputs& given) {
     const auto logit_bias = sy::copy_to_device(policy, std::span(given.logit_bias));
-    const auto bias = sy::copy_to_device(policy, std::span(given.bias));
+    const found_bias found = find_bias(sy::seq, asked, router, scores, given);
+    const auto bias = sy::copy_to_device(policy, std::span(finds_bias(router) ? found.numbers : given.bias));
     const auto expert_scale = sy::copy_to_device(policy, std::span(given.expert_scale));
     const auto mask = sy::copy_to_device(policy, std::span(given.mask));
     const auto sequences = sy::copy_to_device(policy, std::span(given.offsets));
@@ -47,22 +49,35 @@ routing run_on(const Policy& policy, const options& asked, router_kind router, c
     sy::basic_plan<S, typename Policy::memory> plan;
     sy::device_workspace<Policy> scratch;
     routing result;
+    std::optional<noisy_run<Policy, S>> noise;
+    if (router == router_kind::noisy_top_k) {
+        noise.emplace(policy, asked, recipe_of(asked, router).k,
+                      sy::copy_to_device(policy, converted<S>(*given.noise_scores)), device_scores, placed.mask);
+    }
+    const auto& routed = noise ? noise->noisy() : device_scores;
     with_router(asked, router, placed, [&](const auto& how, const sy::run_mode& mode) {
         const double milliseconds = measured(asked.repeat, [&] {
-            sy::route_scores(policy, how, device_scores, mode, plan, scratch);
+            sy::route_scores(policy, how, routed, mode, plan, scratch);
             sy::check(policy, plan);
         });
         sy::plan<S> made = sy::copy_to_host(policy, plan);
         result = routing_of(asked, router, made.view(), scores, given);
-        result.milliseconds = milliseconds;
-        const auto losses = losses_of_run(policy, asked, placed, how, mode, device_scores, plan, scratch);
+        result.milliseconds = milliseconds + found.milliseconds;
+        result.bias_rounds = found.rounds;
+        result.bias_residual = found.residual;
+        if (noise) result.load_loss = noise->load_loss();
+        const auto losses = losses_of_run(policy, asked, placed, how, mode, routed, plan, scratch);
         losses.report(result);
         if (given.gradients && mode.is_training) {
             const auto d_gates = gate_gradients_of(asked, router, made.view(), *given.gradients);
             sy::matrix<S, typename Policy::memory> d_scores(scores.rows(), scores.columns());
-            sy::route_scores_backward(policy, how, plan, device_scores, sy::copy_to_device(policy, d_gates), d_scores,
+            sy::route_scores_backward(policy, how, plan, routed, sy::copy_to_device(policy, d_gates), d_scores,
                                       scratch);
             losses.add_gradient(d_scores);
+            if (noise) {
+                const auto d_noise = sy::copy_to_host(policy, noise->go_back(d_scores));
+                result.d_noise_scores.assign(d_noise.data(), d_noise.data() + d_noise.rows() * d_noise.columns());
+            }
             const auto back = sy::copy_to_host(policy, d_scores);
             result.d_scores.assign(back.data(), back.data() + back.rows() * back.columns());
         }
@@ -75,7 +90,7 @@ routing run_on(const Policy& policy, const options& asked, router_kind router, c
 
 bool has_thrust() { return true; }
 
-routing run_router_on_thrust(const options& asked, router_kind router, const inputs& given) {
+routing run_router_on_thrust(const options& asked, router_kind router, const score_table& scores, const inputs& given) {
     return std::visit(
         [&](const auto& table) {
 #if defined(_OPENMP)
@@ -86,12 +101,12 @@ routing run_router_on_thrust(const options& asked, router_kind router, const inp
 #endif
             return run_on(sy::on_thrust(thrust::cpp::par), asked, router, table, given);
         },
-        given.scores);
+        scores);
 }
 #else
 bool has_thrust() { return false; }
 
-routing run_router_on_thrust(const options&, router_kind, const inputs&) {
+routing run_router_on_thrust(const options&, router_kind, const score_table&, const inputs&) {
     sy::fail("--backend thrust is not built into this program");
 }
 #endif

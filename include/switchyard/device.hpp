@@ -9,8 +9,10 @@
 
 #include <switchyard/assignment/device_auction.hpp>
 
+#include <switchyard/score/cosine.hpp>
 #include <switchyard/score/device_projection.hpp>
 #include <switchyard/score/initialisation.hpp>
+#include <switchyard/score/noisy_scores.hpp>
 
 #include <switchyard/plan/choices.hpp>
 #include <switchyard/plan/counts.hpp>
@@ -21,6 +23,7 @@
 
 #include <switchyard/balance/balance_loss.hpp>
 #include <switchyard/balance/importance_loss.hpp>
+#include <switchyard/balance/load_loss.hpp>
 #include <switchyard/balance/score_loss.hpp>
 #include <switchyard/balance/token_sequences.hpp>
 
@@ -30,11 +33,13 @@
 #include <switchyard/router/device_base.hpp>
 #include <switchyard/router/device_quantile.hpp>
 #include <switchyard/router/device_routing.hpp>
+#include <switchyard/router/gshard.hpp>
 #include <switchyard/router/quantile_bias.hpp>
 #include <switchyard/router/recipe.hpp>
 #include <switchyard/router/route.hpp>
 #include <switchyard/router/route_choices.hpp>
 #include <switchyard/router/saved_plan.hpp>
+#include <switchyard/router/sparse_mixer.hpp>
 #include <switchyard/router/switch.hpp>
 #include <switchyard/router/top_k.hpp>
 

@@ -19,11 +19,13 @@
 #include <switchyard/backend/multiply.hpp>
 #include <switchyard/backend/policy.hpp>
 
+#include <switchyard/score/cosine.hpp>
 #include <switchyard/score/gates.hpp>
 #include <switchyard/score/groups.hpp>
 #include <switchyard/score/initialisation.hpp>
 #include <switchyard/score/keys.hpp>
 #include <switchyard/score/noise.hpp>
+#include <switchyard/score/noisy_scores.hpp>
 #include <switchyard/score/projection.hpp>
 #include <switchyard/score/score_function.hpp>
 #include <switchyard/score/select.hpp>
@@ -43,6 +45,7 @@
 #include <switchyard/balance/balance_loss.hpp>
 #include <switchyard/balance/importance_loss.hpp>
 #include <switchyard/balance/load_balancing_loss.hpp>
+#include <switchyard/balance/load_loss.hpp>
 #include <switchyard/balance/score_loss.hpp>
 #include <switchyard/balance/token_sequences.hpp>
 #include <switchyard/balance/z_loss.hpp>
@@ -57,6 +60,7 @@
 #include <switchyard/router/bias_update.hpp>
 #include <switchyard/router/finished_gates.hpp>
 #include <switchyard/router/given_choices.hpp>
+#include <switchyard/router/gshard.hpp>
 #include <switchyard/router/models.hpp>
 #include <switchyard/router/quantile_bias.hpp>
 #include <switchyard/router/recipe.hpp>
@@ -66,6 +70,7 @@
 #include <switchyard/router/rowless.hpp>
 #include <switchyard/router/saved_plan.hpp>
 #include <switchyard/router/sinkhorn.hpp>
+#include <switchyard/router/sparse_mixer.hpp>
 #include <switchyard/router/switch.hpp>
 #include <switchyard/router/top_k.hpp>
 

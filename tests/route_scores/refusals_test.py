@@ -83,8 +83,8 @@ class Refusals(Case):
         self.no(without("--threads 2"), "greedy", "--policy", "seq", "--threads", "2")
 
     def test_values(self):
-        self.no("'mystery' is unknown; it is one of switch, top_k, base, greedy, replay, hash, random, round_robin",
-                "mystery")
+        self.no("'mystery' is unknown; it is one of switch, top_k, base, greedy, gshard, sparse_mixer, noisy_top_k, sinkhorn, "
+                "quantile, cosine, replay, hash, random, round_robin", "mystery")
         self.no("'' is unknown", "")
         self.no("'' is unknown", "switch,")
         self.no("'Switch' is unknown", "Switch")

@@ -6,10 +6,14 @@
 #include "support/scores.hpp"
 
 #include <switchyard/plan/plan.hpp>
+#include <switchyard/reference/gshard.hpp>
 #include <switchyard/reference/recipe.hpp>
+#include <switchyard/reference/sparse_mixer.hpp>
 #include <switchyard/reference/switch_router.hpp>
 #include <switchyard/reference/top_k.hpp>
+#include <switchyard/router/gshard.hpp>
 #include <switchyard/router/recipe.hpp>
+#include <switchyard/router/sparse_mixer.hpp>
 #include <switchyard/router/switch.hpp>
 #include <switchyard/router/top_k.hpp>
 
@@ -219,7 +223,8 @@ inline ref::recipe_router reference_of(const sy::recipe_router<>& r, bool is_tra
                             .groups = {.count = r.groups.count,
                                        .kept = r.groups.kept,
                                        .summed = r.groups.summed,
-                                       .masked = static_cast<ref::group_mask>(r.groups.masked)},
+                                       .masked = static_cast<ref::group_mask>(r.groups.masked),
+                                       .one_each = r.groups.one_each},
                             .normalize = static_cast<ref::gate_sum>(r.normalize),
                             .norm_power = r.norm_power,
                             .epsilon = r.epsilon,
@@ -231,6 +236,40 @@ inline ref::recipe_router reference_of(const sy::recipe_router<>& r, bool is_tra
                             .identity_experts = r.rowless.identity,
                             .zero_experts = r.rowless.zero,
                             .shared_experts = r.rowless.shared};
+    if (is_training) {
+        same.noise = {r.input_jitter, r.input_dropout, r.logit_jitter, 0};
+        same.balance_weight = r.balance_weight;
+        same.z_weight = r.z_weight;
+    }
+    return same;
+}
+
+inline ref::gshard_router reference_of(const sy::gshard_router& r, bool is_training) {
+    ref::gshard_router same{.second = static_cast<ref::second_choice>(is_training ? r.second : r.inference_second),
+                            .second_threshold = r.second_threshold,
+                            .compared = static_cast<ref::second_weight>(r.compared),
+                            .normalize = static_cast<ref::pair_sum>(r.normalize),
+                            .clamps = r.epsilon_kind == sy::gate_sum::clamp,
+                            .epsilon = r.epsilon,
+                            .capacity = reference_of(is_training ? r.capacity : r.inference_capacity),
+                            .order = static_cast<ref::drop_order>(r.order),
+                            .count = static_cast<ref::balance_count>(r.balance),
+                            .balance_weight = 0};
+    if (is_training) {
+        same.noise = {r.input_jitter, r.input_dropout, r.logit_jitter, 0};
+        same.balance_weight = r.balance_weight;
+        same.z_weight = r.z_weight;
+    }
+    return same;
+}
+
+inline ref::sparse_mixer_router reference_of(const sy::sparse_mixer_router& r, bool is_training) {
+    ref::sparse_mixer_router same{.epsilon = r.epsilon,
+                                  .off_peak = r.off_peak,
+                                  .capacity = reference_of(is_training ? r.capacity : r.inference_capacity),
+                                  .order = static_cast<ref::drop_order>(r.order),
+                                  .count = static_cast<ref::balance_count>(r.balance),
+                                  .balance_weight = 0};
     if (is_training) {
         same.noise = {r.input_jitter, r.input_dropout, r.logit_jitter, 0};
         same.balance_weight = r.balance_weight;

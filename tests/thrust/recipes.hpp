@@ -96,10 +96,11 @@ std::string bias_difference(const Policy& on, const Plan& made, const sy::plan<f
     return "";
 }
 
-/// Routes on both, and in training goes back and moves a bias; a sentence about the first difference.
-template <class Policy>
-std::string recipe_difference(const Policy& on, const both_recipes& routers, const ref::matrix& table,
-                              const ref::mask_list& mask, bool is_training) {
+/// Routes on both, and in training goes back and calls then(made, want); a sentence about the first difference. `scale`
+/// is that of the gates.
+template <class Policy, class Host, class There, class Then>
+std::string router_difference(const Policy& on, const Host& host, const There& there, const ref::matrix& table,
+                              const ref::mask_list& mask, bool is_training, double scale, const Then& then) {
     const auto scores = stored<float>(table);
     const auto device_scores = sy::copy_to_device(on, scores);
     const device_mask padding(mask);
@@ -109,10 +110,10 @@ std::string recipe_difference(const Policy& on, const both_recipes& routers, con
     };
     sy::plan<float> want;
     sy::workspace host_scratch;
-    sy::route_scores(sy::seq, routers.host, scores, mode(mask_of(mask)), want, host_scratch);
+    sy::route_scores(sy::seq, host, scores, mode(mask_of(mask)), want, host_scratch);
     device_plan<float> made;
     device_scratch scratch;
-    sy::route_scores(on, routers.there, device_scores, mode(padding.get()), made, scratch);
+    sy::route_scores(on, there, device_scores, mode(padding.get()), made, scratch);
     sy::check(on, made);
     const auto got = sy::copy_to_host(on, made);
     const auto sentence = decision_difference(got, want);
@@ -132,29 +133,46 @@ std::string recipe_difference(const Policy& on, const both_recipes& routers, con
     if (!is_training) return "";
 
     const auto d_gates = gaussian<float>(want.tokens(), want.choices(), 3);
-    const auto d_want = sy::route_scores_backward(sy::seq, routers.host, want, scores, d_gates, {.loss_scale = 3});
+    const auto d_want = sy::route_scores_backward(sy::seq, host, want, scores, d_gates, {.loss_scale = 3});
     sy::matrix<float, device_memory> d_scores(want.tokens(), table.columns);
-    sy::route_scores_backward(on, routers.there, made, device_scores, sy::copy_to_device(on, d_gates), d_scores,
-                              scratch, {.loss_scale = 3});
+    sy::route_scores_backward(on, there, made, device_scores, sy::copy_to_device(on, d_gates), d_scores, scratch,
+                              {.loss_scale = 3});
     // Terms of the size of d_gates times the scale cancel.
-    const auto backward = matrix_difference(sy::copy_to_host(on, d_scores), d_want, tolerance<float>::gradient,
-                                            1 + std::abs(routers.host.scale));
+    const auto backward =
+        matrix_difference(sy::copy_to_host(on, d_scores), d_want, tolerance<float>::gradient, 1 + std::abs(scale));
     if (!backward.empty()) return "d_scores: " + backward;
     // In place of the scores: the same numbers.
     auto in_place = sy::copy_to_device(on, scores);
-    sy::route_scores_backward(on, routers.there, made, in_place, sy::copy_to_device(on, d_gates), in_place, scratch,
+    sy::route_scores_backward(on, there, made, in_place, sy::copy_to_device(on, d_gates), in_place, scratch,
                               {.loss_scale = 3});
     const auto same = matrix_difference(sy::copy_to_host(on, in_place), sy::copy_to_host(on, d_scores), 0, 1);
     if (!same.empty()) return "d_scores in place of the scores: " + same;
+    return then(made, want);
+}
 
-    std::vector<float> bias(static_cast<std::size_t>(want.experts()), 0.5f);
-    auto device_bias = sy::copy_to_device(on, std::span<const float>(bias));
-    sy::update_bias(sy::seq, want, 0.01f, bias.data(), sy::bias_rule::centred_sign);
-    sy::update_bias(on, made, 0.01f, device_bias.data(), sy::bias_rule::centred_sign);
-    std::vector<float> moved(bias.size());
-    on.copy_to_host(moved.data(), device_bias.data(), moved.size() * sizeof(float));
-    const auto in_array = array_difference("bias", moved.data(), bias.data(), want.experts());
-    return in_array.empty() ? bias_difference(on, made, want) : in_array;
+/// A router without memory of its own, on both.
+template <class Policy, class Router>
+std::string same_router_difference(const Policy& on, const Router& router, const ref::matrix& table,
+                                   const ref::mask_list& mask, bool is_training) {
+    return router_difference(on, router, router, table, mask, is_training, 1,
+                             [](const auto&, const auto&) { return std::string(); });
+}
+
+/// A recipe on both; in training a bias is moved, too.
+template <class Policy>
+std::string recipe_difference(const Policy& on, const both_recipes& routers, const ref::matrix& table,
+                              const ref::mask_list& mask, bool is_training) {
+    const auto move_bias = [&](const auto& made, const auto& want) -> std::string {
+        std::vector<float> bias(static_cast<std::size_t>(want.experts()), 0.5f);
+        auto device_bias = sy::copy_to_device(on, std::span<const float>(bias));
+        sy::update_bias(sy::seq, want, 0.01f, bias.data(), sy::bias_rule::centred_sign);
+        sy::update_bias(on, made, 0.01f, device_bias.data(), sy::bias_rule::centred_sign);
+        std::vector<float> moved(bias.size());
+        on.copy_to_host(moved.data(), device_bias.data(), moved.size() * sizeof(float));
+        const auto in_array = array_difference("bias", moved.data(), bias.data(), want.experts());
+        return in_array.empty() ? bias_difference(on, made, want) : in_array;
+    };
+    return router_difference(on, routers.host, routers.there, table, mask, is_training, routers.host.scale, move_bias);
 }
 
 /// Combine with identity experts, forward and backward, of both plans: a sentence about the first difference.

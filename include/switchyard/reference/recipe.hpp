@@ -6,7 +6,9 @@
 //   keys      the logit itself; with a selection bias or groups: (v or l) + selection_bias
 //   groups    E experts in `count` equal runs; the score of a group is the sum of its `summed` best keys. The `kept`
 //             best groups stay, equal ones by rising index; keys outside become -inf, or 0
-//   choices   the k experts of largest key, by falling key, equal keys by rising index
+//   choices   the k experts of largest key, by falling key, equal keys by rising index; or, with one_each, the expert
+//   of
+//             largest key in each of k groups, in their order
 //   gates     g_c = scale v_c / D, D = 1 | sum_c v_c + epsilon | max(sum_c v_c, epsilon) | (sum_c v_c^p)^(1/p);
 //             times expert_scale of the expert
 //   slots     choice-major: all first choices before any second; kept while slot < C
@@ -62,6 +64,7 @@ struct expert_groups {
     index_t kept = 1;    ///< how many of them a token may choose from; kept = count: no restriction
     index_t summed = 2;  ///< how many of its best keys make a group's score; 1: its largest key
     group_mask masked = group_mask::forbidden;
+    bool one_each = false;  ///< one expert of every group, in their order, instead; k = count
 };
 
 struct recipe_router {
@@ -138,7 +141,9 @@ inline matrix widened(const matrix& narrow, index_t columns) {
 }
 
 /// Whether tokens are restricted to some of the groups.
-inline bool has_groups(const recipe_router& router) { return router.groups.kept < router.groups.count; }
+inline bool has_groups(const recipe_router& router) {
+    return !router.groups.one_each && router.groups.kept < router.groups.count;
+}
 
 inline void require_bias(const char* name, const list<double>& bias, index_t experts) {
     require(bias.empty() || bias.length() == experts, name, " has ", bias.length(), " numbers; there are ", experts,
@@ -168,7 +173,8 @@ inline void require_valid(const recipe_router& router, index_t experts) {
     require(groups.kept >= 1 && groups.kept <= groups.count, "groups.kept = ", groups.kept,
             " must lie in 1..groups.count = ", groups.count);
     require(groups.summed >= 1, "groups.summed = ", groups.summed, " must be at least 1");
-    const index_t eligible = groups.kept * (choosable / groups.count);
+    const index_t eligible = groups.one_each ? choosable : groups.kept * (choosable / groups.count);
+    require(!groups.one_each || router.k == groups.count, "k = ", router.k, " must be groups.count = ", groups.count);
     require(router.k <= eligible, "k = ", router.k, " is more than the ", eligible, " experts of the kept groups");
     require(std::isfinite(router.epsilon) && router.epsilon >= 0, "epsilon = ", router.epsilon,
             " must be finite and not negative");
@@ -306,6 +312,20 @@ inline integers experts_of_largest_key(const matrix& keys, const matrix& logits,
     return experts;
 }
 
+/// The expert of largest key of each of k groups; the first of a group where all are forbidden; -1 in padding rows.
+inline integers best_of_each_group(const matrix& keys, index_t k, const mask_list& mask) {
+    integers experts(keys.rows, k, -1);
+    const index_t size = keys.columns / k;
+    for (index_t t = 0; t < keys.rows; ++t) {
+        for (index_t g = 0; is_token(mask, t) && g < k; ++g) {
+            index_t best = g * size;
+            for (index_t e = best; e < (g + 1) * size; ++e) best = keys(t, e) > keys(t, best) ? e : best;
+            experts(t, g) = best;
+        }
+    }
+    return experts;
+}
+
 /// The gates of a token's k choices as if none were dropped, and what backward needs of them.
 struct recipe_gates {
     list<double> values;     ///< v_c, unbiased; 0 at forbidden choices
@@ -391,8 +411,9 @@ inline plan route_scores(const recipe_router& router, const matrix& scores, cons
     const matrix logits = biased_logits(router, scores, noise);
     const matrix choosable = narrowed(logits, scores.columns - router.shared_experts);
     const matrix keys = choice_keys(router, choosable, mask, noise);
-    made.experts = with_shared(experts_of_largest_key(keys, choosable, router.k, mask), router.shared_experts,
-                               scores.columns, mask);
+    const integers own = router.groups.one_each ? best_of_each_group(keys, router.k, mask)
+                                                : experts_of_largest_key(keys, choosable, router.k, mask);
+    made.experts = with_shared(own, router.shared_experts, scores.columns, mask);
     const integers wanted = allowed_choices(made.experts, logits);
     made.gates = matrix(rows, made.choices());
     auto top_gates = filled(rows, 0.0);

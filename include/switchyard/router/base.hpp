@@ -6,6 +6,10 @@
 //   inference   a(t) = argmax s_t, ties to the lower expert, no balance, no drops.
 //   gate        sigmoid(s[t, a(t)]): the expert embeddings (centroids) learn through it alone.
 //
+// With k > 1 every token goes to k different experts, every expert receiving T k / E of them (floor or ceil), by the
+// best total; at inference to its k best. Each choice has the sigmoid of its own score. Needs k <= E. The solver then
+// runs on the host, whatever the policy.
+//
 // The layer's output is y = x + gate * f(x) for a residual expert f: combine with `accumulate` onto x.
 // T counts tokens that are not padding. A token with every expert forbidden is an error: nothing may be dropped. NaN
 // and +infinity are errors in training whatever `bad` says.
@@ -32,6 +36,7 @@
 #include <switchyard/core/error.hpp>
 #include <switchyard/core/matrix_view.hpp>
 #include <switchyard/core/overlap.hpp>
+#include <switchyard/core/sizes.hpp>
 #include <switchyard/core/workspace.hpp>
 #include <switchyard/plan/plan.hpp>
 #include <switchyard/plan/slots.hpp>
@@ -58,6 +63,7 @@ struct base_router {
     Solver solver{};
     bad_scores bad = bad_scores::error;  ///< at inference; training always checks
     expert_prices* prices = nullptr;     ///< a warm start for training, the caller's; or null
+    index_t k = 1;                       ///< 1..E experts a token
 };
 
 template <class Solver>
@@ -66,12 +72,14 @@ inline constexpr bool is_library_router<base_router<Solver>> = true;
 inline namespace SWITCHYARD_TARGET {
 
 template <class Solver>
-constexpr std::uint64_t fingerprint_of(const base_router<Solver>&) {
-    return fingerprint('b');
+constexpr std::uint64_t fingerprint_of(const base_router<Solver>& router) {
+    return fingerprint('b', router.k);
 }
 
 template <class Solver>
-void require_settings(const base_router<Solver>&, index_t, const run_mode&) {}
+void require_settings(const base_router<Solver>& router, index_t experts, const run_mode&) {
+    require(router.k >= 1 && router.k <= experts, "k = ", router.k, " must lie in 1..E = ", experts);
+}
 
 template <class Solver>
 softmax_settings softmax_settings_of(const base_router<Solver>& router, index_t) {
@@ -83,11 +91,12 @@ template <class Source, class S>
 struct gates_of_assigned {
     Source source;
     gate_rule<S> rule;
-    const std::int32_t* expert;
-    S* gate;
+    const std::int32_t* expert;  ///< [T, k]
+    S* gate;                     ///< [T, k]
+    index_t k;
 
-    SWITCHYARD_HD void operator()(index_t token) const {
-        gate[token] = expert[token] < 0 ? S(0) : rule.of_best(source.at(token, expert[token]), S(1));
+    SWITCHYARD_HD void operator()(index_t i) const {
+        gate[i] = expert[i] < 0 ? S(0) : rule.of_best(source.at(i / k, expert[i]), S(1));
     }
 };
 
@@ -100,7 +109,7 @@ inline bool begin_prices(expert_prices* prices, index_t experts) {
     return is_warm;
 }
 
-/// Solves for T / E tokens per expert, from the last step's prices where there are any.
+/// Solves for T k / E tokens per expert, from the last step's prices where there are any.
 template <host_policy Policy, class Solver, class Storage>
 void solve_balanced(const Policy& policy, const base_router<Solver>& router, const matrix_view<const Storage>& scores,
                     const token_mask& mask, std::int32_t* expert_of_token, workspace& scratch) {
@@ -108,8 +117,10 @@ void solve_balanced(const Policy& policy, const base_router<Solver>& router, con
     double* const prices = router.prices != nullptr ? router.prices->of_expert.data() : nullptr;
     const assignment_problem<Storage> problem{
         .scores = scores,
-        .bounds = balanced_quotas(count_tokens(mask, scores.rows), scores.columns),
+        .bounds =
+            balanced_quotas(product_of_sizes("choices", count_tokens(mask, scores.rows), router.k), scores.columns),
         .mask = mask,
+        .choices = router.k,
         .initial_prices = is_warm ? prices : nullptr};
     solve(policy, router.solver, problem, {.expert_of_token = expert_of_token, .prices = prices}, scratch);
 }
@@ -121,25 +132,41 @@ void assign_balanced(const Policy& policy, const base_router<Solver>& router, co
     solve_balanced(policy, router, scores, mask, plan.expert, scratch);
 }
 
-/// scores[T, E] -> plan, k = 1, without capacity. The plan's arrays must not overlap the scores.
+/// The same with k > 1: [T, k].
+template <host_policy Policy, class Solver, class Storage, class S>
+void assign_several(const Policy& policy, const base_router<Solver>& router, const matrix_view<const Storage>& scores,
+                    const token_mask& mask, const plan_view<S>& plan, workspace& scratch) {
+    solve_balanced(policy, router, scores, mask, plan.expert, scratch);
+}
+
+/// scores[T, E] -> plan with k choices, without capacity. The plan's arrays must not overlap the scores.
 template <class Policy, class Solver, class Scores, class Plan, class Workspace>
 void route_scores(const Policy& policy, const base_router<Solver>& router, const Scores& scores, const run_mode& mode,
                   Plan& plan, Workspace& scratch) {
     using S = typename Plan::scalar;
     const auto choose = [&](const auto& source, const softmax_settings& settings, const auto& made) {
-        if (!mode.is_training) {
+        if (!mode.is_training && router.k == 1) {
             route_softmax(policy, source, mode, made, settings, scratch,
                           select_best<S>{made.expert, made.gate, {settings.gates}});
             return;
         }
-        assign_balanced(policy, router, source.scores, mode.mask, made, scratch);
-        for_each_index(policy, made.tokens,
+        if (!mode.is_training) {
+            route_softmax(policy, source, mode, made, settings, scratch,
+                          select_list<S>{made.expert, made.gate, made.experts, router.k, {settings.gates}});
+            return;
+        }
+        if (router.k == 1) {
+            assign_balanced(policy, router, source.scores, mode.mask, made, scratch);
+        } else {
+            assign_several(policy, router, source.scores, mode.mask, made, scratch);
+        }
+        for_each_index(policy, made.tokens * router.k,
                        gates_of_assigned<std::remove_cvref_t<decltype(source)>, S>{
-                           source, {settings.gates}, made.expert, made.gate});
+                           source, {settings.gates}, made.expert, made.gate, router.k});
         place_choices(policy, made, settings.slots, scratch);
         finish_losses(policy, made, settings, nullptr, scratch);
     };
-    route_by_rows(policy, router, 1, scores, mode, plan, scratch, choose);
+    route_by_rows(policy, router, router.k, scores, mode, plan, scratch, choose);
 }
 
 /// Whether scores have the gates that the plan kept, if they can be read on the host. Compares three tokens, to a
@@ -147,10 +174,11 @@ void route_scores(const Policy& policy, const base_router<Solver>& router, const
 template <class Solver, class Source, class S>
 void require_scores_of_plan(const base_router<Solver>&, const Source& source, const plan_view<S>& plan, workspace&) {
     for (const index_t token : {index_t{0}, plan.tokens / 2, plan.tokens - 1}) {
-        if (plan.tokens == 0 || plan.expert[token] < 0) continue;
-        const S gate = sigmoid(load_scalar(source.scores(token, plan.expert[token])));
-        require(std::abs(gate - plan.gate[token]) <= S(0.01), "the plan was not made from these scores: token ", token,
-                " had the gate ", plan.gate[token], " and now has ", gate);
+        const index_t first = token * plan.choices;
+        if (plan.tokens == 0 || plan.expert[first] < 0) continue;
+        const S gate = sigmoid(load_scalar(source.scores(token, plan.expert[first])));
+        require(std::abs(gate - plan.gate[first]) <= S(0.01), "the plan was not made from these scores: token ", token,
+                " had the gate ", plan.gate[first], " and now has ", gate);
     }
 }
 

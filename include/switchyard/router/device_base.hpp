@@ -25,23 +25,35 @@ inline namespace SWITCHYARD_TARGET {
 
 /// Balanced assignment by a solver of the host's: the plan's experts, -1 for padding.
 template <device_policy Policy, class Solver, class Storage, class S>
-void assign_balanced(const Policy& policy, const base_router<Solver>& router,
-                     const matrix_view<const Storage, policy_space<Policy>>& scores, const token_mask& mask,
-                     const plan_view<S, policy_space<Policy>>& plan, device_workspace<Policy>&) {
-    const matrix<Storage> host_scores = copy_to_host(policy, scores);
-    buffer<std::uint8_t> host_mask(mask.data != nullptr ? plan.tokens : 0);
-    if (host_mask.size() > 0) {
-        policy.copy_to_host(host_mask.data(), mask.data, bytes_of<std::uint8_t>(plan.tokens));
-    }
-    const token_mask tokens{host_mask.data(), host_mask.size()};
-    buffer<std::int32_t> expert(plan.tokens);
-    workspace host_scratch;
-    const matrix_view<const Storage> host_view = host_scores.view();
-    solve_balanced(seq, router, host_view, tokens, expert.data(), host_scratch);
-    if (plan.tokens > 0) {
-        policy.copy_to_device(plan.expert, expert.data(), bytes_of<std::int32_t>(plan.tokens));
+void assign_several(const Policy& policy, const base_router<Solver>& router,
+                    const matrix_view<const Storage, policy_space<Policy>>& scores, const token_mask& mask,
+                    [[maybe_unused]] const plan_view<S, policy_space<Policy>>& plan, device_workspace<Policy>&) {
+    if constexpr (assignment_solver<Solver>) {
+        const matrix<Storage> host_scores = copy_to_host(policy, scores);
+        buffer<std::uint8_t> host_mask(mask.data != nullptr ? plan.tokens : 0);
+        if (host_mask.size() > 0) {
+            policy.copy_to_host(host_mask.data(), mask.data, bytes_of<std::uint8_t>(plan.tokens));
+        }
+        const token_mask tokens{host_mask.data(), host_mask.size()};
+        buffer<std::int32_t> expert(plan.tokens * plan.choices);
+        workspace host_scratch;
+        const matrix_view<const Storage> host_view = host_scores.view();
+        solve_balanced(seq, router, host_view, tokens, expert.data(), host_scratch);
+        if (plan.tokens > 0) {
+            policy.copy_to_device(plan.expert, expert.data(), bytes_of<std::int32_t>(plan.tokens * plan.choices));
+        }
+    } else {
+        fail("k = ", router.k, " of base_router needs a solver of the host's, hungarian or auction");
     }
     for_each_index(policy, 1, detail::note_events{plan.totals, nullptr, false});
+}
+
+/// The same with k = 1.
+template <device_policy Policy, class Solver, class Storage, class S>
+void assign_balanced(const Policy& policy, const base_router<Solver>& router,
+                     const matrix_view<const Storage, policy_space<Policy>>& scores, const token_mask& mask,
+                     const plan_view<S, policy_space<Policy>>& plan, device_workspace<Policy>& scratch) {
+    assign_several(policy, router, scores, mask, plan, scratch);
 }
 
 /// Balanced assignment by the device's auction: the plan's experts, -1 for padding.

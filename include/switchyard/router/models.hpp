@@ -18,8 +18,12 @@
 
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/matrix_view.hpp>
+#include <switchyard/plan/capacity.hpp>
+#include <switchyard/plan/slots.hpp>
+#include <switchyard/router/gshard.hpp>
 #include <switchyard/router/recipe.hpp>
 #include <switchyard/router/softmax_routing.hpp>
+#include <switchyard/router/sparse_mixer.hpp>
 #include <switchyard/score/gates.hpp>
 #include <switchyard/score/groups.hpp>
 #include <switchyard/score/keys.hpp>
@@ -60,10 +64,33 @@ struct hunyuan_v1_moe {
     index_t moe_topk = 1;
 };
 
+/// Not a recipe: a gshard_router, whose capacities are the model's too. In training expert_capacity (a file's null, 2
+/// ceil(T / E), is the caller's to set); at inference the fraction of all tokens, rounded up, where that is above 0.
+/// There every second choice is kept: its own code draws under "random" and "sampling" at inference, too.
+struct nllb_moe {
+    index_t num_experts = 128;
+    index_t expert_capacity = 64;
+    second_choice second_expert_policy = second_choice::all;  ///< all, random or sampling
+    bool normalize_router_prob_before_dropping = false;
+    bool batch_prioritized_routing = false;
+    double moe_eval_capacity_token_fraction = 1;
+};
+
+/// Not a recipe: a sparse_mixer_router. Two experts, as its code takes no other number. Its code weighs draws away from
+/// the peak by 0.3333.
+struct phimoe {
+    double router_jitter_noise = 0.01;
+};
+
 /// The gates are divided by their p-norm, p = moe_normalize_expert_weights; 0 for a file's null: not at all.
 struct dbrx {
     index_t moe_top_k = 1;
     double moe_normalize_expert_weights = 1;
+};
+
+/// The best expert of each of num_experts_per_tok groups. The second argument is the router's router_scale.
+struct pangu_pro_moe {
+    index_t num_experts_per_tok = 8;
 };
 
 /// And Diffusion Gemma. The second argument is the router's per_expert_scale. Scores are the product of its own norm
@@ -281,6 +308,30 @@ template <class Space = host_space>
 constexpr recipe_router<Space> router_of(const models::hunyuan_v1_moe& model) {
     return detail::softmax_recipe<Space>(model.moe_topk, true);
 }
+constexpr gshard_router router_of(const models::nllb_moe& model) {
+    const bool is_random = model.second_expert_policy == second_choice::random;
+    const double fraction = model.moe_eval_capacity_token_fraction;
+    gshard_router router{.second = model.second_expert_policy,
+                         .compared = second_weight::probability,
+                         .normalize = !model.normalize_router_prob_before_dropping ? pair_sum::after_drops
+                                      : is_random                                  ? pair_sum::first_before_drops
+                                                                                   : pair_sum::before_drops,
+                         .epsilon_kind = gate_sum::clamp,
+                         .epsilon = 0x1p-23,
+                         .capacity = {.number = model.expert_capacity},
+                         .inference_capacity = {.number = model.expert_capacity},
+                         .order = model.batch_prioritized_routing ? drop_order::gate : drop_order::position,
+                         .balance_weight = 0};
+    if (fraction > 0) {
+        router.inference_capacity = {.factor = fraction * static_cast<double>(model.num_experts),
+                                     .rounding = capacity_rounding::ceil,
+                                     .counts_choices = false};
+    }
+    return router;
+}
+constexpr sparse_mixer_router router_of(const models::phimoe& model) {
+    return {.epsilon = model.router_jitter_noise, .off_peak = 0.3333};
+}
 template <class Space = host_space>
 constexpr recipe_router<Space> router_of(const models::dbrx& model) {
     const double power = model.moe_normalize_expert_weights;
@@ -292,6 +343,13 @@ template <class Space = host_space>
 constexpr recipe_router<Space> router_of(const models::gemma4& model,
                                          const expert_numbers<Space>& per_expert_scale = {}) {
     return {.k = model.top_k_experts, .normalize = gate_sum::add, .expert_scale = per_expert_scale};
+}
+template <class Space = host_space>
+constexpr recipe_router<Space> router_of(const models::pangu_pro_moe& model,
+                                         const expert_numbers<Space>& router_scale = {}) {
+    return {.k = model.num_experts_per_tok,
+            .groups = {.count = model.num_experts_per_tok, .one_each = true},
+            .expert_scale = router_scale};
 }
 template <class Space = host_space>
 constexpr recipe_router<Space> router_of(const models::cohere2_moe& model) {

@@ -12,8 +12,9 @@
 // score of -infinity forbids its expert before any bias, and has gradient 0. The scale is applied once, here; nothing
 // behind the router applies one. Llama 4 weighs its experts' input: dispatch with `apply_gates`, combine without.
 //
-// With `choices` the experts are given, and the rest is as above (router/given_choices.hpp): replay, hash layers. With
-// `rowless` the last columns are identity or zero experts, which take no rows (router/rowless.hpp): LongCat-Flash.
+// With `groups.one_each` the experts are the best of every group (Pangu Pro). With `choices` they are given, and the
+// rest is as above (router/given_choices.hpp): replay, hash layers. With `rowless` the last columns are identity or
+// zero experts, which take no rows (router/rowless.hpp): LongCat-Flash.
 //
 // losses: load balancing and z-loss, both on softmax(s) whatever the values are; both are off unless asked for. The
 // bias that balances without a loss is moved by `update_bias` (router/bias_update.hpp).
@@ -123,7 +124,11 @@ void require_settings(const recipe_router<Space>& r, index_t experts, const run_
     require_rowless(r.rowless, experts);
     const index_t choosable = experts - r.rowless.shared;
     require(r.k >= 1 && r.k <= choosable, "k = ", r.k, " must lie in 1..E = ", choosable);
-    if (r.choices.data == nullptr) require_groups(r.groups, choosable, r.k);
+    if (r.choices.data == nullptr) {
+        require_groups(r.groups, choosable, r.k);
+        require(!r.groups.one_each || r.balance_weight == 0 || r.balance == balance_count::all,
+                "groups.one_each makes first choices those of the first group: a balance loss must count all choices");
+    }
     require(r.rowless.shared == 0 || r.score != score_function::softmax, "rowless.shared = ", r.rowless.shared,
             " experts need values that are no softmax, which is of all columns");
     const auto require_numbers = [](const char* name, const expert_numbers<Space>& numbers, index_t count) {
@@ -223,6 +228,12 @@ void route_scores(const Policy& policy, const recipe_router<Space>& router, cons
         };
         if (given.data != nullptr) {
             with(select_given<S, Space>{made.expert, made.gate, given, made.experts, {settings.gates}});
+        } else if (router.groups.one_each) {
+            // Order by any of the functions is order by score, where nothing is added.
+            const biased_keys<S> keys{.function = router.score,
+                                      .source = router.selection_bias.data != nullptr ? router.key : key_source::score,
+                                      .bias = detail::padded_numbers<S>(policy, router.selection_bias, scratch)};
+            with(select_one_each<S>{made.expert, made.gate, made.experts, router.k, {settings.gates}, keys});
         } else if (!has_raw_keys(router)) {
             const biased_keys<S> keys{.function = router.score,
                                       .source = router.key,

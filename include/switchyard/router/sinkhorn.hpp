@@ -43,9 +43,10 @@
 namespace switchyard {
 
 struct sinkhorn_settings {
-    double temperature = 1;   ///< > 0; near 0 the plan is that of balanced assignment, and takes many rounds
-    index_t rounds = 30;      ///< at most, >= 1
-    double tolerance = 1e-2;  ///< >= 0, of the residual
+    double temperature = 1;    ///< > 0; near 0 the plan is that of balanced assignment, and takes many rounds
+    index_t rounds = 30;       ///< at most, >= 1
+    double tolerance = 1e-2;   ///< >= 0, of the residual
+    bool starts_warm = false;  ///< from what `bias` holds: the bias of the step before
     bad_scores bad = bad_scores::error;
 };
 
@@ -92,10 +93,10 @@ double move_by_sums(const double* sums, index_t experts, S* g) {
 
 }  // namespace detail
 
-/// bias[E] from scores[T, E]. Starts from what `bias` holds where that is asked for: the bias of the step before.
+/// bias[E] from scores[T, E].
 template <host_policy Policy, class Scores>
 sinkhorn_report sinkhorn_bias(const Policy& policy, const Scores& scores, const sinkhorn_settings& settings,
-                              const token_mask& mask, float* bias, workspace& scratch, bool starts_warm = false) {
+                              const token_mask& mask, float* bias, workspace& scratch) {
     const auto input = detail::token_view(scores);
     require_scores<Policy>(input, mask);
     require(settings.temperature > 0 && std::isfinite(settings.temperature), "temperature = ", settings.temperature,
@@ -111,7 +112,8 @@ sinkhorn_report sinkhorn_bias(const Policy& policy, const Scores& scores, const 
     S* const g = scratch.take<S>(padded<widest>(experts));
     double* const sums = scratch.take<double>(experts);
     for (index_t e = 0; e < padded<widest>(experts); ++e) {
-        g[e] = starts_warm && e < experts ? static_cast<S>(static_cast<double>(bias[e]) / settings.temperature) : S(0);
+        g[e] = settings.starts_warm && e < experts ? static_cast<S>(static_cast<double>(bias[e]) / settings.temperature)
+                                                   : S(0);
     }
     score_rows<storage, host_space> rows = score_rows_of(input, 0, {});
     rows.multiplier = static_cast<S>(1 / settings.temperature);

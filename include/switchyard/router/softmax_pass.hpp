@@ -610,6 +610,68 @@ struct select_list {
     }
 };
 
+/// Chooses the expert with the best key of each of k equal groups, in the order of the groups.
+template <class S>
+struct select_one_each {
+    static constexpr bool needs_best = false;
+    std::int32_t* expert;  ///< [T, k]
+    S* gate;               ///< [T, k]
+    index_t experts;
+    index_t k;  ///< groups
+    gate_rule<S> rule{};
+    biased_keys<S> keys{};
+
+    template <int W>
+    SWITCHYARD_HD index_t scratch_size() const {
+        return padded<W>(experts);
+    }
+    template <int W>
+    SWITCHYARD_HD void choose(index_t token, const S* row, S maximum, S sum, index_t, pack<S, W>, S* scratch) const {
+        detail::write_keys<W>(keys, token, row, experts, maximum, sum, scratch);
+        const index_t size = experts / k;
+        S* const weight = gate + token * k;
+        for (index_t c = 0; c < k; ++c) {
+            const index_t best = c * size + first_of_highest<W>(scratch + c * size, size);
+            const bool is_allowed = scratch[best] > detail::lowest<S>();
+            weight[c] = is_allowed ? row[best] : detail::lowest<S>();
+            expert[token * k + c] = is_allowed ? static_cast<std::int32_t>(best) : forbidden_choice(best);
+        }
+        rule.weigh(choices_of_row<S, W>{weight, nullptr, k}, pack<S, W>::all(maximum), pack<S, W>::all(sum));
+    }
+    SWITCHYARD_HD void padding(index_t token) const {
+        for (index_t c = 0; c < k; ++c) {
+            expert[token * k + c] = padding_choice;
+            gate[token * k + c] = S(0);
+        }
+    }
+    SWITCHYARD_HD void forbid_all(index_t token) const {
+        for (index_t c = 0; c < k; ++c) {
+            expert[token * k + c] = forbidden_choice(c * (experts / k));
+            gate[token * k + c] = S(0);
+        }
+    }
+
+  private:
+    /// Where the highest of some keys stands, the first of equal ones.
+    template <int W>
+    SWITCHYARD_HD static index_t first_of_highest(const S* key, index_t count) {
+        using P = pack<S, W>;
+        const auto keys = [&](index_t j) {
+            return P::load_first(key + j, count - j < W ? count - j : W, detail::lowest<S>());
+        };
+        P highest_keys = keys(0);
+        for (index_t j = W; j < count; j += W) {
+            highest_keys = max(highest_keys, keys(j));
+        }
+        const P level = P::all(highest(highest_keys));
+        for (index_t j = 0; j < count; j += W) {
+            const std::uint32_t found = equal_bits(keys(j), level);
+            if (found != 0) return j + first_bit(found);
+        }
+        return 0;
+    }
+};
+
 /// Runs the pass over all rows on the CPU. `column_sums` [E] receives the sum over tokens of the probabilities, in a
 /// fixed order, unless null. `after_block(b)` runs when the rows of block b are done, while they are in cache. Blocks
 /// are those of `take_choice_counts`.

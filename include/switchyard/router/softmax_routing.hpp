@@ -393,6 +393,18 @@ struct fill_balance_gradient {
     }
 };
 
+/// a_e [padded E] from the workspace, or null where there is no balance loss.
+template <class Policy, class S, class Space, class Workspace>
+S* take_balance_gradient(const Policy& policy, const plan_view<S, Space>& plan, const softmax_settings& settings,
+                         const backward_settings& backward, Workspace& scratch) {
+    constexpr index_t widest = 16;
+    if (settings.balance_weight == 0) return nullptr;
+    const index_t length = padded<widest>(plan.experts);
+    S* const gradient = scratch.template take<S>(length);
+    for_each_index(policy, length, fill_balance_gradient<S>{balance_of(plan, settings), backward.loss_scale, gradient});
+    return gradient;
+}
+
 }  // namespace detail
 
 /// Where scores can be read here and now: do they have the maxima that the plan kept? Three rows are looked at. A
@@ -434,16 +446,8 @@ void route_softmax_backward(const Policy& policy, const Source& source, const pl
                             const Gates& d_gates, const Scores& d_scores, const softmax_settings& settings,
                             const backward_settings& backward, Workspace& scratch) {
     using pass = softmax_backward_pass<Source, S, Space, typename Gates::value_type, typename Scores::value_type>;
-    constexpr index_t widest = 16;
     const auto scope = scratch.open();
-    S* balance_gradient = nullptr;
-    if (settings.balance_weight != 0) {
-        const index_t length = padded<widest>(plan.experts);
-        balance_gradient = scratch.template take<S>(length);
-        for_each_index(
-            policy, length,
-            detail::fill_balance_gradient<S>{balance_of(plan, settings), backward.loss_scale, balance_gradient});
-    }
+    S* const balance_gradient = detail::take_balance_gradient(policy, plan, settings, backward, scratch);
     run_rows(policy,
              pass{source, plan, d_gates, d_scores, settings, balance_gradient, settings.z_weight * backward.loss_scale},
              plan.tokens, balance_gradient, scratch);
@@ -528,6 +532,14 @@ auto rows_of_router(const Policy& policy, const Router& router, const Scores& sc
 
 namespace detail {
 
+/// The plan as if nothing had been dropped: gradients of values are those of all choices, since dropped ones count in
+/// what gates are divided by. A forbidden one's value does not move.
+template <class S, class Space>
+plan_view<S, Space> with_dropped_choices(plan_view<S, Space> plan) {
+    plan.slot = plan.expert;
+    return plan;
+}
+
 /// The gradients of the gates that were finished, [T, k] from the workspace.
 template <class Policy, class Source, class S, class Space, class GateStorage, class Workspace>
 matrix_view<const S, Space> gradients_before_finish(const Policy& policy, const Source& source,
@@ -592,6 +604,20 @@ void route_by_rows(const Policy& policy, const Router& router, index_t k, const 
     finish_plan(plan);
 }
 
+/// Backward behind its checks. Routers whose gates are finished in a way of their own overload this.
+template <class Policy, class Router, class Source, class S, class Space, class Gates, class Scores, class Workspace>
+void differentiate_router(const Policy& policy, const Router&, const Source& source, const plan_view<S, Space>& plan,
+                          const Gates& d_gates, const Scores& d_scores, const softmax_settings& settings,
+                          const backward_settings& backward, Workspace& scratch) {
+    if (settings.finish.is_needed()) {
+        const auto before = detail::gradients_before_finish(policy, source, plan, d_gates, settings, scratch);
+        route_softmax_backward(policy, source, detail::with_dropped_choices(plan), before, d_scores, settings, backward,
+                               scratch);
+        return;
+    }
+    route_softmax_backward(policy, source, plan, d_gates, d_scores, settings, backward, scratch);
+}
+
 /// d_gates[T, k] and the losses -> d_scores[T, E]. Gates of dropped choices get no gradient, those of experts without
 /// rows do (router/rowless.hpp); padding rows are 0. `plan` was made in training by the same router from the same
 /// scores. d_scores may be the scores, the same view of the same numbers; otherwise it lies apart from them, and always
@@ -618,15 +644,7 @@ void route_scores_backward(const Policy& policy, const Router& router, const Pla
     if constexpr (host_policy<Policy>) {
         require_scores_of_plan(router, source, made, scratch);
     }
-    if (settings.finish.is_needed()) {
-        const auto before = detail::gradients_before_finish(policy, source, made, gates, settings, scratch);
-        // Dropped choices have gradients there: they count in the norm. A forbidden one's value does not move.
-        auto with_dropped = made;
-        with_dropped.slot = with_dropped.expert;
-        route_softmax_backward(policy, source, with_dropped, before, out, settings, backward, scratch);
-        return;
-    }
-    route_softmax_backward(policy, source, made, gates, out, settings, backward, scratch);
+    differentiate_router(policy, router, source, made, gates, out, settings, backward, scratch);
 }
 
 }  // namespace SWITCHYARD_TARGET

@@ -8,6 +8,9 @@
 // Each device holds a group of experts, so a token is sent to few devices. DeepSeek-AI 2024, "DeepSeek-V3 Technical
 // Report", arXiv 2412.19437. With keys of 0 instead of -infinity (`group_mask::zero`, as DeepSeek-V2's and other code
 // has it) an expert whose own biased key is negative loses to experts outside its token's groups.
+//
+// With `one_each` a token takes the best expert of every group instead, in the order of the groups (Pangu's mixture of
+// grouped experts: Tang et al. 2025, "Pangu Pro MoE", arXiv 2505.21411): loads of groups, and so of devices, are even.
 #pragma once
 
 #include <switchyard/core/bits.hpp>
@@ -40,6 +43,7 @@ struct expert_groups {
     index_t kept = 1;    ///< 1..count
     index_t summed = 2;  ///< 1..8; a smaller group's keys are all summed
     group_mask masked = group_mask::forbidden;
+    bool one_each = false;  ///< the best of every group, k = count; what is above but `count` is not read
 
     SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE constexpr bool choose() const { return kept < count; }
 };
@@ -50,6 +54,11 @@ inline namespace SWITCHYARD_TARGET {
 inline void require_groups(const expert_groups& groups, index_t experts, index_t k) {
     require(groups.count >= 1 && groups.count <= expert_groups::most && experts % groups.count == 0,
             "groups.count = ", groups.count, " must lie in 1..", expert_groups::most, " and divide E = ", experts);
+    if (groups.one_each) {
+        require(k == groups.count, "k = ", k, " must be groups.count = ", groups.count,
+                ", since a token takes one expert of each group");
+        return;
+    }
     require(groups.kept >= 1 && groups.kept <= groups.count, "groups.kept = ", groups.kept,
             " must lie in 1..groups.count = ", groups.count);
     require(groups.summed >= 1 && groups.summed <= expert_groups::most_summed, "groups.summed = ", groups.summed,

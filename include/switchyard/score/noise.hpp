@@ -28,6 +28,10 @@ enum class noise_purpose : std::uint32_t {
     logit_jitter = 4,
     initialisation = 5,
     choices = 6,
+    second_choice = 7,
+    noisy_scores = 8,
+    draws = 9,
+    midpoints = 10,
 };
 
 /// The same key for another purpose.
