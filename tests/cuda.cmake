@@ -2,7 +2,7 @@
 #   on the SIMT executor, simt_device/<order>/<stem>: there the kernels run that a CUDA policy launches, in every order of
 #     threads and blocks;
 #   on a GPU, gpu/<stem>, compiled by nvcc where there is one: skipped with the reason where there is no device.
-set(device_tests routing slots plans formats losses rows auction)
+set(device_tests routing more_routers slots plans formats losses rows auction)
 set(orders forward reverse random random2 greedy greedy_last)
 if(CMAKE_CXX_FLAGS MATCHES "-fsanitize=")
     # simt/*_test.cpp run the same kernels under sanitizers, in all orders and on sizes that suit them.

@@ -20,7 +20,8 @@
 namespace study {
 
 /// What a layer may route by.
-using router_settings = std::variant<sy::switch_router, sy::top_k_router, sy::base_router<>, steered_router>;
+using router_settings = std::variant<sy::switch_router, sy::top_k_router, sy::base_router<>, sy::gshard_router,
+                                     sy::sparse_mixer_router, steered_router>;
 
 struct layer_settings {
     std::optional<router_settings> router = {};  ///< none: dense

@@ -49,6 +49,8 @@ class grammar : public command_line {
             "switch_jitter      the same with noise on the router's input\n"
             "top_2              the two best of half the width\n"
             "base               balanced assignment (Lewis et al. 2021)\n"
+            "gshard             the two best of half the width, the second by chance (Lepikhin et al. 2020)\n"
+            "sparse_mixer       two drawn in turn, of half the width (Liu et al. 2023)\n"
             "deepseek_v3        two by sigmoid + bias within the best groups; the bias balances\n"
             "deepseek_v4        two by sqrt-softplus + bias; the bias balances\n"
             "quantile           the best by score + bias, moved by quantiles of scores\n"

@@ -83,6 +83,16 @@ inline layer_settings layer_of(const options& asked, const run_settings& run) {
             layer.router = sy::base_router<>{};
             // [/base]
             break;
+        case contender::gshard:
+            layer.hidden = asked.hidden / 2;
+            layer.router = sy::gshard_router{
+                .capacity = capacity, .inference_capacity = inference_capacity, .balance_weight = asked.balance_weight};
+            break;
+        case contender::sparse_mixer:
+            layer.hidden = asked.hidden / 2;
+            layer.router = sy::sparse_mixer_router{
+                .capacity = capacity, .inference_capacity = inference_capacity, .balance_weight = asked.balance_weight};
+            break;
         default:
             layer.router = steered_router_of(run.kind, asked.experts, capacity, inference_capacity);
             if (std::get<steered_router>(*layer.router).recipe().k == 2) layer.hidden = asked.hidden / 2;

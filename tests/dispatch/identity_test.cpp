@@ -141,7 +141,10 @@ TEST_CASE_TEMPLATE("identity experts: layouts, storage and policies have the sam
         once(layout(rows), other(x), layout(ref::matrix(200, 37)), layout(d_y), layout(ref::matrix(rows.rows, 37)),
              other(ref::matrix(200, 37)), policy);
     };
-    for_each_policy([&](const auto& policy) { with(row_major{}, row_major{}, policy); });
+    for_each_policy([&](const auto& policy) {
+        with(row_major{}, row_major{}, policy);
+        covers<operation("identity experts")>(policy);
+    });
     with(row_major{}, column_major{}, sy::seq);
     with(column_major{}, row_major{}, sy::seq);
     with(column_major{}, column_major{}, sy::par);

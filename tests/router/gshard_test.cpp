@@ -269,6 +269,7 @@ TEST_CASE("gshard: policies and layouts agree") {
     for_each_policy([&](const auto& policy) {
         sy::plan<float> made;
         sy::route_scores(policy, router, stored<float>(scores), training_with(), made, scratch);
+        covers<operation("GShard")>(policy);
         CHECK(experts_of(made.view()) == experts_of(want.view()));
         CHECK(slots_of(made.view()) == slots_of(want.view()));
         CHECK(difference(gates_of(made.view()), gates_of(want.view())) == 0);

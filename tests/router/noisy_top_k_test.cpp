@@ -211,7 +211,10 @@ TEST_CASE("noisy scores and load loss: policies agree, bit by bit") {
         return all.values;
     };
     const auto want = run(sy::seq);
-    for_each_policy([&](const auto& policy) { CHECK(run(policy) == want); });
+    for_each_policy([&](const auto& policy) {
+        CHECK(run(policy) == want);
+        covers<operation("noisy scores and load loss")>(policy);
+    });
 }
 
 TEST_CASE("noisy scores and load loss: sentences") {

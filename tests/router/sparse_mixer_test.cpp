@@ -152,6 +152,7 @@ TEST_CASE("sparse mixer: policies agree") {
     for_each_policy([&](const auto& policy) {
         sy::plan<float> made;
         sy::route_scores(policy, router, stored<float>(scores), training_with(), made, scratch);
+        covers<operation("SparseMixer")>(policy);
         CHECK(experts_of(made.view()) == experts_of(want.view()));
         CHECK(difference(gates_of(made.view()), gates_of(want.view())) == 0);
         const auto d_scores =

@@ -148,7 +148,10 @@ TEST_CASE("cosine scores: policies agree bit by bit, a router runs on them, padd
         return all;
     };
     const auto want = run(sy::seq);
-    for_each_policy([&](const auto& policy) { CHECK(run(policy) == want); });
+    for_each_policy([&](const auto& policy) {
+        CHECK(run(policy) == want);
+        covers<operation("cosine scores")>(policy);
+    });
 }
 
 TEST_CASE("cosine scores: sentences") {

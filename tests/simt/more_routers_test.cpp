@@ -9,4 +9,6 @@ TEST_CASE("more routers on the executor: the CPU backend's decisions, gates, los
     CHECK(more_routers_difference(simt::policy{&next_executor()}) == "");
     CHECK(cosine_difference(simt::policy{&next_executor()}) == "");
     CHECK(noisy_difference(simt::policy{&next_executor()}) == "");
+    covers<operation("GShard"), operation("SparseMixer"), operation("noisy scores and load loss"),
+           operation("cosine scores")>(simt::policy{});
 }

@@ -227,4 +227,5 @@ TEST_CASE("recipe kernels: experts without rows, and combine with their tokens")
             CHECK(identity_difference(simt::policy{&next_executor()}, routers, table, mask, 37) == "");
         }
     });
+    covers<operation("identity experts")>(simt::policy{});
 }

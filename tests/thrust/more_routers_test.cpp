@@ -9,4 +9,6 @@ TEST_CASE("more routers on Thrust: the CPU backend's decisions, gates, losses an
     CHECK(more_routers_difference(device) == "");
     CHECK(cosine_difference(device) == "");
     CHECK(noisy_difference(device) == "");
+    covers<operation("GShard"), operation("SparseMixer"), operation("noisy scores and load loss"),
+           operation("cosine scores")>(device);
 }

@@ -441,4 +441,5 @@ TEST_CASE("recipes on Thrust: experts without rows, and combine with their token
             CHECK(identity_difference(device, routers, table, mask, 37) == "");
         }
     });
+    covers<operation("identity experts")>(device);
 }

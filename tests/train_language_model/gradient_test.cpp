@@ -164,3 +164,8 @@ TEST_CASE("steered router: a bias balances from step to step, the table of bytes
     by_bytes.see({1, 2});
     CHECK_THROWS_AS(sy::route_scores(sy::seq, by_bytes, scores, sy::inference{}, plan, scratch), sy::error);
 }
+
+TEST_CASE("gradient: GShard, both choices kept, with capacity and balance loss") {
+    check(layer_with(
+        sy::gshard_router{.second = sy::second_choice::all, .capacity = {.factor = 1.0}, .balance_weight = 0.3}));
+}

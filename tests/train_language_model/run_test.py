@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 
-from study import ROUTERS, STEERED, TEXT, TWO, Case, main, small
+from study import ROUTERS, MORE, TEXT, TWO, Case, main, small
 
 
 def without_time(value):
@@ -37,7 +37,7 @@ class Run(Case):
 
     def test_all_routers(self):
         results, _ = self.study("--router", "all", "--steps", 50)
-        self.assertEqual([run["router"] for run in results["runs"]], ROUTERS + STEERED)
+        self.assertEqual([run["router"] for run in results["runs"]], ROUTERS + MORE)
         loads = {}
         for run in results["runs"][len(ROUTERS):]:
             with self.subTest(run=run["name"]):
@@ -97,7 +97,7 @@ class Run(Case):
         self.assertAlmostEqual(run["seconds_to_dense"], a["seconds"] + share * (b["seconds"] - a["seconds"]), places=6)
 
     def test_same_for_any_thread_count(self):
-        for routers, precision in ((ROUTERS + STEERED, "float32"), (ROUTERS, "bfloat16,pure_bfloat16")):
+        for routers, precision in ((ROUTERS + MORE, "float32"), (ROUTERS, "bfloat16,pure_bfloat16")):
             line = ["--router", ",".join(routers), "--tokens", 300, "--steps", 12]
             one, _ = self.study(*line, "--precision", precision, "--threads", 1, out="one")
             three, _ = self.study(*line, "--precision", precision, "--threads", 3, out="three")

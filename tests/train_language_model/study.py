@@ -13,8 +13,9 @@ from program_case import ProgramCase, main  # noqa: E402
 SMALL = {"--experts": 4, "--hidden": 16, "--width": 16, "--tokens": 64, "--steps": 20, "--threads": 2}
 ROUTERS = ["dense", "switch_unbalanced", "switch", "switch_jitter", "top_2", "base"]
 # Those of an option.
-STEERED = ["deepseek_v3", "deepseek_v4", "quantile", "sinkhorn", "hash", "random", "round_robin"]
-TWO = ["top_2", "deepseek_v3", "deepseek_v4"]  # experts a token
+MORE = ["gshard", "sparse_mixer", "deepseek_v3", "deepseek_v4", "quantile", "sinkhorn", "hash", "random",
+        "round_robin"]
+TWO = ["top_2", "gshard", "sparse_mixer", "deepseek_v3", "deepseek_v4"]  # experts a token
 # A text that a small model can learn in few steps.
 TEXT = b"".join(b"int value_%d = %d * (left + right);\n" % (i % 7, i % 10) for i in range(1300))
 
