@@ -16,6 +16,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 
 namespace switchyard::reference::inline SWITCHYARD_TARGET {
 
@@ -30,15 +31,15 @@ struct sparse_mixer_router {
     double z_weight = 0;
 };
 
-/// The random numbers of both turns.
+/// The random numbers of both turns, a matrix for each.
 struct mixer_draws {
-    matrix gumbel[2];   ///< [T, E]
-    matrix uniform[2];  ///< [T, 1]
+    list<matrix> gumbel;   ///< [T, E]
+    list<matrix> uniform;  ///< [T, 1]
 };
 
 /// From counters.
 inline mixer_draws draw_mixer(noise_key key, index_t tokens, index_t experts) {
-    mixer_draws drawn;
+    mixer_draws drawn{filled(2, matrix()), filled(2, matrix())};
     for (index_t turn = 0; turn < 2; ++turn) {
         drawn.gumbel[turn] = matrix(tokens, experts);
         drawn.uniform[turn] = matrix(tokens, 1);
