@@ -75,9 +75,11 @@ class run_losses {
     /// Devices are the router's groups; their losses count all choices, as DeepSeek-V2 does.
     sy::balance_loss_settings settings_of(sy::balance_unit unit, double weight) const {
         const bool is_of_devices = unit != sy::balance_unit::expert;
-        const sy::choice_count count = asked_.balance_count == count_kind::first ? sy::choice_count::first
-                                       : asked_.balance_count == count_kind::all ? sy::choice_count::all
-                                                                                 : sy::choice_count::all_undivided;
+        const bool one_each = router_.groups.one_each;  // where first choices are those of the first group
+        const sy::choice_count count =
+            asked_.balance_count == count_kind::all_undivided        ? sy::choice_count::all_undivided
+            : asked_.balance_count == count_kind::first && !one_each ? sy::choice_count::first
+                                                                     : sy::choice_count::all;
         // The factor of the loss is the experts with rows.
         const double share =
             static_cast<double>(sy::view_of_plan(plan_).experts) / static_cast<double>(scores_.columns());
@@ -87,7 +89,7 @@ class run_losses {
                 .probability = asked_.balance_probability,
                 .unit = unit,
                 .devices = router_.groups.count,
-                .devices_per_token = router_.groups.kept};
+                .devices_per_token = one_each ? router_.groups.count : router_.groups.kept};
     }
     sy::matrix<double, memory> balance_sums(const sy::balance_loss_settings& settings) const {
         const auto scope = scratch_.open();

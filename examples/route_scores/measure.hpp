@@ -91,6 +91,17 @@ sy::recipe_router<Space> recipe_in(const options& asked, router_kind router, con
             .choices = placed.choices};
 }
 
+/// The tokens that count, [T] or empty: those of the file, less those whose first id is none.
+inline std::vector<std::uint8_t> mask_of(const inputs& given, const sy::matrix<std::int32_t>& ids, index_t experts) {
+    std::vector<std::uint8_t> mask = given.mask;
+    for (index_t t = 0; t < ids.rows(); ++t) {
+        if (ids(t, 0) >= 0 && ids(t, 0) < experts) continue;
+        if (mask.empty()) mask.assign(static_cast<std::size_t>(ids.rows()), 1);
+        mask[static_cast<std::size_t>(t)] = 0;
+    }
+    return mask;
+}
+
 /// The bias that sinkhorn or quantile finds by the scores, and how.
 struct found_bias {
     std::vector<float> numbers{};  ///< [E]; empty for other routers
@@ -286,11 +297,11 @@ routing routing_of(const options& asked, router_kind router, const sy::plan_view
                    [](S gate) { return static_cast<float>(gate); });
     if (has_constant_gates(asked, router, plan.choices)) {
         const sy::recipe_router<> recipe = recipe_of(asked, router);
-        const bool is_softmax = recipe.score == sy::score_function::softmax;
+        const bool is_softmax = recipe.score == sy::score_function::softmax && weighs_after(asked, router);
         for (std::size_t t = 0; t < made.gates.size(); ++t) {
-            // A value of 0 has the gate 0; a softmax over one choice is 1 however small its probability is.
+            // A value of 0 has the gate 0; a softmax over the one chosen is 1 however small its probability is.
             const bool is_weighed = made.slots[t] >= 0 || is_rowless(static_cast<index_t>(t));
-            const bool has_gate = is_weighed && (is_softmax || made.gates[t] > 0);
+            const bool has_gate = is_weighed && (is_softmax || plan.gate[t] > S(0));
             const bool is_scaled = has_gate && !given.expert_scale.empty();
             const double own = is_scaled ? given.expert_scale[static_cast<std::size_t>(made.chosen[t])] : 1;
             made.gates[t] = has_gate ? static_cast<float>(recipe.scale * own) : 0;

@@ -108,6 +108,9 @@ void require_used(const options& asked, const command_line& line) {
     for (const use& u : uses) require_use(u);
     if (!top_k) return;
     const sy::recipe_router<> router = recipe_of(asked);
+    const bool finds = asked.chooses(router_kind::sinkhorn) || asked.chooses(router_kind::quantile);
+    sy::require(!finds || (router.logit_multiplier == 1 && router.softcap == 0),
+                "--router sinkhorn and quantile find a bias for the file's scores, and the model changes scores first");
     const bool takes_sum =
         !weighs_after(asked) || asked.top_k.renormalize || asked.top_k.normalize == normalize_kind::sum;
     const bool sums = takes_sum && (router.normalize == sy::gate_sum::add || router.normalize == sy::gate_sum::clamp);

@@ -21,13 +21,14 @@ template <class Policy, class S>
 routing run_on_cpu(const Policy& policy, const options& asked, router_kind router, const sy::matrix<S>& scores,
                    const inputs& given) {
     const sy::matrix<std::int32_t> ids = choices_of(asked, router, given, scores.rows(), scores.columns());
+    const std::vector<std::uint8_t> mask = mask_of(given, ids, scores.columns());
     const found_bias found = find_bias(policy, asked, router, scores, given);
     const placed_inputs<sy::host_space> placed{
         .logit_bias = numbers_of(given.logit_bias),
         .bias = numbers_of(finds_bias(router) ? found.numbers : given.bias),
         .expert_scale = numbers_of(given.expert_scale),
         .choices = ids.view(),
-        .mask = {given.mask.empty() ? nullptr : given.mask.data(), static_cast<index_t>(given.mask.size())},
+        .mask = {mask.empty() ? nullptr : mask.data(), static_cast<index_t>(mask.size())},
         .offsets = given.offsets.empty() ? nullptr : given.offsets.data(),
         .sequences = given.sequences()};
     sy::plan<S> plan;

@@ -28,9 +28,10 @@ routing run_on(const Policy& policy, const options& asked, router_kind router, c
     const found_bias found = find_bias(sy::seq, asked, router, scores, given);
     const auto bias = sy::copy_to_device(policy, std::span(finds_bias(router) ? found.numbers : given.bias));
     const auto expert_scale = sy::copy_to_device(policy, std::span(given.expert_scale));
-    const auto mask = sy::copy_to_device(policy, std::span(given.mask));
     const auto sequences = sy::copy_to_device(policy, std::span(given.offsets));
     const sy::matrix<std::int32_t> ids = choices_of(asked, router, given, scores.rows(), scores.columns());
+    const std::vector<std::uint8_t> counted = mask_of(given, ids, scores.columns());
+    const auto mask = sy::copy_to_device(policy, std::span(counted));
     const auto device_ids = sy::copy_to_device(
         policy, std::span<const std::int32_t>(ids.data(), static_cast<std::size_t>(ids.rows() * ids.columns())));
     const auto numbers_of = [](const auto& list) {
@@ -42,7 +43,7 @@ routing run_on(const Policy& policy, const options& asked, router_kind router, c
         .bias = numbers_of(bias),
         .expert_scale = numbers_of(expert_scale),
         .choices = {device_ids.data(), ids.rows(), ids.columns()},
-        .mask = given.mask.empty() ? sy::token_mask{} : sy::token_mask_of(mask),
+        .mask = counted.empty() ? sy::token_mask{} : sy::token_mask_of(mask),
         .offsets = given.offsets.empty() ? nullptr : sequences.data(),
         .sequences = given.sequences()};
     const auto device_scores = sy::copy_to_device(policy, scores);

@@ -102,7 +102,7 @@ class Formats(Case):
                 (50, 8, 4, "top_k", dict(capacity_factor=0.8)), (37, 6, 2, "top_k", {}), (5, 16, 2, "top_k", {}),
                 (0, 4, 2, "top_k", {}), (40, 8, 1, "switch", {}), (1, 1, 1, "top_k", {}), (24, 8, 1, "base", {}),
                 (60, 8, 3, "round_robin", {}), (50, 12, 4, "top_k", dict(rowless=4, capacity_factor=0.8)),
-                (30, 9, 5, "top_k", dict(rowless=1)))):
+                (30, 9, 5, "top_k", dict(rowless=1)), (30, 4, 3, "top_k", dict(rowless=2)))):
             with self.subTest(case=case):
                 numbers = np.random.default_rng(case)
                 ranks = 2 if experts % 2 == 0 else 1

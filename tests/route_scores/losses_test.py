@@ -230,6 +230,27 @@ class Losses(Case):
             _, told = self.results(f"several/{router}")
             self.assertEqual("losses" in told, router in ("top_k", "random"))
 
+    def test_ids_of_none_are_padding(self):
+        """A token whose first id is none counts in no loss, as one that the mask leaves out."""
+        scores = np.random.default_rng(5).normal(size=(12, 4))
+        ids = np.random.default_rng(6).integers(0, 4, (12, 1))
+        padding = np.arange(12) % 3 == 1
+        run = dict(losses="balance,z,entropy", balance_weight=1, gradients=np.zeros((12, 4)), balance_scope="sequence",
+                   sequence_length=4)
+        _, none = self.routed(scores, "replay", "none", choices=np.where(padding[:, None], -1, ids), **run)
+        _, masked = self.routed(scores, "replay", "masked", choices=ids, mask=~padding, **run)
+        self.assertEqual(none["losses"], masked["losses"])
+        np.testing.assert_array_equal(*(np.load(self.folder / out / "d_scores.npy") for out in ("none", "masked")))
+
+    def test_one_expert_of_every_group(self):
+        """First choices are those of the first group: all count, and every token goes to every device."""
+        self.save(np.random.default_rng(7).normal(size=(40, 16)))
+        self.run_well("--scores", "S.npy", "--router", "top_k", "--groups", "4", "--one-each", "--losses",
+                      "balance,communication_balance", "--balance-weight", "1", "--out", "each")
+        _, told = self.results("each")
+        self.assertAlmostEqual(told["losses"]["balance"], told["load_balancing_loss"], places=6)
+        self.assertAlmostEqual(told["losses"]["communication_balance"], 1, places=6)
+
     def test_nothing_to_count(self):
         for scores, mask in ((np.zeros((0, 4)), None), (np.zeros((3, 4)), np.zeros(3, np.uint8))):
             _, told = self.routed(scores, mask=mask, balance_probability="raw", losses=",".join(LOSSES))

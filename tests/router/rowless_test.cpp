@@ -9,6 +9,7 @@
 #include <switchyard/dispatch/combine.hpp>
 #include <switchyard/dispatch/dispatch.hpp>
 #include <switchyard/plan/choices.hpp>
+#include <switchyard/plan/layout.hpp>
 #include <switchyard/plan/statistics.hpp>
 #include <switchyard/router/bias_state.hpp>
 #include <switchyard/router/models.hpp>
@@ -589,4 +590,63 @@ TEST_CASE("rowless: refusals") {
     CHECK(sentence_of([&] {
               routed<float>(recipe{.k = 3, .score = score_function::sigmoid, .rowless = {.shared = 2}}, scores);
           }) == "k = 3 must lie in 1..E = 2");
+}
+
+TEST_CASE("rowless: rows sorted by token leave gates, the sum of combine and gradients as they are") {
+    const auto scores = stored<double>(gaussian_scores(40, 7, 3));
+    const sy::recipe_router<> router{.k = 3, .rowless = {.identity = 2}};
+    sy::plan<double> plan;
+    sy::workspace scratch;
+    sy::route_scores(sy::seq, router, scores, training_with(), plan, scratch);
+    const auto x = stored<double>(gaussian_scores(40, 5, 4));
+    const auto d_gates = stored<double>(gaussian_scores(40, 3, 5));
+    const auto step = [&] {
+        const auto rows = sy::dispatch(sy::seq, plan, x);
+        const auto y = sy::combine(sy::seq, plan, rows, sy::identity_of{x});
+        const auto d_scores = sy::route_scores_backward(sy::seq, router, plan, scores, d_gates);
+        std::vector<double> all(plan.gate().data, plan.gate().data + 120);
+        all.insert(all.end(), y.data(), y.data() + 200);
+        all.insert(all.end(), d_scores.data(), d_scores.data() + 280);
+        return all;
+    };
+    const auto before = step();
+    sy::sort_rows_by_token(sy::seq, plan, scratch);
+    CHECK(step() == before);
+}
+
+TEST_CASE("rowless: a plan of given choices has the router's capacity, and ids that there are") {
+    const auto scores = stored<double>(gaussian_scores(64, 6, 3));
+    const sy::recipe_router<> router{.k = 2, .capacity = {.factor = 1.0}, .rowless = {.identity = 2}};
+    const auto plan = sy::route_scores(sy::seq, router, scores, training_with());
+    const auto replayed =
+        sy::plan_from_choices(sy::seq, plan.expert(), plan.gate(), 4, {.capacity = {.factor = 1.0}, .rowless = {2}});
+    CHECK(replayed.view().capacity == plan.view().capacity);
+    CHECK(plan.view().capacity == 21);
+    CHECK_THROWS_AS(
+        sy::plan_from_choices(sy::seq, plan.expert(), plan.gate(), 4, {.rowless = {.identity = index_t{1} << 40}}),
+        sy::error);
+}
+
+TEST_CASE("rowless: values that are tiny beside a zero expert's have gates, and no infinite gradient") {
+    const sy::recipe_router<> router{.k = 3, .normalize = sy::gate_sum::add, .scale = 6, .rowless = {.zero = 1}};
+    const ref::matrix scores{{-84.0, -84.5, -90.0, 0.0}};
+    const auto plan = routed<float>(router, scores);
+    CHECK(plan.gate()(0, 1) + plan.gate()(0, 2) == doctest::Approx(6));
+    const auto d = routed_backward<float>(router, plan, scores, {{1, 20, -20}});
+    for (index_t e = 0; e < 4; ++e) CHECK(std::isfinite(d(0, e)));
+}
+
+TEST_CASE("rowless: the loss of all choices counts a token's own, not its shared experts") {
+    const auto scores = gaussian_scores(50, 6, 9);
+    const sy::recipe_router<> router{.k = 2,
+                                     .score = sy::score_function::sigmoid,
+                                     .rowless = {.shared = 1},
+                                     .balance_weight = 1,
+                                     .balance = sy::balance_count::all};
+    const auto plan = routed<double>(router, scores);
+    const sy::balance_loss_settings settings{.weight = 5.0 / 6, .count = sy::choice_count::all};
+    sy::matrix<double> sums(1, sy::balance_columns(6));
+    sy::workspace scratch;
+    sy::write_balance_sums(sy::seq, stored<double>(scores), plan, settings, sy::token_sequences<>{}, sums, scratch);
+    CHECK(sy::balance_loss(settings, sums) == doctest::Approx(plan.load_balancing_loss()).epsilon(1e-12));
 }

@@ -167,3 +167,40 @@ TEST_CASE("cosine scores: sentences") {
     CHECK(sentence_of([&] { sy::cosine_scores(sy::seq, u, u, {.temperature = 0}, square, scratch); }) ==
           "temperature = 0 must be finite and more than 0");
 }
+
+TEST_CASE("cosine scores: what stands in the gradient of padding reaches nothing") {
+    const auto u = stored<double>(gaussian_scores(3, 4, 1));
+    const auto w = stored<double>(gaussian_scores(5, 4, 2));
+    const std::vector<std::uint8_t> counts{1, 0, 1};
+    const sy::cosine_settings settings{.mask = {counts.data(), 3}};
+    auto d_scores = stored<double>(gaussian_scores(3, 5, 3));
+    sy::workspace scratch;
+    const auto gradients = [&] {
+        sy::matrix<double> d_u(3, 4);
+        sy::matrix<double> d_w(5, 4);
+        sy::cosine_scores_backward(sy::seq, u, w, settings, d_scores, d_u, d_w, nullptr, scratch);
+        for (index_t j = 0; j < 4; ++j) CHECK(d_u(1, j) == 0);
+        return std::vector<double>(d_w.data(), d_w.data() + 20);
+    };
+    const auto want = gradients();
+    for (index_t e = 0; e < 5; ++e) d_scores(1, e) = NAN;
+    CHECK(gradients() == want);
+
+    // Through a projection: a mask of another size, and outputs that are one.
+    const auto x = stored<double>(gaussian_scores(3, 4, 4));
+    const auto p = stored<double>(gaussian_scores(4, 4, 5));
+    sy::matrix<double> scores(3, 5);
+    const auto forward = [&](const sy::token_mask& mask) {
+        sy::cosine_scores(sy::seq, x, p, w, {.mask = mask}, scores, scratch);
+    };
+    CHECK_THROWS_AS(forward({counts.data(), 2}), sy::error);
+    sy::matrix<double> d_x(3, 4);
+    sy::matrix<double> d_p(4, 4);
+    CHECK_THROWS_AS(sy::cosine_scores_backward(sy::seq, x, p, stored<double>(gaussian_scores(5, 4, 6)), {}, d_scores,
+                                               d_x, d_p, d_p, nullptr, scratch),
+                    sy::error);
+    CHECK_THROWS_AS(
+        sy::cosine_scores(sy::seq, stored<float>(gaussian_scores(3, 4, 1)), stored<float>(gaussian_scores(5, 4, 2)),
+                          {.epsilon = 1e-46}, sy::matrix<float>(3, 5), scratch),
+        sy::error);
+}

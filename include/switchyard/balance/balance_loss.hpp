@@ -21,15 +21,18 @@
 // Choices are a plan's, or any int32 [T, k]: the k best of the scores without bias and groups, say (`route_choices`),
 // which is what Megatron-Core, ERNIE and transformers count. -1, ids that are no expert, and experts that are forbidden
 // to their token (-infinity) do not count. Nor do experts without rows of a plan (router/rowless.hpp), though E is the
-// number of columns here: a weight times those with rows over all gives the router's own loss. Choices have no
+// number of columns here: a weight times those with rows over all gives the router's own loss. A second choice that
+// GShard's policy left out counts here, where choices are all, and not in the router's own loss. Choices have no
 // gradient: d loss / d p_te = weight E f_be / (N_b B).
 //
 // Padding counts nowhere. A token with every expert forbidden counts in N and adds nothing to f and P. Sequences
-// without tokens are left out of the mean; no tokens at all give 0.
+// without tokens are left out of the mean, unless N is the mean of all (`sequence_tokens::mean`), which has them in B;
+// no tokens at all give 0.
 //
 // p is in the compute type of the scores, sums in double. Their order depends on sizes alone, so results are bitwise
-// identical for any number of threads. O(T E), and O(B E) for the loss; scratch from the workspace, of about 4 T E / 64
-// numbers; nothing waits. NaN and +infinity are errors on CPUs; on a device they make sums NaN.
+// identical for any number of threads. O(T E), and O(B E) for the loss; scratch from the workspace, of about 4 E (T /
+// 64
+// + B) numbers; nothing waits. NaN and +infinity are errors on CPUs; on a device they make sums NaN.
 #pragma once
 
 #include <switchyard/backend/policy.hpp>
@@ -122,6 +125,7 @@ auto chosen_of(const Choices& choices, index_t tokens, bool after_drops) {
         using view = std::remove_cvref_t<decltype(ids)>;
         require_space<Policy, view>();
         require(ids.rows == tokens, "there are choices of ", ids.rows, " tokens for T = ", tokens);
+        require(ids.data != nullptr || ids.rows == 0, "choices are a null pointer");
         require(ids.columns >= 1, "choices have k = ", ids.columns, ": there must be at least one");
         require(!after_drops || slot != nullptr, "after_drops needs a plan: choices alone have no slots");
         chosen_experts<typename view::space> chosen;
@@ -335,7 +339,10 @@ void write_balance_sums(const Policy& policy, const Scores& scores, const Choice
     require_apart<Policy>("sums", out, "scores", source.scores);
 
     auto chosen = detail::chosen_of<Policy>(choices, tokens, settings.after_drops);
-    const index_t k = chosen.expert.columns;
+    index_t k = chosen.expert.columns;
+    if constexpr (plan_like<Choices>) {
+        k -= view_of_plan(choices).origin.rowless.shared;  // every token's last, which nobody chose
+    }
     chosen.counted = settings.count == choice_count::first ? 1 : k;
     chosen.once_in_group = settings.unit == balance_unit::communication;
     chosen.group_size = settings.unit == balance_unit::expert ? 1 : experts / settings.devices;

@@ -178,6 +178,7 @@ void importance_loss_backward(const Policy& policy, const Plan& plan, index_t ex
     require_space<Policy, view, decltype(detail::output_view(d_gates))>();
     require_finished(made);
     require_gate_shape(made, out);
+    require(experts >= 1, "E = ", experts, ": there must be at least one expert");
     require(d_importance != nullptr, "the gradients of importances are a null pointer");
     require(std::isfinite(gradient.scale), "scale = ", gradient.scale, " of a gradient must be finite");
     for_each_index(policy, made.tokens * made.choices,

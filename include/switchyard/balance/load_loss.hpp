@@ -213,6 +213,8 @@ auto smooth_load_rows_of(const Policy& policy, const Scores& scores, const Noise
     require_settings(settings.noisy);
     require(settings.k >= 1 && settings.k <= s.columns, "k = ", settings.k, " must lie in 1..E = ", s.columns);
     require(std::isfinite(settings.weight), "weight = ", settings.weight, " must be finite");
+    require((s.data != nullptr && n.data != nullptr && h.data != nullptr) || s.size() == 0,
+            "scores, noise_scores and noisy scores must not be null");
     require_same_shape("noise_scores", n, "scores", s);
     require_same_shape("noisy", h, "scores", s);
     const index_t count = product_of_sizes("list entries", s.rows, settings.k + 1);

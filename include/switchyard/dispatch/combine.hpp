@@ -15,9 +15,9 @@
 // are not applied to their input: apply_gates = false is refused, too.
 //
 // Backward: d_rows[r] = gate * d_y[token of r], d_gates[t, c] = rows[row of (t, c)] . d_y[t], 0 for dropped choices.
-// For identity choices d_gates[t, c] = x[t] . d_y[t], and d_x[t] = d_y[t] times the sum of their gates: what combine
-// adds to the gradient of x, beside that of dispatch; all of d_x is written, zeros where a token has none.
-// O(kept D). Nothing is allocated by the forms that write into given views; nothing synchronises.
+// For identity choices whose gate is not 0 d_gates[t, c] = x[t] . d_y[t], and d_x[t] = d_y[t] times the sum of their
+// gates: what combine adds to the gradient of x, beside that of dispatch; all of d_x is written, zeros where a token
+// has none. O(kept D). Nothing is allocated by the forms that write into given views; nothing synchronises.
 //
 // d_rows may be rows, the same view of the same numbers: the expert output's gradient then replaces it. Otherwise
 // outputs lie apart from inputs, from each other and from the plan's arrays: an output that shares memory with another

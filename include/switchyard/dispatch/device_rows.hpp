@@ -7,6 +7,7 @@
 #include <switchyard/core/config.hpp>
 #include <switchyard/core/matrix_view.hpp>
 #include <switchyard/core/scalar_traits.hpp>
+#include <switchyard/core/simd.hpp>
 #include <switchyard/dispatch/identity_rows.hpp>
 #include <switchyard/plan/plan.hpp>
 
@@ -65,18 +66,20 @@ struct sum_part {
 
     SWITCHYARD_HD void operator()(index_t i) const {
         using C = compute_t<Out>;
+        using P = pack<C, 1>;
         const index_t parts = out.columns / columns;
         const index_t token = i / parts;
         const index_t first = i % parts * columns;
         for (index_t j = first; j < first + columns; ++j) {
-            C sum = accumulate ? load_scalar(out(token, j)) : C(0);
+            P sum{accumulate ? load_scalar(out(token, j)) : C(0)};
             for (index_t c = token * plan.choices; c < (token + 1) * plan.choices; ++c) {
                 const index_t row = plan.row_of(c);
                 if (row >= 0) {
-                    sum += (weigh ? static_cast<C>(plan.gate[c]) : C(1)) * static_cast<C>(load_scalar(in(row, j)));
+                    const P weight{weigh ? static_cast<C>(plan.gate[c]) : C(1)};
+                    sum = multiply_add(weight, P{static_cast<C>(load_scalar(in(row, j)))}, sum);
                 }
             }
-            out(token, j) = store_scalar<Out>(sum);
+            out(token, j) = store_scalar<Out>(sum.v);
         }
     }
 };
@@ -91,11 +94,13 @@ struct dot_choice {
     SWITCHYARD_HD void operator()(index_t position) const {
         const index_t token = plan.token_of(position);
         const index_t row = plan.row_of(position);
-        compute_t<A> sum = 0;
+        using P = pack<compute_t<A>, 1>;
+        P sum{0};
         for (index_t j = 0; row >= 0 && j < tokens.columns; ++j) {
-            sum += load_scalar(rows(row, j)) * static_cast<compute_t<A>>(load_scalar(tokens(token, j)));
+            const P number{load_scalar(rows(row, j))};
+            sum = multiply_add(number, P{static_cast<compute_t<A>>(load_scalar(tokens(token, j)))}, sum);
         }
-        d_gates(token, position % plan.choices) = store_scalar<G>(static_cast<compute_t<G>>(sum));
+        d_gates(token, position % plan.choices) = store_scalar<G>(static_cast<compute_t<G>>(sum.v));
     }
 };
 

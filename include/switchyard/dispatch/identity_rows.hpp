@@ -64,15 +64,21 @@ struct sum_part_with_tokens {
     }
 };
 
-/// The gates of a token's choices that add it.
-template <class S, class Space>
-SWITCHYARD_HD S gates_of_token(const plan_view<S, Space>& plan, index_t token) {
+/// The gates of a token's choices that add it, and whether there are any.
+template <class S>
+struct token_gates {
     S sum = 0;
-    for (index_t c = token * plan.choices; c < (token + 1) * plan.choices; ++c) {
-        sum += plan.adds_token(c) ? plan.gate[c] : S(0);
+    bool found = false;
+
+    template <class Space>
+    SWITCHYARD_HD token_gates(const plan_view<S, Space>& plan, index_t token) {
+        for (index_t c = token * plan.choices; c < (token + 1) * plan.choices; ++c) {
+            if (!plan.adds_token(c)) continue;
+            sum += plan.gate[c];
+            found = true;
+        }
     }
-    return sum;
-}
+};
 
 template <class S, class Space, class Y, class Out>
 struct scale_part {
@@ -86,10 +92,10 @@ struct scale_part {
         const index_t parts = out.columns / columns;
         const index_t token = i / parts;
         const index_t first = i % parts * columns;
-        const auto weight = static_cast<C>(gates_of_token(plan, token));
+        const token_gates<S> gates(plan, token);
+        const auto weight = static_cast<C>(gates.sum);
         for (index_t j = first; j < first + columns; ++j) {
-            out(token, j) =
-                store_scalar<Out>(weight == C(0) ? C(0) : weight * static_cast<C>(load_scalar(d_y(token, j))));
+            out(token, j) = store_scalar<Out>(gates.found ? weight * static_cast<C>(load_scalar(d_y(token, j))) : C(0));
         }
     }
 };
@@ -104,11 +110,13 @@ struct dot_token {
     SWITCHYARD_HD void operator()(index_t position) const {
         if (!plan.adds_token(position)) return;
         const index_t token = plan.token_of(position);
-        compute_t<X> sum = 0;
+        using P = pack<compute_t<X>, 1>;
+        P sum{0};
         for (index_t j = 0; j < tokens.columns; ++j) {
-            sum += load_scalar(tokens(token, j)) * static_cast<compute_t<X>>(load_scalar(d_y(token, j)));
+            const P number{load_scalar(tokens(token, j))};
+            sum = multiply_add(number, P{static_cast<compute_t<X>>(load_scalar(d_y(token, j)))}, sum);
         }
-        d_gates(token, position % plan.choices) = store_scalar<G>(static_cast<compute_t<G>>(sum));
+        d_gates(token, position % plan.choices) = store_scalar<G>(static_cast<compute_t<G>>(sum.v));
     }
 };
 
@@ -189,7 +197,7 @@ void dot_and_scale_tokens(const Policy& policy, const plan_view<S>& plan, const 
                     continue;
                 }
                 using D = compute_t<Out>;
-                const auto weight = detail::wide<D>::all(static_cast<D>(detail::gates_of_token(plan, token)));
+                const auto weight = detail::wide<D>::all(static_cast<D>(detail::token_gates<S>(plan, token).sum));
                 detail::write_row<D>(d_tokens.row(token), width, false, [&](index_t j, index_t lanes) {
                     return is_found ? detail::load_some<D>(d_y.row(token) + j, lanes) * weight
                                     : detail::wide<D>::all(D(0));

@@ -136,7 +136,7 @@ struct place_rows {
         T* const experts = rows + plan.experts * map.column_stride;
         index_t kept = 0;
         for (index_t i = token * plan.choices; i < (token + 1) * plan.choices; ++i) {
-            if (plan.slot[i] < 0) {
+            if (plan.slot[i] < 0 || kept == plan.experts) {
                 continue;
             }
             const std::int32_t expert = plan.expert[i];
@@ -202,8 +202,8 @@ void write_row_map(const Policy& policy, const Plan& plan, Map&& map) {
     detail::require_integers<number>();
     const auto out = as_view(map);
     detail::require_shape("the row map", out, p.tokens, 2 * p.experts + 1);
-    require(p.choices <= p.experts, "the row map has room for ", p.experts, " rows a token; the plan has ", p.choices,
-            " choices");
+    require(p.choices <= p.experts + p.origin.rowless.count(), "the row map has room for ", p.experts,
+            " rows a token; the plan has ", p.choices, " choices");
     detail::require_holds<number>("the row map", std::max(p.row_bound, p.experts));
     detail::fill_and_place(policy, out, number(-1),
                            detail::place_rows<typename view::scalar, typename view::space, number>{p, out});

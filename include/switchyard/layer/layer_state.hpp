@@ -15,6 +15,8 @@
 //
 // Nothing is allocated after the first step of a shape, and nothing waits. Movable, not copyable. Errors are those of
 // route, dispatch and combine, which it calls.
+//
+// Not for routers with identity or shared experts, whose combine takes the tokens (router/rowless.hpp).
 #pragma once
 
 #include <switchyard/core/arguments.hpp>

@@ -217,6 +217,12 @@ void make_plan_from_choices(const Policy& policy, const Ids& ids, const Gates& g
     const rowless_experts& rowless = settings.rowless;
     require(rowless.identity >= 0 && rowless.zero >= 0 && rowless.shared >= 0, "rowless experts are ", rowless.identity,
             " identity, ", rowless.zero, " zero and ", rowless.shared, " shared ones: none may be negative");
+    constexpr index_t most = index_t{1} << 30;
+    require(rowless.identity < most && rowless.zero < most && rowless.shared < most && experts + rowless.count() < most,
+            "there are ", experts, " experts and ", rowless.identity, " identity, ", rowless.zero, " zero and ",
+            rowless.shared, " shared ones: fewer than ", most, " together have ids");
+    require(rowless.shared < ids.columns, "ids have k = ", ids.columns, " columns, and every token has ",
+            rowless.shared, " shared experts beside its own");
     const auto lie_apart = [&] {
         const auto& p = plan.view();
         const matrix_view<const std::int32_t, typename Plan::space> chosen(p.expert, p.tokens, p.choices);
@@ -232,7 +238,9 @@ void make_plan_from_choices(const Policy& policy, const Ids& ids, const Gates& g
         require_same_shape("gates", gates, "ids", ids);
     }
     lie_apart();  // before the plan takes its shape, which may free what it had
-    plan.resize(ids.rows, experts, ids.columns, capacity_of(settings.capacity, ids.rows, ids.columns, experts));
+    plan.resize(ids.rows, experts, ids.columns,
+                capacity_of(settings.capacity, ids.rows, ids.columns - rowless.shared,
+                            experts + rowless.identity + rowless.zero));
     continue_plan(plan, {.rowless = settings.rowless});
     lie_apart();
     const auto& made = plan.view();

@@ -103,6 +103,7 @@ void sort_rows_by_token(const Policy& policy, const Plan& plan, Workspace& scrat
     each.choices = 1;
     each.origin = {};
     each.expert = scratch.template take<std::int32_t>(positions);
+    each.gate = scratch.template take<typename view::scalar>(positions);  // choices without rows may keep theirs
     each.load_before = scratch.template take<std::int64_t>(2 * p.experts);
     each.balance_load = each.load_before + p.experts;
     each.totals = scratch.template take<plan_totals>(1);

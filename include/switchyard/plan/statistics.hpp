@@ -246,7 +246,8 @@ double load_quantile(const Loads& loads, double at) {
 ///
 /// A choice without a row counts as dropped if its expert dropped any. So the sums are those of `statistics`, unless a
 /// token with fewer than k allowed experts lists a forbidden one that is over its capacity: a plan does not distinguish
-/// the two. Nor does it tell a forbidden choice of a zero expert from others.
+/// the two. Nor does it tell a forbidden choice of a zero expert from others, or a second choice that a policy left out
+/// (router/gshard.hpp) from one over capacity.
 template <class Policy, class Plan>
 void statistics_of_choices(const Policy& policy, const Plan& plan, std::span<choice_statistics> out) {
     static_assert(host_policy<Policy>, "switchyard: statistics are of plans on the host, by a CPU policy");

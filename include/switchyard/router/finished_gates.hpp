@@ -7,8 +7,9 @@
 //   times expert_scale[e_c], a learned number per expert         (Gemma 4)
 //
 // u_c is what the rule of score/gates.hpp made; with a sum that is the value itself. D = 0 gives gates 0 and no
-// gradient. Backward, with h_c the gradient of g_c times expert_scale[e_c], and D'_c = (u_c / D)^(p - 1), or 1 where D
-// moves with the sum, else 0:
+// gradient, and a D so small that gradients of values leave the range of the type (1e-36 in float) none either.
+// Backward, with h_c the gradient of g_c times expert_scale[e_c], and D'_c = (u_c / D)^(p - 1), or 1 where D moves with
+// the sum, else 0:
 //
 //   d u_c = scale / D (h_c - D'_c m),   m = sum_j h_j u_j / D;     without a sum: d u_c = h_c
 //
@@ -156,11 +157,13 @@ struct unfinish_token {
         const S norm = denominator.value;
         S mean = 0;
         for (index_t c = 0; c < k && norm > S(0); ++c) mean += rounded_times(d[c], u[c] / norm);
-        for (index_t c = 0; c < k; ++c) {
-            const S part = norm > S(0) ? u[c] / norm : S(0);
-            const S share = rounded_times(denominator.slope(finish, part), mean);
-            d[c] = norm > S(0) ? (d[c] - share) / norm * static_cast<S>(finish.scale) : S(0);
+        bool is_held = norm > S(0);
+        for (index_t c = 0; c < k && is_held; ++c) {
+            const S share = rounded_times(denominator.slope(finish, u[c] / norm), mean);
+            d[c] = (d[c] - share) / norm * static_cast<S>(finish.scale);
+            is_held = d[c] - d[c] == S(0);
         }
+        for (index_t c = 0; c < k && !is_held; ++c) d[c] = S(0);
     }
     /// What the row pass gave as this choice's gate.
     SWITCHYARD_HD S value(index_t token, index_t expert) const {

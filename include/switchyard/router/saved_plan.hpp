@@ -93,6 +93,8 @@ plan_view<S, Space> plan_from_saved(const Router& router, const run_mode& mode, 
     require(saved.expert != nullptr || saved.tokens == 0, "the saved plan has no array expert");
     require(saved.slot != nullptr || saved.tokens == 0, "the saved plan has no array slot");
     require(saved.offsets != nullptr, "the saved plan has no array offsets");
+    require(saved.gate != nullptr || saved.tokens == 0 || rowless_of(router).count() == 0,
+            "the saved plan has no array gate, which says what choices without rows are worth");
     plan_view<S, Space> plan;
     plan.tokens = saved.tokens;
     plan.experts = saved.experts;

@@ -527,6 +527,10 @@ auto rows_of_router(const Policy& policy, const Router& router, const Scores& sc
                     Workspace& scratch) {
     const auto input = detail::token_view(scores);
     require_space<Policy, std::remove_const_t<decltype(input)>>();
+    if constexpr (requires { router.logit_bias; }) {
+        require(router.logit_bias.data == nullptr || router.logit_bias.size == input.columns, "logit_bias has ",
+                router.logit_bias.size, " numbers for E = ", input.columns, " experts");
+    }
     return detail::rows_of_router(policy, router, input, mode.is_training, mode.noise, scratch);
 }
 

@@ -1,9 +1,8 @@
 // SparseMixer: two experts drawn in turn, each from a softmax over the experts near the best one that is left.
 //
-//   A = { e : (m - s_e) / max(|s_e|, m) <= 2 epsilon },  m = max_e s_e    s = scores[T, E], over experts not yet drawn
-//   q = softmax of s over A
-//   expert = argmax over A of s + Gumbel in training, argmax of s at inference
-//   gate = q_expert, in training times off_peak unless the draw is the argmax or a uniform number is above 3/4
+//   A = { e : not (m - s_e) / max(|s_e|, m) > 2 epsilon },  m = max_e s_e    s = scores[T, E], over experts not yet
+//   drawn q = softmax of s over A expert = argmax over A of s + Gumbel in training, argmax of s at inference gate =
+//   q_expert, in training times off_peak unless the draw is the argmax or a uniform number is above 3/4
 //
 // twice, the second time without the first's expert. Gates do not sum to 1. Drawing explores; the midpoint rule, Heun's
 // of third order, makes the gradient that of the expectation. Backward has a formula of its own, for each draw with the
@@ -168,6 +167,7 @@ struct select_two_draws {
                 continue;
             }
             taken = draws ? draw(from, token, turn) : from.peak;
+            if (taken < 0) taken = from.peak;  // unchecked scores compare with nothing
             expert[token * 2 + turn] = static_cast<std::int32_t>(taken);
             const bool is_whole = !draws || taken == from.peak ||
                                   uniform_at(for_purpose(noise, noise_purpose::midpoints), token, turn) > 0.75f;

@@ -16,8 +16,8 @@
 // in the policy's memory. Padding has score 0 in all columns, is not read, and has gradient 0.
 //
 // Products are those of score/projection.hpp, by its rules; scores and their gradient are in the compute type of x.
-// O(T d (D + E)); T d + E d numbers of scratch forward, three times that backward. Nothing waits. Outputs lie apart
-// from inputs and from each other.
+// O(T d (D + E)); T d + E d numbers of scratch forward, three times that backward, and T E more with a mask. Nothing
+// waits. Outputs lie apart from inputs and from each other.
 //
 // Chi et al. 2022, "On the Representation Collapse of Sparse Mixture of Experts", arXiv 2204.09179.
 #pragma once
@@ -101,6 +101,19 @@ struct normalise_row_backward {
     }
 };
 
+/// The gradients of scores, 0 in padding, whatever stands there.
+template <class S, class Space>
+struct copy_counted_rows {
+    matrix_view<const S, Space> from;
+    token_mask mask;
+    matrix_view<S, Space> to;
+
+    SWITCHYARD_HD void operator()(index_t i) const {
+        const index_t row = i / to.columns;
+        to(row, i % to.columns) = mask(row) ? from(row, i % to.columns) : S(0);
+    }
+};
+
 template <class S, class Space>
 struct differentiate_temperature {
     matrix_view<const S, Space> unit;
@@ -130,24 +143,30 @@ struct unit_rows {
     matrix_view<const S, Space> weights() const { return transposed(const_view(experts)); }
 };
 
-inline void require_settings(const cosine_settings& settings) {
+/// Settings that numbers of the type S can hold, and a mask of as many tokens.
+template <class S, class Policy>
+void require_settings(const cosine_settings& settings, index_t tokens) {
     require(settings.temperature > 0 && std::isfinite(settings.temperature), "temperature = ", settings.temperature,
             " must be finite and more than 0");
     require(settings.epsilon > 0 && std::isfinite(settings.epsilon), "epsilon = ", settings.epsilon,
             " must be finite and more than 0");
+    const S inverse = S(1) / static_cast<S>(settings.epsilon);
+    require(std::isfinite(inverse) && inverse > S(0), "epsilon = ", settings.epsilon,
+            ": its inverse is beyond the type of the scores");
+    require_mask_memory<Policy>(settings.mask);
+    require(settings.mask.data == nullptr || settings.mask.size == tokens, "the mask has ", settings.mask.size,
+            " entries for T = ", tokens, " tokens");
 }
 
 template <class S, class Policy, class U, class W, class Space, class Workspace>
 unit_rows<S, Space> unit_rows_of(const Policy& policy, const matrix_view<const U, Space>& u,
                                  const matrix_view<const W, Space>& w, const cosine_settings& settings,
                                  Workspace& scratch) {
-    require_settings(settings);
+    require_settings<S, Policy>(settings, u.rows);
+    require((u.data != nullptr || u.rows == 0) && w.data != nullptr, "tokens and embeddings must not be null");
     require(u.columns >= 1 && w.columns == u.columns, "w is ", w.rows, " x ", w.columns,
             ": it must have d = ", u.columns, " columns, the width of what it is compared with");
     require(w.rows >= 1, "w has E = 0 experts: there must be at least one");
-    require_mask_memory<Policy>(settings.mask);
-    require(settings.mask.data == nullptr || settings.mask.size == u.rows, "the mask has ", settings.mask.size,
-            " entries for T = ", u.rows, " tokens");
     const auto take = [&](index_t rows, index_t columns) {
         return matrix_view<S, Space>{scratch.template take<S>(product_of_sizes("numbers", rows, columns)), rows,
                                      columns};
@@ -214,7 +233,14 @@ void cosine_scores_backward(const Policy& policy, const U& u, const W& w, const 
     const matrix_view<S, space> d_tokens{scratch.template take<S>(unit.tokens.size()), tokens.rows, tokens.columns};
     const matrix_view<S, space> d_weights{scratch.template take<S>(unit.experts.size()), embeddings.columns,
                                           embeddings.rows};
-    project_backward(policy, const_view(unit.tokens), unit.weights(), input_noise{}, settings.mask, given, d_tokens,
+    matrix_view<const S, space> counted = given;
+    if (settings.mask.data != nullptr) {
+        const index_t count = product_of_sizes("gradients", given.rows, given.columns);
+        const matrix_view<S, space> copied{scratch.template take<S>(count), given.rows, given.columns};
+        for_each_index(policy, count, detail::copy_counted_rows<S, space>{given, settings.mask, copied});
+        counted = const_view(copied);
+    }
+    project_backward(policy, const_view(unit.tokens), unit.weights(), input_noise{}, settings.mask, counted, d_tokens,
                      d_weights, scratch);
     const auto d_experts = transposed(const_view(d_weights));
     for_each_index(policy, tokens.rows,
@@ -240,7 +266,8 @@ void cosine_scores(const Policy& policy, const X& x, const P& p, const W& w, con
     using S = compute_t<detail::number_of<X>>;
     using space = typename std::remove_const_t<decltype(tokens)>::space;
     require_projection(tokens, weights);
-    require_mask_memory<Policy>(settings.mask);
+    detail::require_settings<S, Policy>(settings, tokens.rows);
+    require_apart<Policy>("scores", detail::output_view(scores), "x", tokens, "p", weights);
     const auto scope = scratch.open();
     const matrix_view<S, space> u{scratch.template take<S>(product_of_sizes("numbers", tokens.rows, weights.columns)),
                                   tokens.rows, weights.columns};
@@ -260,11 +287,16 @@ void cosine_scores_backward(const Policy& policy, const X& x, const P& p, const 
     using S = compute_t<detail::number_of<X>>;
     using space = typename std::remove_const_t<decltype(tokens)>::space;
     require_projection(tokens, weights);
-    require_mask_memory<Policy>(settings.mask);
+    detail::require_settings<S, Policy>(settings, tokens.rows);
     require_same_shape("d_x", to_x, "x", tokens);
     require_same_shape("d_p", to_p, "p", weights);
-    require_apart<Policy>("d_x", to_x, "x", tokens, "p", weights, "d_p", to_p);
-    require_apart<Policy>("d_p", to_p, "x", tokens, "p", weights);
+    const auto embeddings = detail::input_view(w);
+    const auto given = detail::input_view(d_scores);
+    const auto to_w = detail::output_view(d_w);
+    require_apart<Policy>("d_x", to_x, "x", tokens, "p", weights, "w", embeddings, "d_scores", given, "d_p", to_p,
+                          "d_w", to_w);
+    require_apart<Policy>("d_p", to_p, "x", tokens, "p", weights, "w", embeddings, "d_scores", given, "d_w", to_w);
+    require_apart<Policy>("d_w", to_w, "x", tokens, "p", weights);
     const auto scope = scratch.open();
     const index_t count = product_of_sizes("numbers", tokens.rows, weights.columns);
     const matrix_view<S, space> u{scratch.template take<S>(count), tokens.rows, weights.columns};

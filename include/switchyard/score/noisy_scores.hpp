@@ -145,6 +145,7 @@ void noisy_scores(const Policy& policy, const Scores& scores, const NoiseScores&
     using S = compute_t<typename s_view::value_type>;
     require_space<Policy, s_view, n_view, out_view>();
     detail::require_settings(settings);
+    require((s.data != nullptr && n.data != nullptr) || s.size() == 0, "scores and noise_scores must not be null");
     require_same_shape("noise_scores", n, "scores", s);
     require_same_shape("noisy", out, "scores", s);
     require_apart_or_same<Policy>("noisy", out, "scores", s);
