@@ -142,7 +142,7 @@ TEST_CASE("steered router: a bias balances from step to step, the table of bytes
     sy::workspace scratch;
     const auto spread_after = [&](const steered_router& router, int steps) {
         sy::plan<double> plan;
-        for (int step = 0; step < steps; ++step) {
+        for (int i = 0; i < steps; ++i) {
             sy::route_scores(sy::seq, router, scores, sy::training{.stream = 0}, plan, scratch);
         }
         return sy::statistics(plan).coefficient_of_variation;
