@@ -5,7 +5,7 @@ usage: bars.py RUN.json [--write PAGE]
 
 RUN.json is what the benchmark wrote with --benchmark_out=RUN.json and --benchmark_repetitions: medians are compared, and only
 those of one run. --write puts the table between the marks `figures:BENCHMARK` of a page: docs/benchmarks.md has those of
-routing_bench and models_bench, docs/formats.md those of formats_bench. Exit 1 if a bar is missed or a row is not in the run.
+routing_bench. Exit 1 if a bar is missed or a row is not in the run.
 """
 
 import argparse
