@@ -21,6 +21,7 @@
 #include <switchyard/plan/plan.hpp>
 
 #include <algorithm>
+#include <cstddef>
 #include <type_traits>
 
 namespace switchyard {
@@ -127,7 +128,7 @@ C dot_of_any_rows(const matrix_view<const A>& a, const matrix_view<const B>& b, 
     constexpr index_t W = P::width;
     P sum[4] = {P::all(0), P::all(0), P::all(0), P::all(0)};
     const auto load = [=](const auto& view, index_t first) {
-        alignas(64) C numbers[W];
+        alignas(64) C numbers[static_cast<std::size_t>(W)];
         for (index_t i = 0; i < W; ++i) {
             numbers[i] = first + i < view.columns ? load_as<C>(view(row, first + i)) : C(0);
         }
