@@ -36,11 +36,11 @@ TEST_CASE("losses: sums, values and gradients on a device, for every probability
           .devices_per_token = 2},
          {.kind = sy::score_loss_kind::mutual_information, .score = sy::score_function::sqrt_softplus}},
     };
-    for (const auto& [balance, of_scores] : settings) {
-        CAPTURE(static_cast<int>(balance.unit));
-        CAPTURE(static_cast<int>(balance.probability));
-        CHECK(loss_difference(device, packed, balance, of_scores) == "");
-        CHECK(loss_difference(device, whole, balance, of_scores) == "");
+    for (const auto& pair : settings) {
+        CAPTURE(static_cast<int>(pair.balance.unit));
+        CAPTURE(static_cast<int>(pair.balance.probability));
+        CHECK(loss_difference(device, packed, pair.balance, pair.of_scores) == "");
+        CHECK(loss_difference(device, whole, pair.balance, pair.of_scores) == "");
     }
     covers<operation("losses of any choices")>(device);
 }

@@ -121,27 +121,35 @@ struct dot_token {
     }
 };
 
+/// Numbers first, first + 1, ... of a row, as many as a register holds; zeros behind the last.
+template <class C, class T>
+wide<C> load_of_any_row(const matrix_view<const T>& view, index_t row, index_t first) {
+    constexpr auto width = static_cast<std::size_t>(wide<C>::width);
+    alignas(64) C numbers[width];
+    for (std::size_t i = 0; i < width; ++i) {
+        const index_t j = first + static_cast<index_t>(i);
+        numbers[i] = j < view.columns ? load_as<C>(view(row, j)) : C(0);
+    }
+    return wide<C>::load(numbers);
+}
+
 /// a[row] . b[row], as `dot` has it for contiguous rows.
 template <class C, class A, class B>
 C dot_of_any_rows(const matrix_view<const A>& a, const matrix_view<const B>& b, index_t row) {
     using P = wide<C>;
     constexpr index_t W = P::width;
     P sum[4] = {P::all(0), P::all(0), P::all(0), P::all(0)};
-    const auto load = [=](const auto& view, index_t first) {
-        alignas(64) C numbers[static_cast<std::size_t>(W)];
-        for (index_t i = 0; i < W; ++i) {
-            numbers[i] = first + i < view.columns ? load_as<C>(view(row, first + i)) : C(0);
-        }
-        return P::load(numbers);
+    const auto add = [&](P& to, index_t first) {
+        to = multiply_add(load_of_any_row<C>(a, row, first), load_of_any_row<C>(b, row, first), to);
     };
     index_t j = 0;
     for (; j + 4 * W <= a.columns; j += 4 * W) {
         for (index_t i = 0; i < 4; ++i) {
-            sum[i] = multiply_add(load(a, j + i * W), load(b, j + i * W), sum[i]);
+            add(sum[i], j + i * W);
         }
     }
     for (; j < a.columns; j += W) {
-        sum[0] = multiply_add(load(a, j), load(b, j), sum[0]);
+        add(sum[0], j);
     }
     return total((sum[0] + sum[1]) + (sum[2] + sum[3]));
 }
