@@ -1,5 +1,6 @@
 // Balance losses as functions of their own: worked numbers, recorded losses of Megatron-Core and transformers, the
 // reference in plain loops, gradients by differences, properties, hostile input, policies and settings.
+#include "reference/numeric.hpp"
 #include "support/backends.hpp"
 #include "support/compare.hpp"
 
@@ -93,23 +94,6 @@ ref::balance_loss_settings reference_of_loss(const sy::balance_loss_settings& s)
             .devices = s.devices,
             .devices_per_token = s.devices_per_token,
             .divides_by_mean_tokens = s.tokens == sy::sequence_tokens::mean};
-}
-
-double largest_difference(const ref::matrix& a, const ref::matrix& b) {
-    double largest = a.rows == b.rows && a.columns == b.columns ? 0 : infinite;
-    for (index_t i = 0; i < a.values.length() && i < b.values.length(); ++i) {
-        const double d = std::abs(a.values[i] - b.values[i]);
-        largest = d <= largest ? largest : std::isnan(d) ? infinite : d;
-    }
-    return largest;
-}
-
-template <class Numbers>
-ref::matrix table_of(const Numbers& numbers, index_t columns) {
-    const std::span list(numbers);
-    ref::matrix table(static_cast<index_t>(list.size()) / columns, columns);
-    std::copy(list.begin(), list.end(), table.values.begin());
-    return table;
 }
 
 template <class Short>
@@ -330,10 +314,10 @@ TEST_CASE("balance loss: transformers' losses, with a mask and over layers toget
     const auto ids = ids_of(best_of(logits, 2));
     const auto plain = balance<float>(logits, ids, transformers);
     check_loss(plain.loss, recorded::mixtral_aux);
-    CHECK(largest_difference(plain.d_scores, table_of(recorded::mixtral_grad_aux, 8)) < recorded_tolerance);
+    CHECK(difference(plain.d_scores, table_of(recorded::mixtral_grad_aux, 8)) < recorded_tolerance);
     const auto masked = balance<float>(logits, ids, transformers, {.mask = mask_of(mask)});
     check_loss(masked.loss, recorded::mixtral_aux_masked);
-    CHECK(largest_difference(masked.d_scores, table_of(recorded::mixtral_grad_aux_masked, 8)) < recorded_tolerance);
+    CHECK(difference(masked.d_scores, table_of(recorded::mixtral_grad_aux_masked, 8)) < recorded_tolerance);
 
     auto rolled = logits;
     for (index_t t = 0; t < 48; ++t) {
@@ -346,7 +330,7 @@ TEST_CASE("balance loss: transformers' losses, with a mask and over layers toget
     const auto sequences = table_of(recorded::switch_loss_logits, 8);
     const auto per_sequence = balance<float>(sequences, ids_of(best_of(sequences, 1)), {}, {.length = 12});
     check_loss(per_sequence.loss, recorded::switch_aux);
-    CHECK(largest_difference(per_sequence.d_scores, table_of(recorded::switch_grad_aux, 8)) < recorded_tolerance);
+    CHECK(difference(per_sequence.d_scores, table_of(recorded::switch_grad_aux, 8)) < recorded_tolerance);
 }
 
 TEST_CASE("balance loss: transformers balances DeepSeek-V4 by a softmax that its router does not use") {
@@ -367,7 +351,7 @@ TEST_CASE("balance loss: transformers balances DeepSeek-V4 by a softmax that its
             if (t % 3 == 0) every_third(t / 3, e) = masked.d_scores(t, e);
         }
     }
-    CHECK(largest_difference(every_third, table_of(recorded::deepseek_v4_grad_aux_masked, 32)) < recorded_tolerance);
+    CHECK(difference(every_third, table_of(recorded::deepseek_v4_grad_aux_masked, 32)) < recorded_tolerance);
     auto layers = balance<float>(rolled, ids_of(best_of(rolled, 6)), transformers);
     sy::add_balance_sums(sy::seq, plain.sums, layers.sums);
     check_loss(sy::balance_loss(transformers, layers.sums), recorded::deepseek_v4_aux_two_layers);
@@ -403,10 +387,10 @@ TEST_CASE("balance loss: the reference's loss and gradient, for every setting, m
                     const auto sequences = sequences_of(packed, mask);
                     const auto exact = balance<double>(scores, ids_of(choices), settings, sequences);
                     CHECK(is_close(exact.loss, loss, 1e-13));
-                    CHECK(largest_difference(exact.d_scores, d) < 1e-15);
+                    CHECK(difference(exact.d_scores, d) < 1e-15);
                     const auto single = balance<float>(rounded_to<float>(scores), ids_of(choices), settings, sequences);
                     CHECK(is_close(single.loss, loss, 2e-6));
-                    CHECK(largest_difference(single.d_scores, d) < 1e-6);
+                    CHECK(difference(single.d_scores, d) < 1e-6);
                 }
             }
         }
@@ -432,7 +416,7 @@ TEST_CASE("balance loss: gradients by central differences in double") {
             moved.values[i] -= 2e-5;
             numeric.values[i] = (above - balance<double>(moved, ids, settings, sequences).loss) / 2e-5;
         }
-        CHECK(largest_difference(got.d_scores, numeric) < 1e-9);
+        CHECK(difference(got.d_scores, numeric) < 1e-9);
     });
 }
 
@@ -451,7 +435,7 @@ TEST_CASE("balance loss: a plan's choices, before and after drops, and the route
         CHECK(is_close(got.loss, plan.load_balancing_loss(), 1e-6));
         const sy::matrix<float> no_gates = stored<float>(ref::matrix(200, 2));
         const auto d = sy::route_scores_backward(sy::seq, router, plan, s, no_gates);
-        CHECK(largest_difference(got.d_scores, ref::matrix_from(d.view())) < 1e-8);
+        CHECK(difference(got.d_scores, ref::matrix_from(d.view())) < 1e-8);
 
         auto after = settings;
         after.after_drops = true;
@@ -483,7 +467,7 @@ TEST_CASE("balance loss: scores as a router changes them") {
     for (index_t i = 0; i < 800; ++i) {
         through.values[i] *= 0.5 * (1 - changed.values[i] * changed.values[i] / 0.64);
     }
-    CHECK(largest_difference(ref::matrix_from(d.view()), through) < 1e-15);
+    CHECK(difference(ref::matrix_from(d.view()), through) < 1e-15);
 }
 
 TEST_CASE("balance loss: padding rows change nothing, whatever they hold") {

@@ -1,4 +1,5 @@
 // Losses of scores alone: worked numbers, recorded z-losses, the reference, gradients by differences, policies, errors.
+#include "reference/numeric.hpp"
 #include "support/backends.hpp"
 #include "support/compare.hpp"
 
@@ -50,23 +51,6 @@ answer loss_of(const ref::matrix& scores, const sy::score_loss_settings& setting
     sy::score_loss_backward(policy, s, settings, sequences, got.sums, d, scratch);
     got.d_scores = ref::matrix_from(d.view());
     return got;
-}
-
-double largest_difference(const ref::matrix& a, const ref::matrix& b) {
-    double largest = a.rows == b.rows && a.columns == b.columns ? 0 : infinite;
-    for (index_t i = 0; i < a.values.length() && i < b.values.length(); ++i) {
-        const double d = std::abs(a.values[i] - b.values[i]);
-        largest = d <= largest ? largest : std::isnan(d) ? infinite : d;
-    }
-    return largest;
-}
-
-template <class Numbers>
-ref::matrix table_of(const Numbers& numbers, index_t columns) {
-    const std::span list(numbers);
-    ref::matrix table(static_cast<index_t>(list.size()) / columns, columns);
-    std::copy(list.begin(), list.end(), table.values.begin());
-    return table;
 }
 
 constexpr double recorded_tolerance = 2e-6;
@@ -123,13 +107,12 @@ TEST_CASE("score loss: the z-losses of Megatron-Core and transformers") {
     const auto padded = loss_of<float>(logits, {.weight = 1e-3}, {.mask = mask_of(mask)});
     check_loss(whole.loss, recorded::megatron_z_loss);
     check_loss(padded.loss, recorded::megatron_z_loss_padded);
-    CHECK(largest_difference(every_third(whole.d_scores), table_of(recorded::megatron_d_z_loss, 32)) <
-          recorded_tolerance);
-    CHECK(largest_difference(every_third(padded.d_scores), table_of(recorded::megatron_d_z_loss_padded, 32)) <
+    CHECK(difference(every_third(whole.d_scores), table_of(recorded::megatron_d_z_loss, 32)) < recorded_tolerance);
+    CHECK(difference(every_third(padded.d_scores), table_of(recorded::megatron_d_z_loss_padded, 32)) <
           recorded_tolerance);
     const auto switched = loss_of<float>(table_of(recorded::switch_loss_logits, 8), {});
     check_loss(switched.loss, recorded::switch_z_loss);
-    CHECK(largest_difference(switched.d_scores, table_of(recorded::switch_grad_z_loss, 8)) < recorded_tolerance);
+    CHECK(difference(switched.d_scores, table_of(recorded::switch_grad_z_loss, 8)) < recorded_tolerance);
 }
 
 TEST_CASE("score loss: the reference's loss and gradient") {
@@ -156,16 +139,16 @@ TEST_CASE("score loss: the reference's loss and gradient") {
                 const auto d = ref::entropy_loss_backward(0.7, scores, function, with_rows, list, want_mask);
                 const auto exact = loss_of<double>(scores, settings, sequences);
                 CHECK(std::abs(exact.loss - loss) < 1e-14);
-                CHECK(largest_difference(exact.d_scores, d) < 1e-14);
+                CHECK(difference(exact.d_scores, d) < 1e-14);
                 const auto single = loss_of<float>(scores, settings, sequences);
                 CHECK(std::abs(single.loss - loss) < 2e-6);
-                CHECK(largest_difference(single.d_scores, d) < 2e-6);
+                CHECK(difference(single.d_scores, d) < 2e-6);
             }
         }
     }
     const auto z = loss_of<double>(small.scores, {.weight = 0.3}, {.mask = mask_of(small.mask)});
     CHECK(is_close(z.loss, ref::z_loss(0.3, small.scores, small.mask), 1e-14));
-    CHECK(largest_difference(z.d_scores, ref::z_loss_backward(0.3, small.scores, small.mask)) < 1e-15);
+    CHECK(difference(z.d_scores, ref::z_loss_backward(0.3, small.scores, small.mask)) < 1e-15);
 }
 
 TEST_CASE("score loss: gradients by central differences in double") {
@@ -185,7 +168,7 @@ TEST_CASE("score loss: gradients by central differences in double") {
                 moved.values[i] -= 2e-5;
                 numeric.values[i] = (above - loss_of<double>(moved, settings, batch.sequences()).loss) / 2e-5;
             }
-            CHECK(largest_difference(got.d_scores, numeric) < 1e-9);
+            CHECK(difference(got.d_scores, numeric) < 1e-9);
         }
     }
 }

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cmath>
 #include <random>
+#include <span>
 
 namespace switchyard_test {
 
@@ -33,6 +34,15 @@ inline double difference(const ref::matrix& a, const ref::matrix& b) {
         largest = std::max(largest, d);
     }
     return largest;
+}
+
+/// A list of recorded numbers as a table.
+template <class T = double, class Numbers>
+ref::table<T> table_of(const Numbers& numbers, sy::index_t columns) {
+    const std::span list(numbers);
+    ref::table<T> table(static_cast<sy::index_t>(list.size()) / columns, columns);
+    std::transform(list.begin(), list.end(), table.values.begin(), [](auto number) { return static_cast<T>(number); });
+    return table;
 }
 
 /// d f / d at, by central differences: an error of about 1e-9 for smooth f near 1.

@@ -86,15 +86,6 @@ std::vector<nllb_case> nllb_cases() {
              nllb_sampling_before_position_train_None_gumbel}};
 }
 
-template <class T, class Recorded>
-ref::table<T> table_of(std::span<const Recorded> numbers, index_t columns) {
-    ref::table<T> made(static_cast<index_t>(numbers.size()) / columns, columns);
-    for (std::size_t i = 0; i < numbers.size(); ++i) {
-        made.values[static_cast<index_t>(i)] = static_cast<T>(numbers[i]);
-    }
-    return made;
-}
-
 /// Where a choice has a row: its expert, else -1.
 ref::integers kept_experts(const ref::integers& experts, const ref::integers& slots) {
     ref::integers kept = experts;

@@ -19,13 +19,6 @@ namespace {
 
 #include "recorded/phimoe.inc"
 
-template <class T, class Recorded, std::size_t Count>
-ref::table<T> table_of(const Recorded (&numbers)[Count], index_t columns) {
-    ref::table<T> made(static_cast<index_t>(Count) / columns, columns);
-    for (std::size_t i = 0; i < Count; ++i) made.values[static_cast<index_t>(i)] = static_cast<T>(numbers[i]);
-    return made;
-}
-
 }  // namespace
 
 TEST_CASE("sparse mixer: PhiMoE's own answers at inference, forward and backward") {

@@ -177,16 +177,21 @@ inline ref::capacity_rule reference_of(const sy::capacity_rule& rule) {
             .count_choices = rule.counts_choices};
 }
 
+/// Noise and losses, which training alone has.
+template <class Router, class Reference>
+void take_training_terms(const Router& r, Reference& same) {
+    same.noise = {r.input_jitter, r.input_dropout, r.logit_jitter, 0};
+    if constexpr (requires { r.sample_temperature; }) same.noise.sample_temperature = r.sample_temperature;
+    same.balance_weight = r.balance_weight;
+    same.z_weight = r.z_weight;
+}
+
 inline ref::switch_router reference_of(const sy::switch_router& r, bool is_training) {
     ref::switch_router same{.capacity = reference_of(is_training ? r.capacity : r.inference_capacity),
                             .order = static_cast<ref::drop_order>(r.order),
                             .no_token_left_behind = std::max<index_t>(1, r.no_token_left_behind),
                             .balance_weight = 0};
-    if (is_training) {
-        same.noise = {r.input_jitter, r.input_dropout, r.logit_jitter, r.sample_temperature};
-        same.balance_weight = r.balance_weight;
-        same.z_weight = r.z_weight;
-    }
+    if (is_training) take_training_terms(r, same);
     return same;
 }
 
@@ -198,11 +203,7 @@ inline ref::top_k_router reference_of(const sy::top_k_router& r, bool is_trainin
                            .capacity = reference_of(is_training ? r.capacity : r.inference_capacity),
                            .order = static_cast<ref::drop_order>(r.order),
                            .balance_weight = 0};
-    if (is_training) {
-        same.noise = {r.input_jitter, r.input_dropout, r.logit_jitter, 0};
-        same.balance_weight = r.balance_weight;
-        same.z_weight = r.z_weight;
-    }
+    if (is_training) take_training_terms(r, same);
     return same;
 }
 
@@ -236,11 +237,7 @@ inline ref::recipe_router reference_of(const sy::recipe_router<>& r, bool is_tra
                             .identity_experts = r.rowless.identity,
                             .zero_experts = r.rowless.zero,
                             .shared_experts = r.rowless.shared};
-    if (is_training) {
-        same.noise = {r.input_jitter, r.input_dropout, r.logit_jitter, 0};
-        same.balance_weight = r.balance_weight;
-        same.z_weight = r.z_weight;
-    }
+    if (is_training) take_training_terms(r, same);
     return same;
 }
 
@@ -255,11 +252,7 @@ inline ref::gshard_router reference_of(const sy::gshard_router& r, bool is_train
                             .order = static_cast<ref::drop_order>(r.order),
                             .count = static_cast<ref::balance_count>(r.balance),
                             .balance_weight = 0};
-    if (is_training) {
-        same.noise = {r.input_jitter, r.input_dropout, r.logit_jitter, 0};
-        same.balance_weight = r.balance_weight;
-        same.z_weight = r.z_weight;
-    }
+    if (is_training) take_training_terms(r, same);
     return same;
 }
 
@@ -270,11 +263,7 @@ inline ref::sparse_mixer_router reference_of(const sy::sparse_mixer_router& r, b
                                   .order = static_cast<ref::drop_order>(r.order),
                                   .count = static_cast<ref::balance_count>(r.balance),
                                   .balance_weight = 0};
-    if (is_training) {
-        same.noise = {r.input_jitter, r.input_dropout, r.logit_jitter, 0};
-        same.balance_weight = r.balance_weight;
-        same.z_weight = r.z_weight;
-    }
+    if (is_training) take_training_terms(r, same);
     return same;
 }
 

@@ -155,6 +155,14 @@ void require_mask_memory(const token_mask& mask) {
             on_device ? "a device's: set on_device, and give the address there" : "the host's");
 }
 
+/// A mask has an entry for every row, in the memory that the policy works in.
+template <class Policy>
+void require_mask(const token_mask& mask, index_t rows) {
+    require_mask_memory<Policy>(mask);
+    require(mask.data == nullptr || mask.size == rows, "the mask has ", mask.size, " entries for T = ", rows,
+            " tokens");
+}
+
 /// How many rows a block of work takes: a function of the size alone. At least 256 rows, so that what a block sets up
 /// is small beside its rows; at most about 512 blocks, so that what is kept per block is small beside the scores.
 constexpr index_t rows_per_block(index_t rows) {

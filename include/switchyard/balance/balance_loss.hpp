@@ -258,9 +258,10 @@ struct balance_of_sums {
     }
 };
 
-template <class Space>
-struct write_balance_value {
-    balance_of_sums<Space> loss;
+/// The value of a loss of sums, whatever it is.
+template <class Loss>
+struct write_loss_value {
+    Loss loss;
     double* out;
 
     SWITCHYARD_HD void operator()(index_t) const { *out = loss.value(); }
@@ -388,7 +389,9 @@ void write_balance_loss(const Policy& policy, const balance_loss_settings& setti
     using space = typename decltype(const_view(as_view(sums)))::space;
     require_space<Policy, decltype(const_view(as_view(sums)))>();
     require(out != nullptr, "the loss has nowhere to go: out is a null pointer");
-    for_each_index(policy, 1, detail::write_balance_value<space>{detail::loss_of_sums<space>(settings, view), out});
+    for_each_index(
+        policy, 1,
+        detail::write_loss_value<detail::balance_of_sums<space>>{detail::loss_of_sums<space>(settings, view), out});
 }
 
 /// The gradient of scores[T, E], from the sums of this batch or of all of which it is a part: for each sequence of this

@@ -207,9 +207,7 @@ auto smooth_load_rows_of(const Policy& policy, const Scores& scores, const Noise
     using h_view = std::remove_const_t<decltype(h)>;
     using S = compute_t<typename s_view::value_type>;
     require_space<Policy, s_view, n_view, h_view>();
-    require_mask_memory<Policy>(settings.mask);
-    require(settings.mask.data == nullptr || settings.mask.size == s.rows, "the mask has ", settings.mask.size,
-            " entries for T = ", s.rows, " tokens");
+    require_mask<Policy>(settings.mask, s.rows);
     require_settings(settings.noisy);
     require(settings.k >= 1 && settings.k <= s.columns, "k = ", settings.k, " must lie in 1..E = ", s.columns);
     require(std::isfinite(settings.weight), "weight = ", settings.weight, " must be finite");

@@ -125,14 +125,6 @@ struct score_loss_of_sums {
     }
 };
 
-template <class Space>
-struct write_score_value {
-    score_loss_of_sums<Space> loss;
-    double* out;
-
-    SWITCHYARD_HD void operator()(index_t) const { *out = loss.value(); }
-};
-
 /// row_scale[b]: what a row's own term weighs.
 template <class Space>
 struct write_row_scales {
@@ -209,7 +201,9 @@ void write_score_loss(const Policy& policy, const score_loss_settings& settings,
     using space = typename decltype(const_view(as_view(sums)))::space;
     require_space<Policy, decltype(const_view(as_view(sums)))>();
     require(out != nullptr, "the loss has nowhere to go: out is a null pointer");
-    for_each_index(policy, 1, detail::write_score_value<space>{detail::loss_of_sums<space>(settings, view), out});
+    for_each_index(
+        policy, 1,
+        detail::write_loss_value<detail::score_loss_of_sums<space>>{detail::loss_of_sums<space>(settings, view), out});
 }
 
 /// The gradient of scores[T, E], from the sums of this batch or of all of which it is a part.

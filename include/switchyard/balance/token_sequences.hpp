@@ -80,9 +80,7 @@ template <class Policy, class Space>
 void require_sequences(const token_sequences<Space>& sequences, index_t tokens) {
     static_assert(std::is_same_v<Space, typename Policy::memory::space>,
                   "switchyard: the sequences' offsets do not lie in the memory this policy works in");
-    require_mask_memory<Policy>(sequences.mask);
-    require(sequences.mask.data == nullptr || sequences.mask.size == tokens, "the mask has ", sequences.mask.size,
-            " entries for T = ", tokens, " tokens");
+    require_mask<Policy>(sequences.mask, tokens);
     require(sequences.length >= 0, "length = ", sequences.length, " of a sequence must not be negative");
     if (sequences.offsets == nullptr) {
         require(sequences.count == 1, "count = ", sequences.count, " sequences need offsets, or a length");

@@ -228,14 +228,6 @@ constexpr void require_memory() {
                   "bfloat16, double for double");
 }
 
-/// A mask has an entry for every row, in the memory that the policy works in.
-template <class Policy>
-void require_mask(const token_mask& mask, index_t rows) {
-    require_mask_memory<Policy>(mask);
-    require(mask.data == nullptr || mask.size == rows, "the mask has ", mask.size, " entries for T = ", rows,
-            " tokens");
-}
-
 /// Checks that hold for every router.
 template <class Policy, class View>
 void require_scores(const View& scores, const token_mask& mask) {

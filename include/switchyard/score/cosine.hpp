@@ -153,9 +153,7 @@ void require_settings(const cosine_settings& settings, index_t tokens) {
     const S inverse = S(1) / static_cast<S>(settings.epsilon);
     require(std::isfinite(inverse) && inverse > S(0), "epsilon = ", settings.epsilon,
             ": its inverse is beyond the type of the scores");
-    require_mask_memory<Policy>(settings.mask);
-    require(settings.mask.data == nullptr || settings.mask.size == tokens, "the mask has ", settings.mask.size,
-            " entries for T = ", tokens, " tokens");
+    require_mask<Policy>(settings.mask, tokens);
 }
 
 template <class S, class Policy, class U, class W, class Space, class Workspace>
