@@ -382,7 +382,9 @@ int run(bool quick, const std::string& only) {
     }
     for (const shape& s : {shape{65536, 8, 2, 0},
                            {65536, 128, 8, 0},
+                           {65536, 128, 4, 0},
                            {65536, 256, 8, 0},
+                           {65536, 512, 10, 0},
                            {4096, 256, 8, 0},
                            {512, 256, 8, 0},
                            {32, 256, 8, 0},
@@ -390,8 +392,16 @@ int run(bool quick, const std::string& only) {
         time_routing<float>(on, rows, s, "top_k", sy::top_k_router{.k = s.choices});
         time_routing<__nv_bfloat16>(on, rows, s, "top_k_bf16", sy::top_k_router{.k = s.choices});
     }
-    // DeepSeek-V3's router: sigmoid, a selection bias, the best 4 of 8 groups of experts.
-    const auto bias = random_numbers(on, 1, 256, 7);
+    // Sigmoid and a selection bias: DeepSeek-V3's router, with the best 4 of 8 groups of experts, and Kimi K2's, without.
+    const auto bias = random_numbers(on, 1, 384, 7);
+    for (const shape& s : {shape{65536, 384, 8, 0}, {4096, 384, 8, 0}}) {
+        time_routing<float>(on, rows, s, "bias",
+                            sy::recipe_router<sy::cuda_space>{.k = s.choices,
+                                                              .score = sy::score_function::sigmoid,
+                                                              .selection_bias = {bias.data(), 384},
+                                                              .normalize = sy::gate_sum::add,
+                                                              .scale = 2.827});
+    }
     for (const shape& s : {shape{65536, 256, 8, 0}, {4096, 256, 8, 0}, {32, 256, 8, 0}}) {
         time_routing<float>(on, rows, s, "groups",
                             sy::recipe_router<sy::cuda_space>{.k = s.choices,

@@ -45,7 +45,7 @@ for part in $parts; do
 done
 
 # Routing first: it is what most tests rest on.
-tests=(routing slots rows auction assignment storage memory graph)
+tests=(routing more_routers slots plans formats losses rows auction assignment storage memory graph)
 test_gpu=$build/tests/test_gpu
 test_thrust=$build/tests/test_thrust_cuda
 example=$build/examples/example_cuda_routing
@@ -137,7 +137,8 @@ counters() {
     metrics+=,sm__warps_active.avg.pct_of_peak_sustained_active,launch__registers_per_thread,launch__grid_size,launch__block_size
     : >"$out/counters.csv"
     for row in "switch_route 65536 x 64" "switch_route_backward 65536 x 64" "switch_route 65536 x 256" \
-        "top_k_route 65536 x 256" "top_k_route_backward 65536 x 256" "top_k_route 32 x 256" "base_async_warm 65536 x 64"; do
+        "top_k_route 65536 x 256" "top_k_route_backward 65536 x 256" "top_k_route 32 x 256" "groups_route 65536 x 256" \
+        "bias_route 65536 x 384" "base_async_warm 65536 x 64"; do
         printf '# %s\n' "$row" >>"$out/counters.csv"
         timeout 40 ncu --clock-control none --csv --metrics "$metrics" \
             --kernel-name regex:run_kernel --launch-count 60 \
