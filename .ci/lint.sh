@@ -9,6 +9,13 @@ if grep -rnE 'std::(popcount|count[lr]_(zero|one)|bit_(width|floor|ceil)|has_sin
     exit 1
 fi
 
+# nvcc 13 forgets which members are named where a braced list without a type is assigned in a template: x = {.c = 7} sets
+# the first member there, without a word.
+if grep -rnE '^ *(if \(.*\) |else )?[A-Za-z_][][A-Za-z0-9_.>-]*( = [][A-Za-z0-9_.>-]+)* = \{ *\.[a-z_]' include tests/thrust tests/cuda tests/support; then
+    echo "Name the type of what is assigned: x = settings{.c = 7}." >&2
+    exit 1
+fi
+
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 # Thrust's headers come from elsewhere and take minutes, CUDA's are for nvcc; both are compiled with warnings as errors by

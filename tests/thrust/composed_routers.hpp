@@ -47,9 +47,9 @@ std::string more_routers_difference(const Policy& on) {
         [](auto& router) {
             router.k = 8;
             router.score = sy::score_function::sigmoid;
-            router.groups = {.count = 8, .one_each = true};
+            router.groups = sy::expert_groups{.count = 8, .one_each = true};
             router.normalize = sy::gate_sum::add;
-            router.capacity = router.inference_capacity = {.factor = 0.9};
+            router.capacity = router.inference_capacity = sy::capacity_rule{.factor = 0.9};
         },
         {.selection = spread_bias(24, 7), .scale = spread_bias(24, 5)});
     const auto grouped = recipe_difference(on, one_each, table, mask, true);

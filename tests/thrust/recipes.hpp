@@ -221,26 +221,26 @@ void for_each_rowless_recipe(const F& f) {
                         router.norm_power = 2;
                         router.epsilon = balances ? 0 : 1e-20;
                         router.scale = 2.5;
-                        router.capacity = {.number = 1000};
-                        if (limited) router.capacity = {.factor = 0.7};
-                        if (!limited && !balances) router.capacity = {};
+                        router.capacity = sy::capacity_rule{.number = 1000};
+                        if (limited) router.capacity = sy::capacity_rule{.factor = 0.7};
+                        if (!limited && !balances) router.capacity = sy::capacity_rule{};
                         if (balances) router.balance_weight = 0.1;
                         router.z_weight = 1e-3;
-                        router.rowless = {.identity = 7, .zero = with_keys ? 2 : 0};
+                        router.rowless = sy::rowless_experts{.identity = 7, .zero = with_keys ? 2 : 0};
                     },
                     {.selection = with_keys ? spread_bias(24, 7) : std::vector<float>{}}));
                 f(both_recipes(
                     [&](auto& router) {
                         router.k = with_keys ? 6 : 3;
                         router.score = sy::score_function::sigmoid;
-                        if (with_keys) router.groups = {.count = 2, .kept = 1};
+                        if (with_keys) router.groups = sy::expert_groups{.count = 2, .kept = 1};
                         router.normalize = sy::gate_sum::add;
                         router.scale = 8;
-                        router.capacity = {.number = 1000};
-                        if (limited) router.capacity = {.factor = 0.7};
+                        router.capacity = sy::capacity_rule{.number = 1000};
+                        if (limited) router.capacity = sy::capacity_rule{.factor = 0.7};
                         if (balances) router.balance_weight = 0.1;
                         router.balance = sy::balance_count::all;
-                        router.rowless = {.shared = 2};
+                        router.rowless = sy::rowless_experts{.shared = 2};
                     },
                     {.selection = with_keys ? spread_bias(22, 7) : std::vector<float>{}}));
             }

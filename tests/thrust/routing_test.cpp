@@ -219,11 +219,11 @@ TEST_CASE("recipes on Thrust: the CPU backend's decisions, gates, losses, gradie
     checks({[](auto& router) {
                 router.k = 8;
                 router.score = sy::score_function::sigmoid;
-                router.groups = {.count = 8, .kept = 4};
+                router.groups = sy::expert_groups{.count = 8, .kept = 4};
                 router.normalize = sy::gate_sum::add;
                 router.epsilon = 1e-20;
                 router.scale = 2.5;
-                router.capacity = router.inference_capacity = {.factor = 0.9};
+                router.capacity = router.inference_capacity = sy::capacity_rule{.factor = 0.9};
                 router.balance_weight = 0.01;
                 router.z_weight = 0.001;
             },
@@ -231,30 +231,30 @@ TEST_CASE("recipes on Thrust: the CPU backend's decisions, gates, losses, gradie
     checks({[](auto& router) {
                 router.k = 20;
                 router.score = sy::score_function::sqrt_softplus;
-                router.groups = {.count = 4, .kept = 2, .summed = 3, .masked = sy::group_mask::zero};
+                router.groups = sy::expert_groups{.count = 4, .kept = 2, .summed = 3, .masked = sy::group_mask::zero};
                 router.normalize = sy::gate_sum::clamp;
                 router.epsilon = 0.25;
                 router.logit_jitter = 0.02f;
-                router.capacity = router.inference_capacity = {.number = 200};
+                router.capacity = router.inference_capacity = sy::capacity_rule{.number = 200};
             },
             {.selection = spread_bias(48, 11)}});
     checks({[](auto& router) {
                 router.k = 3;
                 router.key = sy::key_source::score;
-                router.capacity = router.inference_capacity = {.number = 200};
+                router.capacity = router.inference_capacity = sy::capacity_rule{.number = 200};
             },
             {.selection = spread_bias(48, 11)}});
     checks({[](auto& router) {
         router.score = sy::score_function::sigmoid;
         router.scale = 2;
-        router.capacity = router.inference_capacity = {.number = 200};
+        router.capacity = router.inference_capacity = sy::capacity_rule{.number = 200};
     }});
     both_recipes given(
         [](auto& router) {
             router.k = 3;
             router.score = sy::score_function::sigmoid;
             router.normalize = sy::gate_sum::add;
-            router.capacity = router.inference_capacity = {.factor = 0.9};
+            router.capacity = router.inference_capacity = sy::capacity_rule{.factor = 0.9};
         },
         {.logit = spread_bias(48, 5)});
     given.give_choices(150, 48);

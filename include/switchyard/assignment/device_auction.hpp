@@ -80,12 +80,12 @@ struct problem_on_host {
         if (initial_prices != nullptr) {
             policy.copy_to_host(prices.data(), initial_prices, bytes_of<double>(prices.size()));
         }
-        problem = {.scores = scores.view(),
-                   .bounds = given.bounds,
-                   .mask = {mask.size() > 0 ? mask.data() : nullptr, mask.size()},
-                   .choices = given.choices,
-                   .goal = given.goal,
-                   .initial_prices = initial_prices != nullptr ? prices.data() : nullptr};
+        problem = assignment_problem<S>{.scores = scores.view(),
+                                        .bounds = given.bounds,
+                                        .mask = {mask.size() > 0 ? mask.data() : nullptr, mask.size()},
+                                        .choices = given.choices,
+                                        .goal = given.goal,
+                                        .initial_prices = initial_prices != nullptr ? prices.data() : nullptr};
     }
 };
 

@@ -38,6 +38,15 @@ SWITCHYARD_DEVICE SWITCHYARD_ALWAYS_INLINE void unrolled(F&& f) {
     (std::make_integer_sequence<int, N>{});
 }
 
+/// f(1), f(2), f(4), ... below N, a power of two, each with a constant.
+template <int N, int First = 1, class F>
+SWITCHYARD_DEVICE SWITCHYARD_ALWAYS_INLINE void for_each_power(F&& f) {
+    if constexpr (First < N) {
+        f(std::integral_constant<int, First>{});
+        for_each_power<N, 2 * First>(f);
+    }
+}
+
 /// Calls take(i, load(i)) for i = first, first + step, ... below `last`, with `Each` loads under way at a time. What
 /// `take` writes does not hold up loads.
 template <int Each, class Load, class Take>

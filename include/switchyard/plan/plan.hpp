@@ -254,7 +254,7 @@ class basic_plan {
         const index_t counts = product_of_sizes("counts of experts", experts, 4) + 1;
         const index_t bound = switchyard::row_bound(tokens, choices, experts, capacity, row_block());
         auto& made = owned_.view;
-        made.origin = {.finished = false};
+        made.origin = plan_origin{.finished = false};
         made.tokens = tokens;
         made.experts = experts;
         made.choices = choices;

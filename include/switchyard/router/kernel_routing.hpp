@@ -117,6 +117,24 @@ void with_row_group(index_t experts, index_t choices, bool is_noisy, const F& f)
     }
 }
 
+/// The same for keys that are not the scores: their kernels may draw noise, too, and have threads enough for most rows'
+/// candidates (kernel_best.hpp).
+template <class S, class F>
+void with_key_group(index_t experts, index_t choices, const F& f) {
+    constexpr std::true_type noisy;
+    constexpr std::integral_constant<int, 8> eight;
+    constexpr std::integral_constant<int, 16> sixteen;
+    if (experts <= 64 && choices <= 8) {
+        f(lane_group<8>{}, eight, noisy);
+    } else if (experts <= 256 && choices <= 16) {
+        f(lane_group<16>{}, sixteen, noisy);
+    } else if (experts <= 512 && choices <= most_group_choices) {
+        f(lane_group<warp_lanes>{}, sixteen, noisy);
+    } else {
+        f(block_group<S>{}, eight, noisy);
+    }
+}
+
 /// Tokens of a block of the forward kernel: see kernel_block_rows. Bytes a row: its scores, and the plan's share.
 template <class Kernel, class Group>
 index_t forward_block_rows(const Group& group, index_t tokens, index_t experts, index_t choices, index_t score_bytes,
@@ -275,15 +293,18 @@ void route_softmax(const Policy& policy, const Source& source, const run_mode& m
     if constexpr (detail::is_score_rows<Source> && detail::is_kernel_selection<Select>) {
         if (detail::kernels_route(plan) && detail::kernels_count(plan, settings) &&
             settings.slots.order == drop_order::position) {
-            // Keys of their own take registers as noise does, and have the same kernels.
-            constexpr bool is_rich = std::is_same_v<Select, select_sampled<S>> || selects_by_keys<Select>;
+            constexpr bool is_sampled = std::is_same_v<Select, select_sampled<S>>;
             const auto launch = [&]<class Noisy>(const auto& group, auto numbers, Noisy noisy) {
-                if constexpr (Noisy::value || !is_rich) {
+                if constexpr (Noisy::value || !is_sampled) {
                     detail::launch_forward(policy, source, mode, plan, settings, scratch, select, group, numbers,
                                            noisy);
                 }
             };
-            detail::with_row_group<S>(plan.experts, plan.choices, is_rich || source.changes_scores(), launch);
+            if constexpr (selects_by_keys<Select>) {
+                detail::with_key_group<S>(plan.experts, plan.choices, launch);
+            } else {
+                detail::with_row_group<S>(plan.experts, plan.choices, is_sampled || source.changes_scores(), launch);
+            }
             return;
         }
     }

@@ -282,7 +282,7 @@ constexpr recipe_router<Space> grouped_recipe(const Model& model, score_function
                                               const expert_numbers<Space>& bias) {
     auto router =
         biased_recipe(model.num_experts_per_tok, score, bias, model.norm_topk_prob, 1e-20, model.routed_scaling_factor);
-    router.groups = {.count = model.n_group, .kept = model.topk_group, .summed = 2, .masked = masked};
+    router.groups = expert_groups{.count = model.n_group, .kept = model.topk_group, .summed = 2, .masked = masked};
     return router;
 }
 
@@ -323,9 +323,9 @@ constexpr gshard_router router_of(const models::nllb_moe& model) {
                          .order = model.batch_prioritized_routing ? drop_order::gate : drop_order::position,
                          .balance_weight = 0};
     if (fraction > 0) {
-        router.inference_capacity = {.factor = fraction * static_cast<double>(model.num_experts),
-                                     .rounding = capacity_rounding::ceil,
-                                     .counts_choices = false};
+        router.inference_capacity = capacity_rule{.factor = fraction * static_cast<double>(model.num_experts),
+                                                  .rounding = capacity_rounding::ceil,
+                                                  .counts_choices = false};
     }
     return router;
 }
@@ -405,7 +405,7 @@ constexpr recipe_router<Space> router_of(const models::longcat_flash& model,
                                          const expert_numbers<Space>& e_score_correction_bias = {}) {
     auto router = detail::biased_recipe(model.moe_topk, score_function::softmax, e_score_correction_bias, false, 0,
                                         model.routed_scaling_factor);
-    router.rowless = {.identity = model.zero_expert_num};
+    router.rowless = rowless_experts{.identity = model.zero_expert_num};
     return router;
 }
 /// `balancing_biases` are the checkpoint's.
@@ -414,7 +414,7 @@ constexpr recipe_router<Space> router_of(const models::zaya& model,
                                          const expert_numbers<Space>& balancing_biases = {}) {
     auto router =
         detail::biased_recipe(model.num_experts_per_tok, score_function::softmax, balancing_biases, false, 0, 1);
-    router.rowless = {.zero = 1};
+    router.rowless = rowless_experts{.zero = 1};
     return router;
 }
 template <class Space = host_space>
@@ -440,7 +440,7 @@ constexpr recipe_router<Space> router_of(const models::inkling& model,
                                          const expert_numbers<Space>& e_score_correction_bias = {}) {
     auto router = detail::biased_recipe(model.num_experts_per_tok, score_function::sigmoid, e_score_correction_bias,
                                         true, 0, model.route_scale * model.global_scale);
-    router.rowless = {.shared = model.n_shared_experts};
+    router.rowless = rowless_experts{.shared = model.n_shared_experts};
     return router;
 }
 template <class Space = host_space>

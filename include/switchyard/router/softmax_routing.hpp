@@ -61,7 +61,7 @@ inline void mark_rowless(softmax_settings& settings, const rowless_experts& rowl
         settings.finish.sum = settings.gates.sum;
         settings.finish.epsilon = settings.gates.epsilon;
         settings.finish.scale = settings.gates.scale;
-        settings.gates = {.function = settings.gates.function};
+        settings.gates = gate_settings{.function = settings.gates.function};
     }
 }
 

@@ -80,25 +80,25 @@ class device_auction_phases {
           scratch_(scratch) {
         const index_t rows = scores.scores.rows;
         const index_t experts = scores.scores.columns;
-        market_ = {.rows = rows,
-                   .experts = experts,
-                   .dummies = -tokens,
-                   .lower = nullptr,  // both below
-                   .upper = nullptr,
-                   .expert = scratch.template take<std::int32_t>(rows),
-                   .level = scratch.template take<double>(rows),
-                   .price = scratch.template take<double>(experts),
-                   .ask = scratch.template take<double>(experts),
-                   .load = scratch.template take<index_t>(experts),
-                   .by_ask = scratch.template take<std::int64_t>(experts),
-                   .seats = scratch.template take<std::int64_t>(experts),
-                   .key = scratch.template take<std::uint64_t>(std::max(rows, experts)),
-                   .rank = scratch.template take<std::int64_t>(rows),
-                   .count = scratch.template take<std::int64_t>(rows),
-                   .by_level = scratch.template take<std::int64_t>(rows),
-                   .leaving = scratch.template take<std::int64_t>(rows),
-                   .line = take_line(rows, experts, scratch),
-                   .state = scratch.template take<market_state>(1)};
+        market_ = device_market{.rows = rows,
+                                .experts = experts,
+                                .dummies = -tokens,
+                                .lower = nullptr,  // both below
+                                .upper = nullptr,
+                                .expert = scratch.template take<std::int32_t>(rows),
+                                .level = scratch.template take<double>(rows),
+                                .price = scratch.template take<double>(experts),
+                                .ask = scratch.template take<double>(experts),
+                                .load = scratch.template take<index_t>(experts),
+                                .by_ask = scratch.template take<std::int64_t>(experts),
+                                .seats = scratch.template take<std::int64_t>(experts),
+                                .key = scratch.template take<std::uint64_t>(std::max(rows, experts)),
+                                .rank = scratch.template take<std::int64_t>(rows),
+                                .count = scratch.template take<std::int64_t>(rows),
+                                .by_level = scratch.template take<std::int64_t>(rows),
+                                .leaving = scratch.template take<std::int64_t>(rows),
+                                .line = take_line(rows, experts, scratch),
+                                .state = scratch.template take<market_state>(1)};
         prices_ = scratch.template take<double>(experts);
         found_prices_ = scratch.template take<double>(experts);
         filled_ = market_;

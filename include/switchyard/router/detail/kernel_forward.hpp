@@ -14,6 +14,7 @@
 #include <switchyard/plan/detail/kernel_counts.hpp>
 #include <switchyard/plan/plan.hpp>
 #include <switchyard/plan/slots.hpp>
+#include <switchyard/router/detail/kernel_best.hpp>
 #include <switchyard/router/detail/kernel_choices.hpp>
 #include <switchyard/router/detail/kernel_pieces.hpp>
 #include <switchyard/router/detail/kernel_totals.hpp>
@@ -47,7 +48,7 @@ template <class Storage, class Space, class Select, int V, class Group, bool IsN
           int Threads = Group::is_block ? 512 : 256>
 struct forward_kernel {
     static constexpr bool by_keys = selects_by_keys<Select>;
-    static constexpr bool is_lean = !IsNoisy && !Group::is_block;
+    static constexpr bool is_lean = (!IsNoisy || by_keys) && !Group::is_block;
     static constexpr int threads = Threads;
     /// That a multiprocessor shall have registers for.
     static constexpr int least_blocks = !is_lean || V > 16 || threads > 256         ? 1
@@ -56,6 +57,8 @@ struct forward_kernel {
     static constexpr int warps = threads / warp_lanes;
     using S = compute_t<Storage>;
     using pieces = row_pieces<Storage, V, group_threads<Group, threads>>;
+    /// That pass through shared memory at once.
+    static constexpr int candidates = is_single<Select> || Group::is_block ? 0 : threads;
 
     score_rows<Storage, Space> source;
     token_mask mask;
@@ -75,8 +78,8 @@ struct forward_kernel {
     }
 
     static constexpr std::size_t room(index_t experts, index_t levels, index_t rows) {
-        return Group::room(threads) + shared_room<row_record<S>>(rows) + shared_room<double>(warps) +
-               shared_room<std::int32_t>(warps) + shared_room<std::int32_t>(2) +
+        return Group::room(threads) + shared_room<best_candidate<S>>(candidates) + shared_room<row_record<S>>(rows) +
+               shared_room<double>(warps) + shared_room<std::int32_t>(warps) + shared_room<std::int32_t>(2) +
                shared_room<S>(Group::is_block ? 0 : warps * columns_at_once(experts)) +
                shared_room<std::uint32_t>(choice_histogram::words_for(experts * levels));
     }
@@ -89,6 +92,7 @@ struct forward_kernel {
         in.warp_sums = here.template shared<double>(warps);
         in.warp_counts = here.template shared<std::int32_t>(warps);
         in.events = here.template shared<std::int32_t>(2);
+        in.candidates = here.template shared<best_candidate<S>>(candidates);
         in.records = here.template shared<row_record<S>>(counts.block_rows);
         in.column_sums = here.template shared<S>(Group::is_block ? 0 : warps * columns_at_once(plan.experts));
         in.histogram.words = here.template shared<std::uint32_t>(choice_histogram::words_for(plan.experts * levels));
@@ -110,6 +114,7 @@ struct forward_kernel {
   private:
     struct block_state {
         Group group;
+        best_candidate<S>* candidates;
         row_record<S>* records;
         double* warp_sums;
         std::int32_t* warp_counts;
@@ -182,6 +187,7 @@ struct forward_kernel {
     SWITCHYARD_DEVICE void run_row(Here& here, block_state& in, int row, bool is_live, const pieces& mine,
                                    S (&scores)[V], S (&probabilities)[V]) const {
         const index_t token = in.first + row;
+        const best_room<S> room{in.candidates + here.thread() / pieces::threads * pieces::threads, is_live};
         bool is_used = is_live;
         scored_column<S> picked{lowest<S>(), 0};
         S raw[by_keys ? V : 1];
@@ -192,7 +198,7 @@ struct forward_kernel {
                 maximum = in.group.highest(here, highest_of_pieces(scores));
                 unrolled<V>([&](int j) { raw[j] = scores[j]; });
             } else {
-                picked = pick(here, in.group, select, token, scores, mine, maximum);
+                picked = pick(here, in.group, select, token, scores, mine, room, maximum);
             }
             sum = S(0);
             unrolled<V>([&](int j) {
@@ -210,7 +216,7 @@ struct forward_kernel {
         unrolled<V>([&](int j) { probabilities[j] += scores[j] * scale; });
         scored_column<S> weighed = picked;
         if constexpr (by_keys) {
-            picked = pick_by_keys(here, in.group, select, token, raw, mine, maximum, sum);
+            picked = pick_by_keys(here, in.group, select, token, raw, mine, room, maximum, sum);
             weighed = picked;
             if (is_used && mine.rank < choices() && picked.score > lowest<S>()) {
                 weighed.score = usable(

@@ -30,6 +30,7 @@ namespace detail {
 /// The columns of a row of E numbers, stored as `Storage`, that one of the `Size` threads of its group holds.
 template <class Storage, int V, int Size>
 struct row_pieces {
+    static constexpr int threads = Size;
     static constexpr int vector = widest_vector<Storage> < V ? widest_vector<Storage> : V;  ///< numbers of an access
     static constexpr int piece = vector < 4 ? 4 : vector;  ///< whole groups of four columns: they share noise words
     static_assert(V % piece == 0 && V <= 32);
