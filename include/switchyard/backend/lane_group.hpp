@@ -38,6 +38,23 @@ SWITCHYARD_DEVICE SWITCHYARD_ALWAYS_INLINE void unrolled(F&& f) {
     (std::make_integer_sequence<int, N>{});
 }
 
+/// Calls f(first, four) with the numbers first .. first + 3 of an array in registers, for each four of it: one after
+/// the other by the same code, where four copies of it would not fit a cache of instructions.
+template <int V, class S, class F>
+SWITCHYARD_DEVICE void by_fours(S (&x)[V], const F& f) {
+    static_assert(V % 4 == 0);
+#if defined(__CUDA_ARCH__)
+#pragma unroll 1
+#endif
+    for (int first = 0; first < V; first += 4) {
+        S four[4];
+        unrolled<4>([&](int m) { four[m] = x[m]; });
+        f(first, four);
+        unrolled<V - 4>([&](int j) { x[j] = x[j + 4]; });
+        unrolled<4>([&](int m) { x[V - 4 + m] = four[m]; });
+    }
+}
+
 /// f(1), f(2), f(4), ... below N, a power of two, each with a constant.
 template <int N, int First = 1, class F>
 SWITCHYARD_DEVICE SWITCHYARD_ALWAYS_INLINE void for_each_power(F&& f) {

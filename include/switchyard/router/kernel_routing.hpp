@@ -191,9 +191,10 @@ void launch_forward(const Policy& policy, const score_rows<Storage, Space>& sour
         plan.load_before = scratch.template take<std::int64_t>(plan.experts);
         plan.load_after = scratch.template take<std::int64_t>(plan.experts);
     }
-    const bool is_few = !IsNoisy && made.has_rows() && plan.row_block == 1 && plan.tokens <= most_few_tokens &&
-                        plan.experts <= most_few_experts && plan.choices <= most_group_choices &&
-                        !settings.finish.is_needed();
+    constexpr bool may_be_few = !IsNoisy || selects_by_keys<Select>;
+    const bool is_few = may_be_few && !source.changes_scores() && made.has_rows() && plan.row_block == 1 &&
+                        plan.tokens <= most_few_tokens && plan.experts <= most_few_experts &&
+                        plan.choices <= most_group_choices && !settings.finish.is_needed();
     const index_t levels = histogram_levels(plan.experts, plan.choices);
     const index_t rows = is_few ? most_few_tokens
                                 : forward_block_rows<kernel>(group, plan.tokens, plan.experts, plan.choices,
@@ -227,7 +228,7 @@ void launch_forward(const Policy& policy, const score_rows<Storage, Space>& sour
                       has_vectors<Kernel::pieces::vector>(source.scores),
                       its_group};
     };
-    if constexpr (!IsNoisy) {
+    if constexpr (may_be_few) {
         if (is_few) {
             const int at_once = hand_out::levels_for(plan.experts, plan.choices);
             policy.launch(

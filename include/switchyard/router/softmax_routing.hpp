@@ -489,13 +489,17 @@ struct pad_numbers {
     SWITCHYARD_HD void operator()(index_t e) const { to[e] = e < count ? static_cast<S>(from[e]) : S(0); }
 };
 
-/// A copy in the compute type, padded to whole packs, from the workspace; null stays null.
+/// A copy in the compute type, padded to whole packs, from the workspace; null stays null. Device code reads number by
+/// number, and what is in the compute type as it is.
 template <class S, class Policy, class Space, class Workspace>
 const S* padded_numbers(const Policy& policy, const expert_numbers<Space>& numbers, Workspace& scratch) {
     static_assert(std::is_same_v<Space, typename Policy::memory::space>,
                   "switchyard: the router's numbers of experts do not lie in the memory this policy works in");
     if (numbers.data == nullptr) {
         return nullptr;
+    }
+    if constexpr (device_policy<Policy> && std::is_same_v<S, float>) {
+        return numbers.data;
     }
     constexpr index_t widest = 16;
     S* const to = scratch.template take<S>(padded<widest>(numbers.size));

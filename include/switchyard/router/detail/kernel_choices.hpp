@@ -99,11 +99,15 @@ SWITCHYARD_DEVICE scored_column<S> pick(Here& here, Group& group, const select_s
                                         const best_room<S>&, S& maximum) {
     maximum = group.highest(here, highest_of_pieces(scores));
     scored_column<S> best{lowest<S>(), no_column};
-    for_each_held_uniform(for_purpose(select.noise, noise_purpose::sampling), token, mine, [&](int j, float u) {
-        const S score = select.perturbed(scores[j], u);
-        if (scores[j] > lowest<S>() && (score > best.score || best.column == no_column)) {
-            best = {score, mine.column(j)};
-        }
+    S drawn[V];
+    unrolled<V>([&](int j) { drawn[j] = scores[j]; });
+    by_fours(drawn, [&](int first, S(&four)[4]) {
+        for_held_uniform(for_purpose(select.noise, noise_purpose::sampling), token, mine, first, [&](int m, float u) {
+            const S score = select.perturbed(four[m], u);
+            if (four[m] > lowest<S>() && (score > best.score || best.column == no_column)) {
+                best = {score, mine.column(first + m)};
+            }
+        });
     });
     best = in_range(group.best(here, best));
     // The unperturbed score, from the thread that has it: a sum with zeros is exact.
@@ -136,13 +140,16 @@ SWITCHYARD_DEVICE scored_column<S> pick_by_keys(Here& here, Group& group, const 
                                                 const row_pieces<Storage, V, Size>& mine, const best_room<S>& room,
                                                 S maximum, S sum) {
     S keys[V];
-    with_constant_settings(select.keys, [&](const auto& its) {
-        unrolled<V>([&](int j) {
-            keys[j] = taken<S>();
-            if (mine.holds(j)) {
-                const pack<S, 1> score{scores[j]};
-                keys[j] = allowed_key(score, its.template operator()<1>(token, mine.column(j), score, maximum, sum)).v;
-            }
+    unrolled<V>([&](int j) { keys[j] = scores[j]; });
+    by_fours(keys, [&](int first, S(&four)[4]) {
+        with_constant_settings(select.keys, [&](const auto& its) {
+            unrolled<4>([&](int m) {
+                const int column = mine.column(first + m);
+                const bool is_held = column < mine.columns;
+                const pack<S, 1> score{four[m]};
+                const auto key = its.template operator()<1>(token, is_held ? column : 0, score, maximum, sum);
+                four[m] = is_held ? allowed_key(score, key).v : taken<S>();
+            });
         });
     });
     const expert_groups groups = groups_of(select.keys);

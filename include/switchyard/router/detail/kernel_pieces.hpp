@@ -117,25 +117,22 @@ SWITCHYARD_DEVICE void store_pieces(Here& here, const matrix_view<Out, Space>& t
     }
 }
 
-/// Calls f(j, u) with the uniform number of each of a thread's columns, as for_each_uniform does for a whole row.
+/// Calls f(m, u) with the uniform numbers of a thread's columns first .. first + 3, if the row has them.
 template <class Storage, int V, int Size, class F>
-SWITCHYARD_DEVICE void for_each_held_uniform(const noise_key& key, index_t token,
-                                             const row_pieces<Storage, V, Size>& mine, const F& f) {
-    unrolled<V / 4>([&](int i) {
-        if (mine.holds(4 * i)) {
-            const philox_words words = noise_words(key, token, mine.column(4 * i) / 4);
-            unrolled<4>([&](int m) { f(4 * i + m, uniform(words.word[m])); });
-        }
-    });
+SWITCHYARD_DEVICE void for_held_uniform(const noise_key& key, index_t token, const row_pieces<Storage, V, Size>& mine,
+                                        int first, const F& f) {
+    if (mine.holds(first)) {
+        const philox_words words = noise_words(key, token, mine.column(first) / 4);
+        unrolled<4>([&](int m) { f(m, uniform(words.word[m])); });
+    }
 }
 
-/// Calls f(j, factor) with the jitter of each of a thread's scores.
+/// Calls f(m, factor) with the jitter of those scores.
 template <class Storage, int V, int Size, class Source, class F>
-SWITCHYARD_DEVICE void for_each_held_jitter(const Source& source, index_t token,
-                                            const row_pieces<Storage, V, Size>& mine, const F& f) {
-    for_each_held_uniform(for_purpose(source.noise, noise_purpose::logit_jitter), token, mine, [&](int j, float u) {
-        f(j, jitter_factor<typename Source::compute>(u, source.logit_jitter));
-    });
+SWITCHYARD_DEVICE void for_held_jitter(const Source& source, index_t token, const row_pieces<Storage, V, Size>& mine,
+                                       int first, const F& f) {
+    for_held_uniform(for_purpose(source.noise, noise_purpose::logit_jitter), token, mine, first,
+                     [&](int m, float u) { f(m, jitter_factor<typename Source::compute>(u, source.logit_jitter)); });
 }
 
 /// Stored numbers as scores before their jitter, -infinity beyond the row.
@@ -149,11 +146,15 @@ SWITCHYARD_DEVICE void quiet_scores_of_pieces(Here& here, const Source& source,
         unrolled<V>([&](int j) { scores[j] = mine.holds(j) ? scores[j] : lowest<S>(); });
     }
     if constexpr (IsNoisy) {
-        unrolled<V>([&](int j) {
-            const bool is_biased = source.bias != nullptr && mine.holds(j);
-            const S added = is_biased ? here.load(source.bias + mine.column(j)) : S(0);
-            scores[j] = source.before_jitter(pack<S, 1>{scores[j]}, pack<S, 1>{added}).v;
-        });
+        if (source.changes_scores()) {
+            by_fours(scores, [&](int first, S(&four)[4]) {
+                unrolled<4>([&](int m) {
+                    const bool is_biased = source.bias != nullptr && mine.holds(first + m);
+                    const S added = is_biased ? here.load(source.bias + mine.column(first + m)) : S(0);
+                    four[m] = source.before_jitter(pack<S, 1>{four[m]}, pack<S, 1>{added}).v;
+                });
+            });
+        }
     }
 }
 
@@ -165,7 +166,9 @@ SWITCHYARD_DEVICE void scores_of_pieces(Here& here, const Source& source, index_
     quiet_scores_of_pieces<IsNoisy>(here, source, mine, numbers, scores);
     if constexpr (IsNoisy) {
         if (source.logit_jitter != 0) {
-            for_each_held_jitter(source, token, mine, [&](int j, compute_t<Storage> factor) { scores[j] *= factor; });
+            by_fours(scores, [&](int first, compute_t<Storage>(&four)[4]) {
+                for_held_jitter(source, token, mine, first, [&](int m, auto factor) { four[m] *= factor; });
+            });
         }
     }
 }
@@ -184,9 +187,11 @@ SWITCHYARD_DEVICE void pull_back_pieces(Here& here, const Source& source, index_
         unrolled<V>([&](int j) { score[j] = S(0); });
     }
     if (source.logit_jitter != 0) {
-        for_each_held_jitter(source, token, mine, [&](int j, S factor) {
-            gradient[j] *= factor;
-            score[j] = score[j] * factor / factor;  // as where the score alone is known
+        unrolled<V / 4>([&](int i) {
+            for_held_jitter(source, token, mine, 4 * i, [&](int m, S factor) {
+                gradient[4 * i + m] *= factor;
+                score[4 * i + m] = score[4 * i + m] * factor / factor;  // as where the score alone is known
+            });
         });
     }
     if (is_capped || source.multiplier != S(1)) {
