@@ -73,6 +73,41 @@ TEST_CASE("recipe kernels: keys with bias and groups, every width of a row, ever
     }
 }
 
+TEST_CASE("recipe kernels: groups of every shape, of ties and of what is forbidden") {
+    struct shape {
+        index_t experts, groups;
+    };
+    // Groups in neighbours, in pieces of one thread, in both, in what is no power of two; rows that fill their threads
+    // and such as do not.
+    for (const shape& of : {shape{256, 8}, shape{256, 2}, shape{256, 64}, shape{512, 2}, shape{512, 16}, shape{384, 3},
+                            shape{64, 8}, shape{64, 2}, shape{48, 6}, shape{160, 8}, shape{250, 5}}) {
+        for (const index_t summed : sweep({2, 1, 3})) {
+            for (const auto kind : {score_kind::gaussian, score_kind::small_integers, score_kind::signed_zeros}) {
+                CAPTURE(of.experts);
+                CAPTURE(of.groups);
+                CAPTURE(summed);
+                CAPTURE(kind);
+                const index_t kept = (of.groups + 1) / 2;
+                const both_recipes routers(
+                    [&](auto& router) {
+                        router.k = std::min<index_t>(of.experts / of.groups * kept, summed == 1 ? 4 : 8);
+                        router.score = sy::score_function::sigmoid;
+                        router.groups.count = of.groups;
+                        router.groups.kept = kept;
+                        router.groups.summed = summed;
+                        router.groups.masked = summed == 1 ? sy::group_mask::zero : sy::group_mask::forbidden;
+                        router.capacity.number = 1000;
+                    },
+                    {.selection = kind == score_kind::gaussian ? spread_bias(of.experts, 7) : std::vector<float>{}});
+                for (const int forbidden : {0, 700}) {
+                    CHECK(difference_in_next_order(routers, draw_scores(kind, 37, of.experts, 3, forbidden),
+                                                   draw_mask(37, 4)) == "");
+                }
+            }
+        }
+    }
+}
+
 TEST_CASE("recipe kernels: keys are scores, with every function and rule of gates, and a bias of the logits") {
     struct rule {
         sy::gate_sum sum;

@@ -498,7 +498,7 @@ const S* padded_numbers(const Policy& policy, const expert_numbers<Space>& numbe
     if (numbers.data == nullptr) {
         return nullptr;
     }
-    if constexpr (device_policy<Policy> && std::is_same_v<S, float>) {
+    if constexpr (std::is_same_v<S, float> && !std::is_same_v<Space, host_space>) {
         return numbers.data;
     }
     constexpr index_t widest = 16;
