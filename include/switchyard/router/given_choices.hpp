@@ -57,7 +57,7 @@ struct select_given {
             const std::int32_t none = is_expert ? forbidden_choice(id) : padding_choice;
             expert[token * k + c] = weight[c] > detail::lowest<S>() ? id : none;
         }
-        rule.weigh(choices_of_row<S, W>{weight, nullptr, k}, pack<S, W>::all(maximum), pack<S, W>::all(sum));
+        rule.weigh_any(choices_of_row<S, W>{weight, nullptr, k}, pack<S, W>::all(maximum), pack<S, W>::all(sum));
     }
     SWITCHYARD_HD bool is_padding(index_t token) const { return ids(token, 0) < 0 || ids(token, 0) >= experts; }
     SWITCHYARD_HD void padding(index_t token) const {
