@@ -8,7 +8,8 @@
 // gates).
 //
 // Input is the plan's `expert` with each choice encoded: e >= 0 asks for a slot; `forbidden_choice(e)` names expert e,
-// which the token must not use, and takes none; `padding_choice` is no choice at all. Output: slot, offsets, order,
+// which the token must not use, and takes none; `absent_choice` is none of a token that may have others, and
+// `padding_choice` none of one that does not count, where it is the first. Output: slot, offsets, order,
 // loads, kept, counted tokens, gates of dropped choices set to 0, and `expert` decoded.
 //
 // O(T k + blocks E k) time. Scratch from the workspace only.
@@ -46,13 +47,16 @@ struct slot_settings {
 
 inline constexpr std::int32_t padding_choice = -1;
 
+/// No choice, of a token that counts all the same.
+inline constexpr std::int32_t absent_choice = std::numeric_limits<std::int32_t>::min();
+
 /// Expert e, chosen but not usable: it keeps its place in the list of choices and gets no slot.
 SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE constexpr std::int32_t forbidden_choice(index_t expert) {
     return static_cast<std::int32_t>(-2 - expert);
 }
-/// The expert of an encoded choice; -1 for padding.
+/// The expert of an encoded choice; -1 where it is none.
 SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE constexpr std::int32_t decoded_choice(std::int32_t code) {
-    return code >= -1 ? code : -2 - code;
+    return code >= -1 ? code : code == absent_choice ? -1 : -2 - code;
 }
 
 inline namespace SWITCHYARD_TARGET {
