@@ -255,7 +255,8 @@ class Losses(Case):
                     run = dict(options, **more, losses=",".join(LOSSES))
                     if router not in ("base", "greedy"):
                         run.update(gradients=c, balance_weight=0.7)
-                    made, told = self.routed(scores, router, **run)
+                    out = "values" if router in ("base", "greedy") else "out"
+                    made, told = self.routed(scores, router, out, **run)
                     settings = dict(count=options.get("balance_count", "first"), score=score,
                                     probability=options.get("balance_probability", "softmax"),
                                     offsets=at if "sequence_length" in options else None)

@@ -265,6 +265,48 @@ class Recipe(Case):
         self.refuse("--rowless 1 is used by nothing chosen: it needs router top_k", "--scores", "S.npy", "--router", "switch",
                     "--rowless", "1", "--out", "no")
 
+    def test_softmax_after_of_scores_far_below(self):
+        """A bias has experts chosen whose exponentials, beside the row's highest, are 0: weights are a softmax over the chosen."""
+        numbers = np.random.default_rng(11)
+        low = np.arange(8) >= 3
+        bias = np.where(low, 2048, 0).astype(np.float32)  # keys are exact
+        for dtype in (np.float32, np.float64):
+            for distance in (60, 90, 200, 2000):
+                scores = (np.round(numbers.normal(size=(20, 8)) * 64) / 64 - distance * low).astype(dtype)
+                c = np.round(numbers.normal(size=(20, 8)) * 4) / 4
+                for options in (dict(k=3, softmax="after", bias=bias, scale=2, capacity=6),
+                                dict(k=2, softmax="after", bias=bias, groups=8, groups_kept=4)):
+                    with self.subTest(dtype=dtype.__name__, distance=distance):
+                        self.run_case(scores, options, c)
+                        expected, total = route(scores, options)
+                        self.assertTrue((expected["experts"] >= 3).all())
+                        made, _ = self.results("out")
+                        np.testing.assert_array_equal(made["slots"], expected["slots"])
+                        np.testing.assert_allclose(made["gates"], expected["gates"], rtol=2e-6)
+                        if distance < 500:  # beyond, scores are too coarse for differences
+                            self.check_gradient(scores, total, c)
+                        # Without a loss it is that of scores side by side.
+                        self.run_case(scores, dict(options, balance_weight=0), c)
+                        near = (scores + distance * low).astype(dtype)
+                        _, total = route(near, dict(options, balance_weight=0))
+                        self.check_gradient(near, total, c)
+                ids = np.argsort(numbers.random((20, 5)), axis=1)[:, :3] + 3
+                self.save(ids, "ids.npy")
+                self.run_well("--scores", "S.npy", "--router", "replay", "--choices", "ids.npy", "--softmax", "after", "--out",
+                              "replay")
+                np.testing.assert_allclose(self.results("replay")[0]["gates"],
+                                           oracle.probabilities(np.take_along_axis(scores.astype(float), ids, axis=1)), rtol=2e-6)
+
+    def test_drop_order_by_negative_gates(self):
+        """By their values: what a negative scale turns around."""
+        scores = np.random.default_rng(12).normal(size=(40, 4))
+        for backend in ("eigen", "thrust"):
+            self.run_case(scores, dict(scale=-2, drop_order="gate", capacity=8, backend=backend))
+            expected, _ = route(scores, dict(scale=-2, drop_order="gate", capacity=8))
+            made, _ = self.results("out")
+            np.testing.assert_array_equal(made["slots"], expected["slots"])
+            self.assertLess(made["gates"].min(), -0.5)
+
     def test_gradients_of_other_routers(self):
         numbers = np.random.default_rng(1)
         scores, c = numbers.normal(size=(30, 5)), np.round(numbers.normal(size=(30, 5)) * 4) / 4
@@ -400,7 +442,7 @@ class Recipe(Case):
         self.save(np.zeros(14, np.float32), "bias.npy")
         self.refuse("12", *line, "--router", "top_k")
         self.save(np.zeros(12, np.float32), "bias.npy")
-        self.refuse("--k 13 must lie in 1..E = 12", *line, "--router", "top_k", "--k", "13")
+        self.refuse("--k 13 must lie in 1..E = 12", *line[:4], "--router", "top_k", "--k", "13", "--out", "no")
         self.refuse("the model's shared experts are of router top_k, and not of random", *line[:4], "--router", "random",
                     "--out", "no")
         # By the logits, identity experts of one's own stand where the model's shared ones do.
