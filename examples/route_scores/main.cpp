@@ -41,7 +41,8 @@ void run(const options& asked) {
     const index_t experts = std::visit([](const auto& table) { return table.columns(); }, given.scores);
     for (const router_kind router : asked.routers) {
         const index_t k = chooses_by_keys(router) ? recipe_of(asked, router).k : 1;
-        sy::require(k <= experts, "--k ", k, " must lie in 1..E = ", experts);
+        const index_t choosable = experts - (is_recipe(router) ? shared_experts_of(asked) : 0);
+        sy::require(k <= choosable, "--k ", k, " must lie in 1..E = ", choosable);
     }
     std::vector<routing> all;
     for (const router_kind router : asked.routers) {

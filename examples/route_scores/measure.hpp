@@ -20,7 +20,7 @@ inline sy::switch_router switch_router_of(const options& asked) {
             .order = asked.drop_order,
             .sample_temperature = noise.kind == noise_kind::sample ? noise.scale : 0,
             .logit_jitter = noise.kind == noise_kind::logit_jitter ? noise.scale : 0,
-            .balance_weight = asked.balance_weight,
+            .balance_weight = asked.has_own_balance() ? 0 : asked.balance_weight,
             .z_weight = asked.z_weight};
 }
 
@@ -91,11 +91,12 @@ sy::recipe_router<Space> recipe_in(const options& asked, router_kind router, con
             .choices = placed.choices};
 }
 
-/// The tokens that count, [T] or empty: those of the file, less those whose first id is none.
+/// The tokens that count, [T] or empty: those of the file, less those whose ids are all none.
 inline std::vector<std::uint8_t> mask_of(const inputs& given, const sy::matrix<std::int32_t>& ids, index_t experts) {
     std::vector<std::uint8_t> mask = given.mask;
     for (index_t t = 0; t < ids.rows(); ++t) {
-        if (ids(t, 0) >= 0 && ids(t, 0) < experts) continue;
+        const std::int32_t* const own = ids.data() + t * ids.columns();
+        if (std::any_of(own, own + ids.columns(), [&](std::int32_t id) { return id >= 0 && id < experts; })) continue;
         if (mask.empty()) mask.assign(static_cast<std::size_t>(ids.rows()), 1);
         mask[static_cast<std::size_t>(t)] = 0;
     }

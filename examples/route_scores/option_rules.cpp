@@ -56,6 +56,7 @@ void require_used(const options& asked, const command_line& line) {
         {"--off-peak", mixer, "router sparse_mixer"},
         {"--noise-scores", noisy, "router noisy_top_k"},
         {"--least-deviation", noisy, "router noisy_top_k"},
+        {"--importance-weight", noisy, "router noisy_top_k"},
         {"--load-weight", noisy, "router noisy_top_k"},
         {"--temperature", sinkhorn || cosine, "router sinkhorn or cosine"},
         {"--tokens", cosine, "router cosine"},
@@ -91,13 +92,17 @@ void require_used(const options& asked, const command_line& line) {
         sy::require(text == nullptr || u.used, u.option, is_flag ? "" : " ",
                     is_flag || text == nullptr ? "" : text->c_str(), " is used by nothing chosen: it needs ", u.needs);
     };
-    for (const char* const option : {"--logit-multiplier", "--logit-bias", "--softcap", "--score", "--softmax",
-                                     "--renormalize", "--normalize", "--norm-power", "--scale", "--expert-scale",
-                                     "--rowless", "--balance-scope", "--balance-probability", "--losses"}) {
+    for (const char* const option :
+         {"--logit-multiplier", "--logit-bias", "--softcap", "--score", "--softmax", "--renormalize", "--normalize",
+          "--norm-power", "--scale", "--expert-scale", "--rowless"}) {
         require_use({option, top_k, "router top_k"});
     }
+    const bool balances = softmax || asked.reports(loss_kind::balance);
+    for (const char* const option : {"--balance-scope", "--balance-probability"}) {
+        require_use({option, balances, "a router with a balance loss, or --losses balance"});
+    }
     for (const char* const option : {"--sequences", "--sequence-length"}) {
-        require_use({option, top_k && asked.balance_scope == scope_kind::sequence, "--balance-scope sequence"});
+        require_use({option, balances && asked.balance_scope == scope_kind::sequence, "--balance-scope sequence"});
     }
     for (const char* const option : {"--preset", "--config", "--balance-count"}) {
         require_use({option, top_k || gshard || mixer, "router top_k"});
@@ -106,9 +111,25 @@ void require_used(const options& asked, const command_line& line) {
         require_use({option, top_k || gshard, "router top_k"});
     }
     for (const use& u : uses) require_use(u);
+    for (const loss_kind loss : {loss_kind::device_balance, loss_kind::communication_balance}) {
+        const bool has_devices = std::any_of(asked.routers.begin(), asked.routers.end(),
+                                             [&](router_kind router) { return has_loss(asked, router, loss); });
+        sy::require(!asked.reports(loss) || has_devices, "--losses ", name_of(losses_by_name, loss),
+                    " needs router top_k with groups, which are its devices");
+    }
+    sy::require(
+        !gshard || asked.balance_count == count_kind::first ||
+            !(asked.has_own_balance() || asked.reports(loss_kind::balance)),
+        "--balance-count ", name_of(balance_count_by_name, asked.balance_count),
+        " of router gshard is of the second choices that its policy keeps, which a plan does not tell from "
+        "those over capacity: --losses balance, --balance-scope and --balance-probability are of first choices");
     if (!top_k) return;
     const sy::recipe_router<> router = recipe_of(asked);
     const bool finds = asked.chooses(router_kind::sinkhorn) || asked.chooses(router_kind::quantile);
+    for (const router_kind other : asked.routers) {
+        sy::require(!is_recipe(other) || other == router_kind::top_k || router.rowless.shared == 0,
+                    "the model's shared experts are of router top_k, and not of ", name_of(routers_by_name, other));
+    }
     sy::require(!finds || (router.logit_multiplier == 1 && router.softcap == 0),
                 "--router sinkhorn and quantile find a bias for the file's scores, and the model changes scores first");
     const bool takes_sum =
@@ -128,10 +149,6 @@ void require_used(const options& asked, const command_line& line) {
         {"--epsilon-kind", sums || gshard, "--normalize sum"},
     };
     for (const use& u : top_k_uses) require_use(u);
-    for (const loss_kind loss : {loss_kind::device_balance, loss_kind::communication_balance}) {
-        sy::require(!asked.reports(loss) || (chooses_itself && router.groups.count > 1), "--losses ",
-                    name_of(losses_by_name, loss), " needs router top_k with groups, which are its devices");
-    }
 }
 
 /// Options of top_k that contradict each other.

@@ -144,6 +144,8 @@ class grammar : public command_line {
         add_path("--noise-scores", "N.npy", "noisy_top_k: [T,E], whose softplus is the noise's deviation",
                  own.noise_scores);
         add_number<double>("--least-deviation", "X", "noisy_top_k: added to it (0.01)", own.least_deviation, 0);
+        add_number<double>("--importance-weight", "W", "noisy_top_k: of the importance loss (0)",
+                           own.importance_weight);
         add_number<double>("--load-weight", "W", "noisy_top_k: of the load loss (0)", own.load_weight);
         add_number<double>("--temperature", "X", "sinkhorn (1), cosine (0.07): scores are divided by X > 0",
                            own.temperature);
@@ -184,7 +186,7 @@ class grammar : public command_line {
     }
 
     void add_more_losses() {
-        group_ = "More of losses (top_k and those like it)";
+        group_ = "More of losses";
         add_named("--balance-scope", scopes_by_name, asked_.balance_scope,
                   "The balance loss of the batch, or the mean of those of its sequences (batch)");
         add_path("--sequences", "O.npy", "[B+1], rising from 0 to T: sequence b is tokens O[b] .. O[b+1] - 1",

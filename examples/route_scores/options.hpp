@@ -170,11 +170,12 @@ struct router_options {
     std::optional<sy::second_weight> second_compared;
     std::optional<sy::pair_sum> pair_sum;
     std::optional<double> mixer_epsilon, off_peak;
-    std::string noise_scores;                        ///< path
-    double least_deviation = 0.01, load_weight = 0;  ///< of noisy_top_k
-    std::optional<double> temperature;               ///< see temperature_of
-    double tolerance = 0.01, ema = 0;                ///< of sinkhorn, and of quantile
-    std::string tokens, embeddings;                  ///< paths, of cosine
+    std::string noise_scores;                       ///< path
+    double least_deviation = 0.01;                  ///< of noisy_top_k
+    double importance_weight = 0, load_weight = 0;  ///< the same
+    std::optional<double> temperature;              ///< see temperature_of
+    double tolerance = 0.01, ema = 0;               ///< of sinkhorn, and of quantile
+    std::string tokens, embeddings;                 ///< paths, of cosine
     std::optional<index_t> rounds;
 };
 
@@ -259,6 +260,9 @@ inline bool is_pair(router_kind router) { return router == router_kind::gshard |
 sy::recipe_router<> recipe_of(const options& asked, router_kind router = router_kind::top_k,
                               std::optional<index_t> given_k = {});
 
+/// A model's experts behind the last column that is chosen from, which every token has (Inkling).
+index_t shared_experts_of(const options& asked);
+
 /// The library's routers of two choices that the options come to.
 sy::gshard_router gshard_of(const options& asked);
 sy::sparse_mixer_router sparse_mixer_of(const options& asked);
@@ -275,6 +279,9 @@ bool weighs_after(const options& asked, router_kind router = router_kind::top_k)
 /// One choice divided by its own sum: gates are constant. The library refuses to train that router, which would learn
 /// nothing; what it does with scores is clear all the same.
 bool has_constant_gates(const sy::recipe_router<>& router);
+
+/// Whether a router has a loss of those that are asked for by name: those of devices are of groups.
+bool has_loss(const options& asked, router_kind router, loss_kind loss);
 
 /// What the options say about capacity for all but base and greedy: switch has a factor of 1.25 unless told otherwise.
 sy::capacity_rule capacity_rule_of(const options& asked, router_kind router);

@@ -145,6 +145,10 @@ void read_special(const config_file& from, models::longcat_flash& m) {
     if (!from.is_given() || from.is_null("zero_expert_num")) m.zero_expert_num = 0;
     from.read({"zero_expert_num"}, m.zero_expert_num);
 }
+void read_special(const config_file& from, models::inkling& m) {
+    from.read({"n_shared_experts"}, m.n_shared_experts);
+    sy::require(m.n_shared_experts >= 0, "n_shared_experts = ", m.n_shared_experts, " must not be negative");
+}
 void read_special(const config_file& from, models::step3p7& m) {
     from.read({usual_k, "moe_top_k"}, m.num_experts_per_tok);
     from.read({"moe_router_scaling_factor"}, m.moe_router_scaling_factor);
@@ -162,7 +166,10 @@ void read_special(const config_file& from, models::hy_v3& m) {
 
 void read_special(const config_file& from, models::nllb_moe& m) {
     from.read({"num_experts"}, m.num_experts);
-    from.read({"expert_capacity"}, m.expert_capacity);
+    index_t capacity = m.expert_capacity.value_or(0);
+    from.read({"expert_capacity"}, capacity);
+    m.expert_capacity = capacity;
+    if (from.is_null("expert_capacity")) m.expert_capacity.reset();  // its code's null: by the number of tokens
     from.read({"normalize_router_prob_before_dropping"}, m.normalize_router_prob_before_dropping);
     from.read({"batch_prioritized_routing"}, m.batch_prioritized_routing);
     from.read({"moe_eval_capacity_token_fraction"}, m.moe_eval_capacity_token_fraction);
@@ -242,6 +249,7 @@ constexpr preset presets[] = {
     {"hunyuan_v1_moe", [](const config_file& c) { return made(models::hunyuan_v1_moe{}, c); }},
     {"hy_v3", [](const config_file& c) { return made(models::hy_v3{}, c); }},
     {"hy_v4", [](const config_file& c) { return made(like_glm(8, 2.827), c); }},
+    {"inkling", [](const config_file& c) { return made(models::inkling{}, c); }},
     {"inkling2", [](const config_file& c) { return made(models::inkling2{}, c); }},
     {"jamba", [](const config_file& c) { return made(models::jamba{}, c); }},
     {"jetmoe", [](const config_file& c) { return made(models::mixtral{}, c); }, true},

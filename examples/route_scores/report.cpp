@@ -66,12 +66,6 @@ void add_top_k(json& run, const options& asked, router_kind which) {
     run["balance_count"] = router.groups.one_each && asked.balance_count == count_kind::first
                                ? "all"
                                : name_of(balance_count_by_name, asked.balance_count);
-    run["balance_scope"] = name_of(scopes_by_name, asked.balance_scope);
-    run["balance_probability"] = name_of(probabilities_by_name, asked.balance_probability);
-    run["sequences"] = path_or_null(asked.sequences);
-    run["sequence_length"] = or_null(asked.sequence_length);
-    run["losses"] = json::array();
-    for (const loss_kind loss : asked.losses) run["losses"].push_back(name_of(losses_by_name, loss));
 }
 
 /// What the routers beside top_k have of their own.
@@ -98,6 +92,7 @@ void add_own(json& run, const options& asked, router_kind router) {
     if (router == router_kind::noisy_top_k) {
         run["noise_scores"] = asked.own.noise_scores;
         run["least_deviation"] = asked.own.least_deviation;
+        run["importance_weight"] = asked.own.importance_weight;
         run["load_weight"] = asked.own.load_weight;
     }
     if (router == router_kind::sinkhorn) {
@@ -154,6 +149,14 @@ json options_as_run(const options& asked, router_kind router) {
     if (router == router_kind::base) {
         run["solver"] = name_of(solvers_by_name, asked.solver);
     }
+    run["balance_scope"] = name_of(scopes_by_name, asked.balance_scope);
+    run["balance_probability"] = name_of(probabilities_by_name, asked.balance_probability);
+    run["sequences"] = path_or_null(asked.sequences);
+    run["sequence_length"] = or_null(asked.sequence_length);
+    run["losses"] = json::array();
+    for (const loss_kind loss : asked.losses) {
+        if (has_loss(asked, router, loss)) run["losses"].push_back(name_of(losses_by_name, loss));
+    }
     run["format"] = json::array();
     for (const format_kind format : asked.formats) run["format"].push_back(name_of(formats_by_name, format));
     run["block"] = or_null(asked.block);
@@ -188,13 +191,14 @@ std::string summary_of(const options& asked, const routing& made) {
                     {"total_score", finite("total_score", made.total_score)},
                     {"milliseconds", made.milliseconds},
                     {"options", options_as_run(asked, made.router)}};
-    for (std::size_t i = 0; i < made.losses.size(); ++i) {
-        const char* const name = name_of(losses_by_name, asked.losses[i]);
-        summary["losses"][name] = finite(name, made.losses[i]);
+    for (const auto& [loss, value] : made.losses) {
+        const char* const name = name_of(losses_by_name, loss);
+        summary["losses"][name] = finite(name, value);
     }
     // Choices that ask for no row, where there are experts without.
     if (made.columns > made.experts) summary["rowless"] = made.rowless;
     if (made.d_temperature) summary["d_temperature"] = finite("d_temperature", made.d_temperature);
+    if (made.importance_loss) summary["importance_loss"] = finite("importance_loss", made.importance_loss);
     if (made.load_loss) summary["load_loss"] = finite("load_loss", made.load_loss);
     if (made.bias_rounds) summary["bias_rounds"] = *made.bias_rounds;
     if (made.bias_residual) summary["bias_residual"] = finite("bias_residual", made.bias_residual);

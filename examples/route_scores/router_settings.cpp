@@ -99,6 +99,8 @@ sy::recipe_router<> recipe_of(const options& asked, router_kind which, std::opti
     return router;
 }
 
+index_t shared_experts_of(const options& asked) { return recipe_of(asked).rowless.shared; }
+
 bool weighs_after(const options& asked, router_kind router) {
     return weighs_after(asked.top_k, asked.top_k.score.value_or(asked.top_k.model.router.score), router);
 }
@@ -114,7 +116,8 @@ void take_common(const options& asked, router_kind which, Router& router) {
     if (asked.drop_order != sy::drop_order::position) router.order = asked.drop_order;
     router.logit_jitter = noise_of(asked, which).scale;
     router.balance = asked.balance_count == count_kind::first ? sy::balance_count::first : sy::balance_count::all;
-    router.balance_weight = asked.balance_weight * (asked.balance_count == count_kind::all_undivided ? 2 : 1);
+    router.balance_weight = asked.has_own_balance() ? 0 : asked.balance_weight;
+    if (asked.balance_count == count_kind::all_undivided) router.balance_weight *= 2;
     router.z_weight = asked.z_weight;
 }
 
@@ -154,7 +157,12 @@ index_t rounds_of(const options& asked, router_kind router) {
 }
 
 bool has_constant_gates(const sy::recipe_router<>& router) {
-    return router.k == 1 && router.normalize != sy::gate_sum::none && router.epsilon == 0;
+    return router.k == 1 && router.rowless.shared == 0 && router.normalize != sy::gate_sum::none && router.epsilon == 0;
+}
+
+bool has_loss(const options& asked, router_kind router, loss_kind loss) {
+    const bool is_of_devices = loss == loss_kind::device_balance || loss == loss_kind::communication_balance;
+    return !is_of_devices || (chooses_by_keys(router) && recipe_of(asked, router).groups.count > 1);
 }
 
 sy::capacity_rule capacity_rule_of(const options& asked, router_kind router) {

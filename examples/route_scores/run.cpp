@@ -51,7 +51,8 @@ routing run_on_cpu(const Policy& policy, const options& asked, router_kind route
         const auto losses = losses_of_run(policy, asked, placed, how, mode, routed, plan, scratch);
         losses.report(made);
         if (given.gradients && mode.is_training) {
-            const auto d_gates = gate_gradients_of(asked, router, plan.view(), *given.gradients);
+            auto d_gates = gate_gradients_of(asked, router, plan.view(), *given.gradients);
+            losses.add_gradient_of_gates(made, d_gates);
             sy::matrix<S> d_scores(scores.rows(), scores.columns());
             sy::route_scores_backward(policy, how, plan, routed, d_gates, d_scores, scratch);
             losses.add_gradient(d_scores);
@@ -175,12 +176,12 @@ inputs read_inputs(const options& asked) {
     const auto [tokens, experts] = asked.scores.empty()
                                        ? std::pair(shape_of(*given.tokens).first, shape_of(*given.embeddings).first)
                                        : shape_of(given.scores);
-    const auto read = [experts = experts](const std::string& path, std::vector<float>& numbers) {
-        if (!path.empty()) numbers = read_expert_numbers(path, experts);
+    const auto read = [](const std::string& path, index_t count, std::vector<float>& numbers) {
+        if (!path.empty()) numbers = read_expert_numbers(path, count);
     };
-    read(asked.top_k.logit_bias, given.logit_bias);
-    read(asked.top_k.bias, given.bias);
-    read(asked.top_k.expert_scale, given.expert_scale);
+    read(asked.top_k.logit_bias, experts, given.logit_bias);
+    read(asked.top_k.bias, experts - shared_experts_of(asked), given.bias);
+    read(asked.top_k.expert_scale, experts, given.expert_scale);
     if (!asked.choices.empty()) given.choices = read_ids(asked.choices);
     sy::require(asked.choices.empty() || given.choices.rows() == tokens, asked.choices, ": has ", given.choices.rows(),
                 " rows for T = ", tokens, " tokens");

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <utility>
 #include <vector>
 
 namespace study {
@@ -30,10 +31,10 @@ struct routing {
 
     std::optional<double> load_balancing_loss{};  ///< weight included; base and greedy have none
     std::optional<double> z_loss{};
-    std::vector<double> losses{};  ///< those asked for, in their order, without weights; of recipes
-    double load_variation = 0;     ///< coefficient of variation of load_before
-    double total_score = 0;        ///< the file's scores over kept choices
-    double milliseconds = 0;       ///< median of the measured runs
+    std::vector<std::pair<loss_kind, double>> losses{};  ///< those asked for, in their order, without weights
+    double load_variation = 0;                           ///< coefficient of variation of load_before
+    double total_score = 0;                              ///< the file's scores over kept choices
+    double milliseconds = 0;                             ///< median of the measured runs
 
     index_t asked = 0;               ///< choices that name an expert with rows
     index_t rowless = 0;             ///< choices of experts without rows
@@ -45,9 +46,10 @@ struct routing {
     std::vector<double> d_embeddings{};     ///< [E, width], the same
     std::optional<double> d_temperature{};  ///< the same
     index_t width = 0;
-    std::optional<double> load_loss{};      ///< of noisy_top_k, weight included
-    std::optional<index_t> bias_rounds{};   ///< of sinkhorn and quantile
-    std::optional<double> bias_residual{};  ///< of sinkhorn
+    std::optional<double> importance_loss{};  ///< of noisy_top_k, weight included
+    std::optional<double> load_loss{};        ///< the same
+    std::optional<index_t> bias_rounds{};     ///< of sinkhorn and quantile
+    std::optional<double> bias_residual{};    ///< of sinkhorn
 
     std::vector<format_array> formats{};
 

@@ -70,10 +70,10 @@ routing run_on(const Policy& policy, const options& asked, router_kind router, c
         const auto losses = losses_of_run(policy, asked, placed, how, mode, routed, plan, scratch);
         losses.report(result);
         if (given.gradients && mode.is_training) {
-            const auto d_gates = gate_gradients_of(asked, router, made.view(), *given.gradients);
+            auto d_gates = sy::copy_to_device(policy, gate_gradients_of(asked, router, made.view(), *given.gradients));
+            losses.add_gradient_of_gates(result, d_gates);
             sy::matrix<S, typename Policy::memory> d_scores(scores.rows(), scores.columns());
-            sy::route_scores_backward(policy, how, plan, routed, sy::copy_to_device(policy, d_gates), d_scores,
-                                      scratch);
+            sy::route_scores_backward(policy, how, plan, routed, d_gates, d_scores, scratch);
             losses.add_gradient(d_scores);
             if (noise) {
                 const auto d_noise = sy::copy_to_host(policy, noise->go_back(d_scores));

@@ -5,6 +5,7 @@
 
 #include <doctest/doctest.h>
 
+#include <limits>
 #include <random>
 
 using namespace switchyard_test;
@@ -40,7 +41,7 @@ encoded_choices random_choices(index_t tokens, index_t experts, index_t k, std::
         for (index_t c = 0; c < k; ++c) {
             const auto e = static_cast<index_t>(random() % static_cast<std::uint64_t>(experts));
             code(t, c) = padding ? sy::padding_choice : random() % 8 == 0 ? sy::forbidden_choice(e) : e;
-            gates(t, c) = padding ? 0 : static_cast<double>(random() % 5) / 8;  // ties
+            gates(t, c) = padding ? 0 : (random() % 2 == 0 ? 1 : -1) * static_cast<double>(random() % 5) / 8;  // ties
         }
     }
     return encoded(code, gates);
@@ -109,6 +110,13 @@ TEST_CASE("slots: by gate, the worked example; equal gates by token") {
     const auto equal =
         placed(encoded({{0}, {0}, {0}, {0}}, {{0.5}, {0.6}, {0.5}, {0.5}}), 1, 3, {.order = sy::drop_order::gate});
     CHECK(slots_of(equal.view()) == ref::integers{{1}, {0}, {2}, {-1}});
+}
+
+TEST_CASE("slots: by gate, those below 0 by their values, both zeros as one, NaN last") {
+    constexpr double nan = std::numeric_limits<double>::quiet_NaN();
+    const ref::matrix gates{{-0.5}, {-0.0}, {nan}, {-0.25}, {0.0}, {-0.5}, {-1e30}, {1e-300}, {-0.0}, {-1e-300}};
+    const auto plan = placed(encoded(ref::integers(10, 1, 0), gates), 1, 9, {.order = sy::drop_order::gate});
+    CHECK(slots_of(plan.view()) == ref::integers{{6}, {1}, {-1}, {5}, {2}, {7}, {8}, {0}, {3}, {4}});
 }
 
 TEST_CASE("slots: all first choices take places before any second") {

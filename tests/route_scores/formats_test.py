@@ -2,6 +2,8 @@
 """--format against NumPy, from the arrays that the program writes beside. usage: formats_test.py PROGRAM"""
 
 import json
+import pathlib
+import re
 
 import numpy as np
 
@@ -79,6 +81,13 @@ def expected(experts, slots, gates, count, capacity, vllm_block, deepgemm_block,
     return made
 
 
+def recorded(case):
+    """The packages' arrays for the fixed ids of a case, by name (tests/recorded/formats.inc)."""
+    text = (pathlib.Path(__file__).resolve().parents[1] / "recorded/formats.inc").read_text()
+    found = re.findall(rf"constexpr (\w+) formats_{case}_(\w+)\[\] = {{(.*?)}};", text, re.DOTALL)
+    return {name: np.array([float(x.rstrip("f")) for x in numbers.replace("\n", "").split(",") if x.strip()]) for _, name, numbers in found}
+
+
 class Formats(Case):
 
     def check(self, folder, count, vllm_block, deepgemm_block, ranks):
@@ -115,6 +124,36 @@ class Formats(Case):
                 self.run_well("--scores", "S.npy", "--router", router, "--out", f"block{case}", "--format", FORMATS,
                               "--ranks", ranks, "--block", 8, *arguments(**given))
                 self.check(f"block{case}", count, 8, 8, ranks)
+
+    def test_recorded_ids_with_none_among_them(self):
+        """The packages' arrays, where -1 stands anywhere among a token's ids: replayed, with sigmoids for their weights."""
+        for case, (tokens, k, experts) in dict(a=(50, 4, 8), b=(37, 2, 6)).items():
+            want = recorded(case)
+            ids, weights = want["topk_ids"].reshape(tokens, k).astype(int), want["topk_weights"].reshape(tokens, k)
+            self.assertTrue(((ids[:, 0] < 0) & (ids.max(axis=1) >= 0)).any())
+            scores = np.zeros((tokens, experts))
+            t, c = np.nonzero(ids >= 0)
+            scores[t, ids[t, c]] = np.log(weights[t, c] / (1 - weights[t, c]))
+            self.save(scores)
+            self.save(ids, "ids.npy")
+            seen = set()
+            for runs, (block, ranks) in dict(vllm16=(None, 2), vllm64=(64, 4)).items():
+                if experts % ranks != 0:
+                    ranks = 2
+                self.run_well("--scores", "S.npy", "--router", "replay", "--choices", "ids.npy", "--score", "sigmoid", "--format",
+                              FORMATS, "--ranks", ranks, "--out", f"{case}{runs}", *arguments(block=block))
+                for path in (self.folder / f"{case}{runs}").glob("*_*.npy"):
+                    kind, name = path.stem.split("_", 1)
+                    kind, name = ("grouped_mm", "offs") if kind == "grouped" else (kind, name)
+                    own = dict(vllm=runs, deepep=f"deepep{ranks}").get(kind, kind if block is None else "")
+                    if f"{own}_{name}" not in want:
+                        continue
+                    seen.add(f"{own}_{name}")
+                    with self.subTest(case=case, array=f"{own}_{name}"):
+                        np.testing.assert_allclose(np.load(path).ravel(), want[f"{own}_{name}"], rtol=2e-7)
+            unseen = set(want) - seen - {"topk_ids", "topk_weights", "deepep4_num_tokens_per_rdma_rank_2_per_node"}
+            self.assertEqual(unseen, set())
+            self.assertGreater(len(seen), 20)
 
     def test_refusals(self):
         self.save(np.zeros((4, 6)))

@@ -213,6 +213,15 @@ class Losses(Case):
             np.testing.assert_allclose(told["losses"]["communication_balance"],
                                        balance(scores, made["experts"], "all", per_device=2, **settings), rtol=1e-12)
 
+    def test_devices_of_some_routers(self):
+        """Others run without the losses of devices."""
+        self.save(np.random.default_rng(4).normal(size=(30, 8)))
+        self.run_well(*arguments(scores="S.npy", router="switch,top_k,random", k=3, groups=4, groups_kept=2,
+                                 losses="z,device_balance", out="several"))
+        for router in ("switch", "top_k", "random"):
+            _, told = self.results(f"several/{router}")
+            self.assertEqual(list(told["losses"]), ["z", "device_balance"] if router == "top_k" else ["z"])
+
     def test_given_choices(self):
         """Replay, one choice normalised, and every router with and without losses."""
         numbers = np.random.default_rng(5)
@@ -228,10 +237,48 @@ class Losses(Case):
         self.run_well(*arguments(scores="S.npy", router="switch,top_k,base,random", losses="z", out="several"))
         for router in ("switch", "top_k", "base", "random"):
             _, told = self.results(f"several/{router}")
-            self.assertEqual("losses" in told, router in ("top_k", "random"))
+            np.testing.assert_allclose(told["losses"]["z"], (oracle.log_sums(scores)**2).mean(), rtol=1e-6)
+
+    def test_of_every_router(self):
+        """Values of the plan's choices and the file's scores; the balance loss of routers that have one takes every setting."""
+        numbers = np.random.default_rng(9)
+        scores, c = numbers.normal(size=(24, 6)), numbers.normal(size=(24, 6))
+        at = np.arange(0, 25, 8)
+        scoped = dict(balance_scope="sequence", sequence_length=8)
+        for router, score, options in (("switch", "softmax", {}), ("switch", "softmax", dict(scoped, noise="sample")),
+                                       ("gshard", "softmax", dict(scoped, capacity=5)), ("gshard", "softmax", {}),
+                                       ("sparse_mixer", "softmax", dict(scoped, balance_count="all", mixer_epsilon=0.5)),
+                                       ("base", "sigmoid", dict(scoped, balance_probability="raw")), ("base", "sigmoid", {}),
+                                       ("greedy", "sigmoid", dict(balance_probability="normalized"))):
+            for more in ({}, dict(backend="thrust")):
+                with self.subTest(router=router, **options, **more):
+                    run = dict(options, **more, losses=",".join(LOSSES))
+                    if router not in ("base", "greedy"):
+                        run.update(gradients=c, balance_weight=0.7)
+                    out = "values" if router in ("base", "greedy") else "out"
+                    made, told = self.routed(scores, router, out, **run)
+                    settings = dict(count=options.get("balance_count", "first"), score=score,
+                                    probability=options.get("balance_probability", "softmax"),
+                                    offsets=at if "sequence_length" in options else None)
+                    wanted = balance(scores, made["experts"], **settings)
+                    np.testing.assert_allclose(told["losses"]["balance"], wanted, rtol=1e-9)
+                    for name, value in dict(of_scores(scores, np.ones(24, bool)), importance=importance(made)).items():
+                        np.testing.assert_allclose(told["losses"][name], value, rtol=1e-6, atol=1e-12, err_msg=name)
+                    if router in ("base", "greedy"):
+                        self.assertIsNone(told["load_balancing_loss"])
+                        continue
+                    np.testing.assert_allclose(told["load_balancing_loss"], 0.7 * wanted, rtol=1e-9)
+                    d = np.load(self.folder / "out/d_scores.npy")
+                    self.routed(scores, router, "none", **dict(run, balance_weight=0))
+                    numeric = self.gradient(lambda s: 0.7 * balance(s, made["experts"], **settings), scores)
+                    np.testing.assert_allclose(d - np.load(self.folder / "none/d_scores.npy"), numeric, atol=2e-9)
+        for line in (("--losses", "balance"), ("--balance-probability", "raw")):
+            self.refuse("--balance-count all of router gshard is of the second choices that its policy keeps", "--scores", "S.npy",
+                        "--router", "gshard", "--balance-count", "all", "--out", "bad", *line)
+        self.run_well("--scores", "S.npy", "--router", "gshard", "--balance-count", "all", "--losses", "z", "--out", "good")
 
     def test_ids_of_none_are_padding(self):
-        """A token whose first id is none counts in no loss, as one that the mask leaves out."""
+        """A token without an id counts in no loss, as one that the mask leaves out."""
         scores = np.random.default_rng(5).normal(size=(12, 4))
         ids = np.random.default_rng(6).integers(0, 4, (12, 1))
         padding = np.arange(12) % 3 == 1
@@ -264,9 +311,11 @@ class Losses(Case):
         def no(pattern, *line, router="top_k"):
             self.refuse(pattern, "--scores", "S.npy", "--router", router, "--out", "bad", *line)
 
-        for option in ("--balance-scope sequence", "--balance-probability raw", "--losses z"):
-            for router in ("switch", "base", "greedy", "switch,base"):
-                no(f"{option} is used by nothing chosen: it needs router top_k", *option.split(), router=router)
+        for option in ("--balance-scope sequence --sequence-length 3", "--balance-probability raw"):
+            for router in ("base", "greedy", "base,greedy"):
+                no(f"{option.split(' --')[0]} is used by nothing chosen: it needs a router with a balance loss, or --losses "
+                   "balance", *option.split(), router=router)
+                no("is used by nothing chosen", *option.split(), "--losses", "z", router=router)
         self.save(np.array([0, 3, 6]), "O.npy")
         for option in ("--sequences O.npy", "--sequence-length 3"):
             no(f"{option} is used by nothing chosen: it needs --balance-scope sequence", *option.split())
@@ -278,7 +327,8 @@ class Losses(Case):
         no("--losses 'x' is unknown; it is one of balance, device_balance", "--losses", "balance,x")
         no("--losses 'z,z' names z twice", "--losses", "z,z")
         for loss in ("device_balance", "communication_balance"):
-            no(f"--losses {loss} needs router top_k with groups", "--losses", loss)
+            for router in ("top_k", "switch", "base", "top_k,switch"):
+                no(f"--losses {loss} needs router top_k with groups", "--losses", loss, router=router)
         for numbers, why in (([1, 6], "the first offset is 1 and must be 0"), ([0, 5], r"the last offset is 5 and must be T = 6"),
                              ([0, 4, 2, 6], "offset 2 is 2, less than the 4 before it"), ([0], "a list of at least two numbers"),
                              ([[0, 6]], "a list of at least two numbers"), ([0.0, 6.0], "ids are int32 or int64")):

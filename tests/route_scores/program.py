@@ -21,8 +21,7 @@ OPTIONS_OF = {
 OPTIONS_OF["top_k"] = ["preset", "config", "k", "logit_multiplier", "logit_bias", "softcap", "score", "softmax", "bias", "bias_on",
                       "groups", "groups_kept", "group_score_count", "one_each", "group_mask", "normalize", "norm_power",
                       "normalize_epsilon", "epsilon_kind", "renormalize", "scale", "expert_scale", "rowless",
-                      "balance_count", "balance_scope", "balance_probability", "sequences", "sequence_length",
-                      "losses"] + OPTIONS_OF["switch"]
+                      "balance_count"] + OPTIONS_OF["switch"]
 SELECTION = ["bias", "bias_on", "groups", "groups_kept", "group_score_count", "one_each", "group_mask"]
 OPTIONS_OF["random"] = OPTIONS_OF["round_robin"] = [name for name in OPTIONS_OF["top_k"] if name not in SELECTION]
 OPTIONS_OF["replay"] = [name for name in OPTIONS_OF["random"] if name != "k"] + ["choices"]
@@ -30,13 +29,14 @@ OPTIONS_OF["hash"] = [name for name in OPTIONS_OF["random"] if name != "k"] + ["
 PAIR = ["preset", "config", "balance_count"] + OPTIONS_OF["switch"]
 OPTIONS_OF["gshard"] = PAIR + ["second", "second_threshold", "second_compared", "pair_sum", "normalize_epsilon", "epsilon_kind"]
 OPTIONS_OF["sparse_mixer"] = PAIR + ["mixer_epsilon", "off_peak"]
-OPTIONS_OF["noisy_top_k"] = OPTIONS_OF["top_k"] + ["noise_scores", "least_deviation", "load_weight"]
+OPTIONS_OF["noisy_top_k"] = OPTIONS_OF["top_k"] + ["noise_scores", "least_deviation", "importance_weight", "load_weight"]
 OPTIONS_OF["sinkhorn"] = OPTIONS_OF["top_k"] + ["temperature", "tolerance", "rounds"]
 OPTIONS_OF["quantile"] = OPTIONS_OF["top_k"] + ["rounds", "ema"]
 OPTIONS_OF["cosine"] = OPTIONS_OF["top_k"] + ["tokens", "embeddings", "temperature"]
-COMMON_OPTIONS = ["scores", "mask", "gradients", "format", "block", "ranks", "backend", "policy", "threads", "repeat"]
+COMMON_OPTIONS = ["scores", "mask", "gradients", "balance_scope", "balance_probability", "sequences", "sequence_length", "losses",
+                  "format", "block", "ranks", "backend", "policy", "threads", "repeat"]
 MORE_FILES = {"noisy_top_k": ["d_noise_scores.npy"], "cosine": ["d_embeddings.npy", "d_tokens.npy"]}  # with gradients
-MORE_KEYS = {"noisy_top_k": ["load_loss"], "sinkhorn": ["bias_rounds", "bias_residual"], "quantile": ["bias_rounds"]}
+MORE_KEYS = {"noisy_top_k": ["importance_loss", "load_loss"], "sinkhorn": ["bias_rounds", "bias_residual"], "quantile": ["bias_rounds"]}
 SUMMARY_KEYS = ["router", "tokens", "experts", "k", "capacity", "kept", "dropped", "load_before", "load_after",
                 "load_balancing_loss", "z_loss", "total_score", "milliseconds", "options"]
 

@@ -265,6 +265,48 @@ class Recipe(Case):
         self.refuse("--rowless 1 is used by nothing chosen: it needs router top_k", "--scores", "S.npy", "--router", "switch",
                     "--rowless", "1", "--out", "no")
 
+    def test_softmax_after_of_scores_far_below(self):
+        """A bias has experts chosen whose exponentials, beside the row's highest, are 0: weights are a softmax over the chosen."""
+        numbers = np.random.default_rng(11)
+        low = np.arange(8) >= 3
+        bias = np.where(low, 2048, 0).astype(np.float32)  # keys are exact
+        for dtype in (np.float32, np.float64):
+            for distance in (60, 90, 200, 2000):
+                scores = (np.round(numbers.normal(size=(20, 8)) * 64) / 64 - distance * low).astype(dtype)
+                c = np.round(numbers.normal(size=(20, 8)) * 4) / 4
+                for options in (dict(k=3, softmax="after", bias=bias, scale=2, capacity=6),
+                                dict(k=2, softmax="after", bias=bias, groups=8, groups_kept=4)):
+                    with self.subTest(dtype=dtype.__name__, distance=distance):
+                        self.run_case(scores, options, c)
+                        expected, total = route(scores, options)
+                        self.assertTrue((expected["experts"] >= 3).all())
+                        made, _ = self.results("out")
+                        np.testing.assert_array_equal(made["slots"], expected["slots"])
+                        np.testing.assert_allclose(made["gates"], expected["gates"], rtol=2e-6)
+                        if distance < 500:  # beyond, scores are too coarse for differences
+                            self.check_gradient(scores, total, c)
+                        # Without a loss it is that of scores side by side.
+                        self.run_case(scores, dict(options, balance_weight=0), c)
+                        near = (scores + distance * low).astype(dtype)
+                        _, total = route(near, dict(options, balance_weight=0))
+                        self.check_gradient(near, total, c)
+                ids = np.argsort(numbers.random((20, 5)), axis=1)[:, :3] + 3
+                self.save(ids, "ids.npy")
+                self.run_well("--scores", "S.npy", "--router", "replay", "--choices", "ids.npy", "--softmax", "after", "--out",
+                              "replay")
+                np.testing.assert_allclose(self.results("replay")[0]["gates"],
+                                           oracle.probabilities(np.take_along_axis(scores.astype(float), ids, axis=1)), rtol=2e-6)
+
+    def test_drop_order_by_negative_gates(self):
+        """By their values: what a negative scale turns around."""
+        scores = np.random.default_rng(12).normal(size=(40, 4))
+        for backend in ("eigen", "thrust"):
+            self.run_case(scores, dict(scale=-2, drop_order="gate", capacity=8, backend=backend))
+            expected, _ = route(scores, dict(scale=-2, drop_order="gate", capacity=8))
+            made, _ = self.results("out")
+            np.testing.assert_array_equal(made["slots"], expected["slots"])
+            self.assertLess(made["gates"].min(), -0.5)
+
     def test_gradients_of_other_routers(self):
         numbers = np.random.default_rng(1)
         scores, c = numbers.normal(size=(30, 5)), np.round(numbers.normal(size=(30, 5)) * 4) / 4
@@ -340,12 +382,72 @@ class Recipe(Case):
                 ("longcat_flash", dict(rowless=16), dict(k=12, scale=6, normalize="none", rowless=16)),
                 ("longcat_flash", {}, dict(rowless=0)),
                 ("zaya", {}, dict(k=1, normalize="none", score="softmax", rowless=1)),
+                ("inkling", {}, dict(k=6, score="sigmoid", normalize="sum", normalize_epsilon=0, scale=8, rowless=2)),
+                ("inkling", dict(k=3, scale=2), dict(k=3, scale=2, rowless=2)),
                 ("olmoe", dict(renormalize=True), dict(k=8, normalize="sum"))):
             with self.subTest(preset=preset, **given):
                 self.run_well("--scores", "S.npy", "--router", "top_k", "--preset", preset, "--out", "out", *arguments(**given))
                 options = self.results("out")[1]["options"]
                 self.assertEqual({name: options[name] for name in told}, told)
                 self.assertEqual(options["preset"], preset)
+
+    def test_inkling(self):
+        """The last two columns are in every token's sum, and in no choice: as its own code has it."""
+        numbers = np.random.default_rng(4)
+        scores, bias, c = (numbers.normal(size=shape) for shape in ((40, 14), (12,), (40, 14)))
+        scores[5, 3], scores[7, :12] = -np.inf, -np.inf
+        self.save(bias.astype(np.float32), "bias.npy")
+        line = ["--scores", self.save(scores), "--preset", "inkling", "--k", "3", "--bias", "bias.npy", "--out", "out"]
+        options = dict(scale=2, capacity=20, z_weight=0.1, gradients=self.save(c, "c.npy"), balance_count="all",
+                       losses="balance,importance")
+        self.run_well(*line, "--router", "top_k", *arguments(**options))
+        made = {name: np.load(self.folder / f"out/{name}.npy") for name in ("experts", "slots", "gates", "d_scores")}
+        summary = json.loads((self.folder / "out/summary.json").read_text())
+
+        def sigmoid(x):
+            return np.where(np.isfinite(x), 1 / (1 + np.exp(-np.where(np.isfinite(x), x, 0))), 0)
+
+        key = np.where(np.isfinite(scores[:, :12]), sigmoid(scores[:, :12]) + bias.astype(np.float32), -np.inf)
+        own = np.argsort(-key, axis=1, kind="stable")[:, :3]
+        chosen = np.hstack([own, np.tile([12, 13], (40, 1))])
+        rows = np.arange(40)[:, None]
+        allowed = np.isfinite(scores[rows, chosen])
+        taken, slots = np.zeros(12, int), np.full(chosen.shape, -1)
+        for i in range(3):
+            for t in range(40):
+                if allowed[t, i] and taken[own[t, i]] < 20:
+                    slots[t, i] = taken[own[t, i]]
+                    taken[own[t, i]] += 1
+        weighed = allowed & ((slots >= 0) | (chosen >= 12))
+
+        def gates_of(at):
+            values = np.where(allowed, sigmoid(at)[rows, chosen], 0)
+            return np.where(weighed, 2 * values / values.sum(axis=1, keepdims=True), 0)
+
+        counts = np.bincount(own[allowed[:, :3]], minlength=12)
+        balance = lambda at: 12 * (counts / (40 * 3) * oracle.probabilities(at)[:, :12].mean(axis=0)).sum()  # noqa: E731
+        z = lambda at: (np.log(np.exp(at).sum(axis=1)) ** 2).mean()  # noqa: E731
+        np.testing.assert_array_equal(made["experts"], chosen)
+        np.testing.assert_array_equal(made["slots"], slots)
+        np.testing.assert_allclose(made["gates"], gates_of(scores), rtol=1e-6)
+        self.assertEqual((summary["experts"], summary["k"], summary["rowless"], summary["kept"]), (12, 5, 80, taken.sum()))
+        self.assertTrue(summary["dropped"] > 0)
+        self.assertAlmostEqual(summary["losses"]["balance"], balance(scores), places=9)
+        self.assertAlmostEqual(summary["load_balancing_loss"], 0.01 * balance(scores), places=9)
+
+        def total(at, c):
+            return (c[rows, chosen] * gates_of(at)).sum() + 0.01 * balance(at) + 0.1 * z(at)
+
+        self.check_gradient(scores, total, c)
+        self.save(np.zeros(14, np.float32), "bias.npy")
+        self.refuse("12", *line, "--router", "top_k")
+        self.save(np.zeros(12, np.float32), "bias.npy")
+        self.refuse("--k 13 must lie in 1..E = 12", *line[:4], "--router", "top_k", "--k", "13", "--out", "no")
+        self.refuse("the model's shared experts are of router top_k, and not of random", *line[:4], "--router", "random",
+                    "--out", "no")
+        # By the logits, identity experts of one's own stand where the model's shared ones do.
+        self.run_well(*line[:4], "--k", "3", "--rowless", "1", "--router", "top_k", "--out", "identity")
+        self.assertEqual(json.loads((self.folder / "identity/summary.json").read_text())["experts"], 13)
 
     def test_config(self):
         self.save(np.zeros((3, 64)))
@@ -359,6 +461,8 @@ class Recipe(Case):
                 (dict(model_type="axk2", n_group=None), dict(groups=1)),
                 (dict(model_type="longcat_flash", zero_expert_num=16, moe_topk=5), dict(k=5, rowless=16)),
                 (dict(model_type="longcat_flash", zero_expert_num=None), dict(rowless=0)),
+                (dict(model_type="inkling", text_config=dict(model_type="inkling_text", n_shared_experts=3, route_scale=4.0)),
+                 dict(k=6, scale=4, rowless=3)),
                 (dict(model_type="deepseek_v2", n_group=8, topk_group=3), dict(groups=1)),
                 (dict(model_type="deepseek_v2", topk_method="group_limited_greedy", n_group=8, topk_group=3),
                  dict(groups=8, groups_kept=3, group_score_count=1, group_mask="zero")),
@@ -431,10 +535,10 @@ class Recipe(Case):
         self.assertEqual(self.results("out")[0]["experts"].tolist(), [[2, 0]])
 
     def test_tokens_without_a_choice(self):
-        """A token whose first id is none is padding: losses are those of the others."""
+        """A token without an id is padding: losses are those of the others."""
         numbers = np.random.default_rng(7)
         scores, c = numbers.normal(size=(6, 4)), numbers.normal(size=(6, 4))
-        ids = np.array([[-1, -1], [1, 0], [-1, 2], [9, 1], [3, -1], [0, 2]])
+        ids = np.array([[-1, -1], [1, 0], [-1, 9], [9, -2], [3, -1], [0, 2]])
         mask = np.array([0, 1, 0, 0, 1, 1], np.uint8)
         line = ["--scores", self.save(scores), "--router", "replay", "--z-weight", "1", "--balance-weight", "1", "--gradients",
                 self.save(c, "c.npy"), "--choices"]
@@ -454,6 +558,42 @@ class Recipe(Case):
         share = np.bincount([1, 3, 0], minlength=4) / 3
         self.assertAlmostEqual(told["load_balancing_loss"], 4 * share @ p.mean(axis=0), places=12)
         self.assertAlmostEqual(told["z_loss"], (oracle.log_sums(scores[live])**2).mean(), places=12)
+
+    def test_ids_of_none_keep_their_places(self):
+        """Not the last ones alone: weights are those of the others, and first choices those that are first."""
+        numbers = np.random.default_rng(9)
+        scores, c = numbers.normal(size=(60, 7)), numbers.normal(size=(60, 7))
+        ids = np.argsort(numbers.normal(size=(60, 7)), axis=1)[:, :3].astype(np.int64)
+        ids[numbers.random(ids.shape) < 0.4] = -1
+        self.assertTrue(((ids[:, 0] < 0) & (ids.max(axis=1) >= 0)).any() and (ids.max(axis=1) < 0).any())
+        self.run_well("--scores", self.save(scores), "--router", "replay", "--choices", self.save(ids, "ids.npy"), "--score",
+                      "sigmoid", "--renormalize", "--gradients", self.save(c, "c.npy"), "--balance-weight", "1", "--capacity",
+                      "14", "--out", "out")
+        made, summary = self.results("out")
+        np.testing.assert_array_equal(made["experts"], ids)
+        taken, slots = np.zeros(7, int), np.full(ids.shape, -1)
+        for i in range(3):
+            for t in range(60):
+                if ids[t, i] >= 0 and taken[ids[t, i]] < 14:
+                    slots[t, i] = taken[ids[t, i]]
+                    taken[ids[t, i]] += 1
+        np.testing.assert_array_equal(made["slots"], slots)
+        live = ids.max(axis=1) >= 0
+        share = np.bincount(ids[ids[:, 0] >= 0, 0], minlength=7) / live.sum()
+
+        def gates(at):
+            v = np.where(ids >= 0, oracle.sigmoid(np.take_along_axis(at, np.maximum(ids, 0), axis=1)), 0)
+            total = v.sum(axis=1, keepdims=True)
+            return np.where(slots >= 0, v / np.where(total > 0, total, 1), 0)
+
+        def total(at, c):
+            return ((np.take_along_axis(c, np.maximum(ids, 0), axis=1) * gates(at)).sum() +
+                    7 * share @ oracle.probabilities(at)[live].mean(axis=0))
+
+        np.testing.assert_allclose(made["gates"], gates(scores), rtol=1e-6)
+        self.assertAlmostEqual(summary["load_balancing_loss"], total(scores, 0 * c), places=9)
+        self.assertEqual((summary["kept"], summary["dropped"]), (taken.sum(), (ids >= 0).sum() - taken.sum()))
+        self.check_gradient(scores, total, c)
 
     def test_undivided_count_of_given_choices(self):
         numbers = np.random.default_rng(8)

@@ -212,6 +212,17 @@ class Routers(Case):
                                      kind="clamp", capacity=50, by_gate=True, seed=5)
         np.testing.assert_array_equal(made["slots"] >= 0, kept)
         np.testing.assert_allclose(made["gates"], gates, rtol=1e-6)
+        # A capacity of null is that of the model's code: 2 ceil(T / E).
+        scores = scores[:203] + np.where(np.arange(8) == 3, 1.5, 0)
+        config = dict(model_type="nllb-moe", expert_capacity=None)
+        (self.folder / "config.json").write_text(json.dumps(config))
+        made, summary = self.run_router("gshard", scores, config="config.json")
+        self.assertEqual(summary["capacity"], 2 * 26)
+        chosen, kept, gates = gshard(scores, second="all", compared="probability", pair_sum="after_drops",
+                                     epsilon=2.0**-23, kind="clamp", capacity=2 * 26)
+        self.assertFalse(kept.all())
+        np.testing.assert_array_equal(made["slots"] >= 0, kept)
+        np.testing.assert_allclose(made["gates"], gates, rtol=1e-6)
         self.refuse("the model's router is --router gshard, and not top_k", "--scores", "S.npy", "--router", "top_k",
                     "--preset", "nllb_moe", "--out", "bad")
         self.refuse("the model's router is not --router gshard", "--scores", "S.npy", "--router", "gshard", "--preset",
@@ -246,7 +257,9 @@ class Routers(Case):
         self.save(noise, "noise.npy")
         rows = np.arange(20)[:, None]
         for k, told in ((2, dict(load_weight=0.3)), (3, dict(load_weight=0.3, least_deviation=0.2, seed=9)), (1, {}),
-                        (2, dict(score="sigmoid", normalize="sum"))):
+                        (2, dict(importance_weight=0.4, load_weight=0.3, capacity=7)), (1, dict(importance_weight=0.4)),
+                        (2, dict(importance_weight=0.4, backend="thrust")),
+                        (2, dict(score="sigmoid", normalize="sum", importance_weight=0.2))):
             with self.subTest(k=k, **told):
                 made, summary = self.run_router("noisy_top_k", scores, c, k=k, noise_scores="noise.npy", **told)
                 least, seed = told.get("least_deviation", 0.01), told.get("seed", 0)
@@ -257,17 +270,25 @@ class Routers(Case):
                 def gates(at):
                     picked = np.take_along_axis(at, chosen, axis=1)
                     v = oracle.sigmoid(picked) if "score" in told else np.exp(picked)
-                    return v / v.sum(axis=1, keepdims=True)
+                    return np.where(kept, v / v.sum(axis=1, keepdims=True), 0)
+
+                kept = place(chosen, np.ones_like(chosen, bool), range(20), 5, told.get("capacity"))
+
+                def importance_loss(at):
+                    sums = np.zeros(5)
+                    np.add.at(sums, chosen, gates(at))
+                    return told.get("importance_weight", 0) * sums.var() / (sums.mean()**2 + 1e-10)
 
                 np.testing.assert_allclose(made["gates"], gates(h), rtol=1e-6)
                 weight = told.get("load_weight", 0)
+                self.assertAlmostEqual(summary["importance_loss"], importance_loss(h), places=9)
                 self.assertAlmostEqual(summary["load_loss"], weight * load_loss(scores, noise, h, k, least), places=9)
                 wanted = np.ones_like(chosen, bool)
 
                 def total(s, n):
                     at = noisy_scores(s, n, least, seed)
                     return ((c[rows, chosen] * gates(at)).sum() + losses(at, chosen, wanted, 0.01, 0) +
-                            weight * load_loss(s, n, at, k, least))
+                            importance_loss(at) + weight * load_loss(s, n, at, k, least))
 
                 np.testing.assert_allclose(self.gradient(), numeric(lambda s: total(s, noise), scores), atol=1e-7)
                 np.testing.assert_allclose(self.gradient("d_noise_scores"), numeric(lambda n: total(scores, n), noise),

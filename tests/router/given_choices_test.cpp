@@ -4,8 +4,11 @@
 #include "support/backends.hpp"
 #include "support/routed.hpp"
 
+#include <switchyard/plan/choices.hpp>
 #include <switchyard/router/given_choices.hpp>
 #include <switchyard/router/recipe.hpp>
+#include <switchyard/router/route.hpp>
+#include <switchyard/router/route_choices.hpp>
 
 #include <doctest/doctest.h>
 
@@ -112,9 +115,9 @@ TEST_CASE("given choices: what is no expert, what is forbidden, and gradients by
           "choices are 5 x 3 for 6 tokens and k = 3");
 }
 
-TEST_CASE("given choices: a token whose first id is none is padding, in losses, too") {
+TEST_CASE("given choices: a token without an id is padding, in losses, too") {
     const auto scores = gaussian_scores(6, 4, 3);
-    const ids_matrix ids = ids_from({{-1, -1}, {1, 0}, {-1, 2}, {9, 1}, {3, -1}, {0, 2}});
+    const ids_matrix ids = ids_from({{-1, -1}, {1, 0}, {-1, 9}, {9, -7}, {3, -1}, {0, 2}});
     sy::recipe_router<> router{.k = 2, .balance_weight = 1, .z_weight = 1, .choices = ids.view()};
     const auto bare = routed<double>(router, scores);
     const auto masked = routed<double>(router, scores, training_with({0, 1, 0, 0, 1, 1}));
@@ -132,6 +135,82 @@ TEST_CASE("given choices: a token whose first id is none is padding, in losses, 
     const auto d_gates = gaussian_scores(6, 2, 5);
     CHECK(difference(routed_backward(router, bare, scores, d_gates),
                      routed_backward(router, masked, scores, d_gates)) == 0);
+}
+
+TEST_CASE("given choices: ids of none keep their place, the first one, too") {
+    const ids_matrix ids =
+        ids_from({{-1, 2, 0}, {1, 7, 3}, {-1, -1, 1}, {-1, 0, -1}, {-1, -1, -1}, {0, -1, 2}, {9, 2, 1}});
+    auto scores = gaussian_scores(7, 4, 2);
+    scores(6, 2) = never;
+    for (index_t e = 0; e < 4; ++e) scores(3, e) = never;
+    sy::recipe_router<> router{.k = 3,
+                               .normalize = sy::gate_sum::add,
+                               .capacity = {.number = 2},
+                               .balance_weight = 0.5,
+                               .z_weight = 0.5,
+                               .choices = ids.view()};
+    const auto plan = routed<double>(router, scores);
+    CHECK(experts_of(plan.view()) ==
+          ref::integers{{-1, 2, 0}, {1, -1, 3}, {-1, -1, 1}, {-1, 0, -1}, {-1, -1, -1}, {0, -1, 2}, {-1, 2, 1}});
+    // First choices, then second, then third ones: expert 1 has no third row.
+    CHECK(slots_of(plan.view()) ==
+          ref::integers{{-1, 0, 1}, {0, -1, 0}, {-1, -1, 1}, {-1, -1, -1}, {-1, -1, -1}, {0, -1, 1}, {-1, -1, -1}});
+    CHECK(plan.totals().counted_tokens == 6);
+    CHECK(plan.kept() == 7);
+    CHECK(plan.gate()(0, 0) == 0);
+    CHECK(plan.gate()(2, 2) == 1);
+    const double own = std::exp(scores(0, 2)) / (std::exp(scores(0, 2)) + std::exp(scores(0, 0)));
+    CHECK(plan.gate()(0, 1) == doctest::Approx(own).epsilon(1e-14));
+    // The same slots, kept and gates, where a plan is made of the choices.
+    for (const auto order : {sy::drop_order::position, sy::drop_order::gate}) {
+        router.order = order;
+        scores = gaussian_scores(7, 4, 2);
+        const auto made = routed<double>(router, scores);
+        const auto weights = gaussian_scores(7, 3, 4);
+        const auto numeric = numeric_gradient(
+            [&](const ref::matrix& at) {
+                const auto there = routed<double>(router, at);
+                return inner(gates_of(there.view()), weights) + there.load_balancing_loss() + there.z_loss();
+            },
+            scores);
+        CHECK(difference(routed_backward(router, made, scores, weights), numeric) < 1e-8);
+        sy::matrix<double> gates(7, 3);
+        router.capacity = {};
+        const auto whole = routed<double>(router, scores);
+        router.capacity = {.number = 2};
+        std::copy(whole.view().gate, whole.view().gate + 21, gates.data());
+        sy::plan<double> plain;
+        sy::workspace scratch;
+        sy::plan_from_choices(sy::seq, ids, gates, 4, {.capacity = {.number = 2}, .order = order}, plain, scratch);
+        CHECK(slots_of(plain.view()) == slots_of(made.view()));
+        CHECK(difference(gates_of(plain.view()), gates_of(made.view())) == 0);
+        // Choices alone.
+        sy::matrix<std::int32_t> chosen(7, 3);
+        sy::matrix<double> weighed(7, 3);
+        router.capacity = {};
+        sy::route_choices(sy::seq, router, stored<double>(scores), sy::inference{}, chosen, weighed, scratch);
+        CHECK(std::equal(chosen.data(), chosen.data() + 21, made.view().expert));
+        router.capacity = {.number = 2};
+    }
+    // From tokens: such a token has a gradient, padding has none, whatever it holds.
+    auto x = gaussian_scores(7, 5, 6);
+    const auto w = gaussian_scores(5, 4, 7);
+    const sy::recipe_router<> simple{.k = 3, .choices = ids.view()};
+    const auto from_x = sy::route(sy::seq, simple, stored<double>(x), stored<double>(w), sy::training{});
+    const auto d = gaussian_scores(7, 3, 8);
+    const auto back =
+        sy::route_backward(sy::seq, simple, from_x, stored<double>(x), stored<double>(w), stored<double>(d));
+    const auto d_x = numeric_gradient(
+        [&](const ref::matrix& at) {
+            const auto there = sy::route(sy::seq, simple, stored<double>(at), stored<double>(w), sy::training{});
+            return inner(gates_of(there.view()), d);
+        },
+        x);
+    double largest = 0;
+    for (index_t i = 0; i < 35; ++i) largest = std::max(largest, std::abs(back.d_x.data()[i] - d_x.values[i]));
+    CHECK(largest < 1e-8);
+    CHECK(back.d_x.data()[2 * 5] != 0);
+    CHECK(back.d_x.data()[4 * 5] == 0);
 }
 
 TEST_CASE("given choices: policies and layouts agree") {

@@ -136,6 +136,17 @@ TEST_CASE("gshard: NLLB's settings become its router's") {
     CHECK(sy::capacity_of(router.inference_capacity, 48, 2, 8) == 8);  // ceil(0.15 x 48)
     CHECK(sy::capacity_of(router.capacity, 48, 2, 8) == 64);
     CHECK(router.normalize == sy::pair_sum::after_drops);
+    // Without a number: 2 ceil(T / E).
+    sy::models::nllb_moe free = model;
+    free.expert_capacity.reset();
+    for (const index_t tokens : {0, 1, 7, 8, 9, 12, 16, 47, 48, 49, 301}) {
+        CAPTURE(tokens);
+        CHECK(sy::capacity_of(sy::router_of(free).capacity, tokens, 2, 8) == 2 * ((tokens + 7) / 8));
+        CHECK(sy::capacity_of(sy::router_of(free).inference_capacity, tokens, 2, 8) ==
+              sy::capacity_of(router.inference_capacity, tokens, 2, 8));
+    }
+    free.moe_eval_capacity_token_fraction = 0;
+    CHECK(sy::capacity_of(sy::router_of(free).inference_capacity, 49, 2, 8) == 14);
     model.moe_eval_capacity_token_fraction = 0;
     CHECK(sy::capacity_of(sy::router_of(model).inference_capacity, 48, 2, 8) == 64);
     model.normalize_router_prob_before_dropping = true;

@@ -746,6 +746,72 @@ TEST_CASE("recipe: a sum of 0, a small sum, dropped choices and k = 1") {
     CHECK(gate(routed<double>(router, {{0, 0}}), 0, 1) == -1);
 }
 
+TEST_CASE_TEMPLATE("recipe: gates that are a softmax over the chosen do not feel how far these lie below the others", S,
+                   float, double) {
+    // Half of the experts are lowered, and a bias has them chosen all the same. Keys are exact.
+    const auto bias_of = [](const auto& is_low) {
+        numbers bias;
+        for (index_t e = 0; e < 12; ++e) bias.push_back(is_low(e) ? 2048 : 0);
+        return bias;
+    };
+    const auto upper = [](index_t e) { return e >= 6; };
+    const auto scattered = [](index_t e) { return e % 4 >= 2; };
+    const numbers upper_bias = bias_of(upper);
+    const numbers scattered_bias = bias_of(scattered);
+    const recipe plain{.k = 3,
+                       .key = key_source::score,
+                       .selection_bias = numbers_of(scattered_bias),
+                       .normalize = gate_sum::add,
+                       .scale = 2};
+    recipe grouped = plain;
+    grouped.selection_bias = numbers_of(upper_bias);
+    grouped.groups = {.count = 2, .kept = 1, .summed = 2};
+    recipe each = plain;
+    each.groups = {.count = 3, .one_each = true};
+    recipe clamped = plain;
+    clamped.normalize = gate_sum::clamp;
+    clamped.capacity = clamped.inference_capacity = {.factor = 0.8};
+    recipe with_losses = plain;
+    with_losses.balance_weight = 0.02;
+    with_losses.z_weight = 0.01;
+    const auto d_gates = gaussian_scores(70, 3, 9);
+    for (recipe router : {plain, grouped, each, clamped, with_losses}) {
+        if (router.groups.one_each) router.balance = sy::balance_count::all;
+        for (const double distance : {0, 50, 64, 80, 87, 104, 300, 600}) {
+            CAPTURE(distance);
+            auto scores = gaussian_scores(70, 12, 8);
+            for (index_t t = 0; t < 70; ++t) {
+                for (index_t e = 0; e < 12; ++e) {
+                    const bool is_low = router.groups.choose() && !router.groups.one_each ? upper(e) : scattered(e);
+                    scores(t, e) = std::round(scores(t, e) * 64) / 64 - (is_low && t % 5 != 0 ? distance : 0);
+                }
+            }
+            check<S>(router, scores, draw_mask(70, 5));
+            // Replayed, they have the same gates and gradients.
+            const auto made = routed<S>(router, scores);
+            recipe again = router;
+            again.groups = {};
+            again.selection_bias = {};
+            again.choices = made.expert();
+            const auto replayed = routed<S>(again, scores);
+            CHECK(difference(gates_of(replayed.view()), gates_of(made.view())) == 0);
+            CHECK(difference(routed_backward(again, replayed, scores, d_gates),
+                             routed_backward(router, made, scores, d_gates)) == 0);
+        }
+    }
+    // By hand, where nothing is left in any type.
+    const ref::matrix low{{3000, 1, 0, -1}};
+    const numbers away{-10000, 0, 0, 0};
+    const recipe router{
+        .k = 2, .key = key_source::score, .selection_bias = numbers_of(away), .normalize = gate_sum::add};
+    const auto plan = routed<S>(router, low);
+    const double p = sigmoid_of(1);
+    CHECK(experts_of(plan.view()) == ref::integers{{1, 2}});
+    CHECK(difference(gates_of(plan.view()), {{p, 1 - p}}) < 1e-6);
+    CHECK(difference(routed_backward(router, plan, low, {{1, -1}}), {{0, 2 * p * (1 - p), -2 * p * (1 - p), 0}}) <
+          1e-6);
+}
+
 TEST_CASE("recipe: every rule broken is named") {
     const auto scores = gaussian_scores(3, 6, 1);
     const auto sentence = [&](const recipe& router, const sy::run_mode& mode = sy::training{.stream = 0}) {

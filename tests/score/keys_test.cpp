@@ -222,6 +222,55 @@ std::vector<S> gates_of_row(const sy::gate_settings& rule, const chosen_row<S>& 
     return gates;
 }
 
+/// The same where the row's maximum may be none of them.
+template <int W, class S>
+std::vector<S> gates_of_any(const sy::gate_settings& rule, const chosen_row<S>& row) {
+    using P = sy::pack<S, W>;
+    std::vector<S> gates = row.scores;
+    const sy::choices_of_row<S, W> choices{gates.data(), nullptr, static_cast<index_t>(gates.size())};
+    sy::gate_rule<S>(rule).weigh_any(choices, P::all(row.maximum), P::all(row.sum));
+    return gates;
+}
+
+/// Chosen scores at a distance below the row's maximum, by themselves and in a tile of W rows.
+template <int W, class S>
+void check_distances(S distance) {
+    CAPTURE(W);
+    CAPTURE(distance);
+    std::mt19937_64 random(1);
+    for (const index_t k : {1, 2, 5, 16}) {
+        chosen_row<S> row(k, 0, random);
+        for (S& score : row.scores) score += row.maximum - S(4) - distance;
+        if (k == 5) row.scores[1] = row.scores[4] = forbidden<S>;
+        double highest_score = -1e300;
+        for (const S score : row.scores) highest_score = std::max(highest_score, static_cast<double>(score));
+        std::vector<double> want;
+        double sum = 0;
+        for (const S score : row.scores) sum += std::exp(static_cast<double>(score) - highest_score);
+        for (const S score : row.scores) want.push_back(3 * std::exp(static_cast<double>(score) - highest_score) / sum);
+        for (const auto kind : {sy::gate_sum::add, sy::gate_sum::clamp}) {
+            const sy::gate_settings rule{.sum = kind, .scale = 3};
+            const auto gates = gates_of_any<W>(rule, row);
+            alignas(64) S score[16][W];
+            for (index_t c = 0; c < k; ++c) {
+                for (int r = 0; r < W; ++r) score[c][r] = row.scores[static_cast<std::size_t>(c)] + S(r);
+            }
+            alignas(64) S maximum[W];
+            for (int r = 0; r < W; ++r) maximum[r] = row.maximum + S(2 * r);
+            sy::gate_rule<S>(rule).weigh_any(sy::choices_of_tile<S, W>{score, k}, sy::pack<S, W>::load(maximum),
+                                             sy::pack<S, W>::all(row.sum));
+            for (std::size_t c = 0; c < want.size(); ++c) {
+                CHECK(static_cast<double>(gates[c]) == doctest::Approx(want[c]).epsilon(1e-6));
+                // Rows have distances, and origins, of their own.
+                for (int r = 0; r < W; ++r) {
+                    CHECK(static_cast<double>(score[c][r]) == doctest::Approx(want[c]).epsilon(1e-4));
+                }
+            }
+            if (distance < S(60)) CHECK((gates == gates_of_row<W>(rule, row)));
+        }
+    }
+}
+
 /// What differentiate leaves of a row, and the share of a softmax's other scores.
 template <int W, class S>
 std::vector<S> derivatives_of_row(const sy::gate_settings& rule, const std::vector<S>& from,
@@ -413,6 +462,24 @@ TEST_CASE_TEMPLATE("gates: a sum of 0 gives gates and gradients of 0", S, float,
             }
             CHECK(shared == S(0));
         }
+    }
+}
+
+TEST_CASE_TEMPLATE("gates: a softmax over the chosen, however far they lie below the row's maximum", S, float, double) {
+    for (const S distance : {S(0), S(20), S(55), S(63), S(64), S(65), S(87), S(104), S(500), S(745), S(2000)}) {
+        check_distances<1, S>(distance);
+        check_distances<4, S>(distance);
+        check_distances<sy::native_width<S>, S>(distance);
+    }
+    std::mt19937_64 random(1);
+    chosen_row<S> row(3, 0, random);
+    row.scores = {forbidden<S>, forbidden<S>, forbidden<S>};
+    for (const S gate : gates_of_any<4>({.sum = sy::gate_sum::add, .scale = 3}, row)) CHECK(gate == S(0));
+    // Probabilities, and probabilities with an epsilon beside them, are what they are.
+    row.scores = {S(-500), S(-2000), S(-2001)};
+    for (const S gate : gates_of_any<4>({.scale = 3}, row)) CHECK(static_cast<double>(gate) < 1e-200);
+    for (const S gate : gates_of_any<4>({.sum = sy::gate_sum::add, .epsilon = 1e-20}, row)) {
+        CHECK(static_cast<double>(gate) < 1e-180);
     }
 }
 

@@ -197,6 +197,20 @@ TEST_CASE("recipe kernels: choices made elsewhere") {
     covers<operation("choices made elsewhere")>(simt::policy{});
 }
 
+TEST_CASE("recipe kernels: a softmax over chosen scores far below the row's maximum") {
+    for (const index_t experts : {8, 16, 40, 100, 260, 600}) {
+        for (const index_t k : {2, 3, 17, 40}) {
+            if (4 * k > 3 * experts || (k == 40 && experts > 100)) continue;
+            CAPTURE(experts);
+            CAPTURE(k);
+            for_each_far_choice(experts, k,
+                                [](const both_recipes& routers, const ref::matrix& table, const auto& mask) {
+                                    CHECK(difference_in_next_order(routers, table, mask) == "");
+                                });
+        }
+    }
+}
+
 TEST_CASE("recipe kernels: hostile scores") {
     for (const auto kind : {score_kind::small_integers, score_kind::equal, score_kind::one_expert, score_kind::wide,
                             score_kind::equal_rows}) {

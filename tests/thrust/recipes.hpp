@@ -61,9 +61,16 @@ struct both_recipes {
         ids = sy::matrix<std::int32_t>(tokens, host.k);
         sy::random_choices(sy::seq, experts, {.seed = 9}, ids);
         for (index_t t = 0; t < tokens; t += 5) ids.data()[t * host.k + host.k - 1] = -1;
-        ids_there = sy::copy_to_device(device, std::span<const std::int32_t>(ids.data(), ids.data() + tokens * host.k));
+        for (index_t t = 0; t < tokens; t += 7) ids.data()[t * host.k] = -1;
+        for (index_t c = 0; tokens > 3 && c < host.k; ++c) ids.data()[3 * host.k + c] = -1;
+        hang_choices();
+    }
+    /// The ids as the choices of both.
+    void hang_choices() {
+        const auto count = static_cast<std::size_t>(ids.rows() * ids.columns());
+        ids_there = sy::copy_to_device(device, std::span<const std::int32_t>(ids.data(), count));
         host.choices = ids.view();
-        there.choices = {ids_there.data(), tokens, host.k};
+        there.choices = {ids_there.data(), ids.rows(), ids.columns()};
     }
     both_recipes(const both_recipes&) = delete;
     both_recipes& operator=(const both_recipes&) = delete;
@@ -173,6 +180,52 @@ std::string recipe_difference(const Policy& on, const both_recipes& routers, con
         return in_array.empty() ? bias_difference(on, made, want) : in_array;
     };
     return router_difference(on, routers.host, routers.there, table, mask, is_training, routers.host.scale, move_bias);
+}
+
+/// Gates that are a softmax over chosen scores which lie far below the row's maximum: a bias has them chosen, or they
+/// are given. Calls f(routers, table, mask).
+template <class F>
+void for_each_far_choice(index_t experts, index_t k, const F& f) {
+    constexpr index_t tokens = 40;
+    std::vector<float> bias;
+    for (index_t e = 0; e < experts; ++e) bias.push_back(e % 4 == 3 ? 0.0f : 2048.0f);
+    auto table = gaussian_scores(tokens, experts, 8);
+    for (index_t t = 0; t < tokens; ++t) {
+        constexpr double distances[] = {0, 60, 64, 80, 87, 104, 300, 600};
+        for (index_t e = 0; e < experts; ++e) {
+            // The keys are exact.
+            table(t, e) = std::round(table(t, e) * 64) / 64 - (e % 4 == 3 ? 0 : distances[t % 8]);
+        }
+    }
+    for (const bool balances : {false, true}) {
+        const auto set = [&](auto& router) {
+            router.k = k;
+            router.key = sy::key_source::score;
+            router.normalize = balances ? sy::gate_sum::clamp : sy::gate_sum::add;
+            router.scale = 1.5;
+            router.capacity = {.factor = 0.9};
+            if (balances) router.balance_weight = 0.02;
+            if (balances) router.z_weight = 0.01;
+        };
+        const both_recipes keyed(set, {.selection = bias});
+        f(keyed, table, draw_mask(tokens, 6));
+        both_recipes noisy(
+            [&](auto& router) {
+                set(router);
+                router.softcap = 4000;
+            },
+            {.selection = bias});
+        f(noisy, table, ref::mask_list{});
+        both_recipes given(set);
+        given.ids = sy::matrix<std::int32_t>(tokens, k);
+        for (index_t t = 0; t < tokens; ++t) {
+            for (index_t c = 0; c < k; ++c)
+                given.ids.data()[t * k + c] =
+                    static_cast<std::int32_t>((c + t) / 3 * 4 + (c + t) % 3) % static_cast<std::int32_t>(experts);
+        }
+        given.hang_choices();
+        f(given, table, draw_mask(tokens, 6));
+    }
 }
 
 /// Combine with identity experts, forward and backward, of both plans: a sentence about the first difference.

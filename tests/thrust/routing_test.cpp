@@ -259,6 +259,9 @@ TEST_CASE("recipes on Thrust: the CPU backend's decisions, gates, losses, gradie
         {.logit = spread_bias(48, 5)});
     given.give_choices(150, 48);
     checks(given);
+    for_each_far_choice(24, 3, [](const both_recipes& routers, const ref::matrix& scores, const ref::mask_list& live) {
+        CHECK(recipe_difference(device, routers, scores, live, true) == "");
+    });
     covers<operation("recipe, forward"), operation("recipe, backward"), operation("update of the bias"),
            operation("choices made elsewhere")>(device);
 }

@@ -10,7 +10,7 @@ using namespace switchyard_test;
 
 namespace {
 
-/// Random choices of every kind: usable, forbidden, padding; gates full of ties, and now and then NaN.
+/// Random choices of every kind: usable, forbidden, padding; gates full of ties, below 0 too, and now and then NaN.
 struct problem {
     index_t tokens, experts, choices, capacity;
     std::vector<std::int32_t> code;  // [T, width]
@@ -29,7 +29,8 @@ struct problem {
                                : forbidden ? sy::forbidden_choice(expert)
                                            : static_cast<std::int32_t>(expert));
                 const bool nan = random() % 64 == 0;
-                gate.push_back(nan ? std::numeric_limits<float>::quiet_NaN() : static_cast<float>(random() % 5) / 4.0f);
+                const float size = static_cast<float>(random() % 5) / 4.0f;
+                gate.push_back(nan ? std::numeric_limits<float>::quiet_NaN() : random() % 3 == 0 ? -size : size);
             }
         }
     }

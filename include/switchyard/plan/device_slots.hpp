@@ -20,31 +20,33 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 namespace switchyard {
 inline namespace SWITCHYARD_TARGET {
 
 namespace detail {
 
-/// A number that rises as the gate falls; NaN and other gates below 0 come last. Integers, so that one instance of the
-/// sort serves gates and experts; never negative, since Thrust 3.0's CPU sort puts negative int32 behind positive ones.
+/// A number that rises as the gate falls: that of both zeros is the same, and that of NaN is -infinity's. Unsigned,
+/// since Thrust 3.0's CPU sort puts negative int32 behind positive ones.
 template <class S>
 struct gate_keys {
-    using key = typename float_bits<S>::type;
+    using key = std::make_unsigned_t<typename float_bits<S>::type>;
     const S* gate;
     index_t choices;
     key* keys;
     std::int64_t* priority;
 
     SWITCHYARD_HD void operator()(index_t token) const {
-        const S x = gate[token * choices];
-        const key highest = bits_of(std::numeric_limits<S>::infinity());
-        keys[token] = x > S(0) ? highest - bits_of(x) : x == S(0) ? highest : highest + 1;
+        constexpr S none = -std::numeric_limits<S>::infinity();
+        constexpr key zero = static_cast<key>(~key{0}) >> 1;
+        const S x = gate[token * choices] >= none ? gate[token * choices] : none;
+        keys[token] = x > S(0) ? zero - bits_of(x) : x < S(0) ? bits_of(x) : zero;
         priority[token] = token;
     }
 
   private:
-    /// Rises with a number that is not negative.
+    /// Rises with the distance from 0; above those of all positive numbers for negative ones.
     SWITCHYARD_HD static key bits_of(S x) {
         key bits;
         std::memcpy(&bits, &x, sizeof bits);
@@ -88,7 +90,8 @@ struct find_starts {
 
 template <device_policy Policy>
 void sort_line(const Policy& policy, const request_line& line, device_workspace<Policy>& scratch) {
-    policy.sort_by_key(line.expert, line.position, line.count, scratch);
+    // As unsigned numbers, so that one instance of the sort serves experts and gates.
+    policy.sort_by_key(reinterpret_cast<std::uint32_t*>(line.expert), line.position, line.count, scratch);
     for_each_index(policy, line.experts + 1, find_starts{line});
 }
 
@@ -99,7 +102,7 @@ const std::int64_t* priority_of(const Policy& policy, const plan_view<S, Space>&
     if (order == drop_order::position || plan.tokens == 0) {
         return nullptr;
     }
-    const gate_keys<S> line{plan.gate, plan.choices, scratch.template take<typename float_bits<S>::type>(plan.tokens),
+    const gate_keys<S> line{plan.gate, plan.choices, scratch.template take<typename gate_keys<S>::key>(plan.tokens),
                             scratch.template take<std::int64_t>(plan.tokens)};
     for_each_index(policy, plan.tokens, line);
     policy.sort_by_key(line.keys, line.priority, plan.tokens, scratch);

@@ -2,11 +2,14 @@
 //
 // Choices take slots in order: all first choices before any second (Lepikhin et al. 2020), and within a choice by token
 // position, or by falling gate of the token's first choice with the lower token first (batch priority: Riquelme et al.
-// 2021, arXiv 2106.05974). slot = number of earlier choices of the same expert; kept iff slot < capacity. All integer
-// arithmetic: the same on every backend, policy and thread count (by gate order: for equal gates).
+// 2021, arXiv 2106.05974). Gates below 0, which a scale makes, come after 0 by their values; -0 is 0; NaN, from scores
+// that nobody checked, counts as -infinity. slot = number of earlier choices of the same expert; kept iff slot <
+// capacity. All integer arithmetic: the same on every backend, policy and thread count (by gate order: for equal
+// gates).
 //
 // Input is the plan's `expert` with each choice encoded: e >= 0 asks for a slot; `forbidden_choice(e)` names expert e,
-// which the token must not use, and takes none; `padding_choice` is no choice at all. Output: slot, offsets, order,
+// which the token must not use, and takes none; `absent_choice` is none of a token that may have others, and
+// `padding_choice` none of one that does not count, where it is the first. Output: slot, offsets, order,
 // loads, kept, counted tokens, gates of dropped choices set to 0, and `expert` decoded.
 //
 // O(T k + blocks E k) time. Scratch from the workspace only.
@@ -21,6 +24,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 
 namespace switchyard {
 
@@ -43,13 +47,16 @@ struct slot_settings {
 
 inline constexpr std::int32_t padding_choice = -1;
 
+/// No choice, of a token that counts all the same.
+inline constexpr std::int32_t absent_choice = std::numeric_limits<std::int32_t>::min();
+
 /// Expert e, chosen but not usable: it keeps its place in the list of choices and gets no slot.
 SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE constexpr std::int32_t forbidden_choice(index_t expert) {
     return static_cast<std::int32_t>(-2 - expert);
 }
-/// The expert of an encoded choice; -1 for padding.
+/// The expert of an encoded choice; -1 where it is none.
 SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE constexpr std::int32_t decoded_choice(std::int32_t code) {
-    return code >= -1 ? code : -2 - code;
+    return code >= -1 ? code : code == absent_choice ? -1 : -2 - code;
 }
 
 inline namespace SWITCHYARD_TARGET {
@@ -309,8 +316,9 @@ const std::int32_t* gate_priority(const plan_view<S>& plan, workspace& scratch) 
     const S* const gate = plan.gate;
     const index_t k = plan.choices;
     std::sort(priority, priority + plan.tokens, [gate, k](std::int32_t a, std::int32_t b) {
-        const S x = gate[a * k] >= S(0) ? gate[a * k] : S(-1);  // NaN, from scores nobody checked, comes last
-        const S y = gate[b * k] >= S(0) ? gate[b * k] : S(-1);
+        constexpr S none = -std::numeric_limits<S>::infinity();
+        const S x = gate[a * k] >= none ? gate[a * k] : none;
+        const S y = gate[b * k] >= none ? gate[b * k] : none;
         return x > y || (x == y && a < b);
     });
     return priority;

@@ -9,11 +9,11 @@
 //
 // Everything else of the recipe applies (router/recipe.hpp). Choices are in the order of the ids. Selection bias and
 // groups, which only choose, are ignored. An id outside 0 .. E - 1, such as -1, is no choice: it gets expert -1, slot
-// -1 and gate 0, and takes no part in a sum or a norm. Such ids come after a token's other ids: a token whose first id
-// is none is padding, whatever follows. A choice that is forbidden to its token (a score of -infinity) has no slot and
-// gate 0. An expert that a token names twice has two rows; this is not checked. The router keeps the address of the
-// ids, which are in the policy's memory. On kernel policies the generic device code reads the rows, one thread per
-// token.
+// -1 and gate 0, and takes no part in a sum or a norm; the others keep their places. A token whose ids are all none is
+// padding; where only its first one is, it has no first choice, and drop order by gate has it at 0. A choice that is
+// forbidden to its token (a score of -infinity) has no slot and gate 0. An expert that a token names twice has two
+// rows; this is not checked. The router keeps the address of the ids, which are in the policy's memory. On kernel
+// policies the generic device code reads the rows, one thread per token.
 //
 // The choices are constants for backward, as in every router. In reinforcement learning the trainer replays the choices
 // of the inference engine, so that both have the same policy. Hash layers: Roller et al. 2021, arXiv 2106.04426.
@@ -52,25 +52,30 @@ struct select_given {
         S* const weight = gate + token * k;
         for (index_t c = 0; c < k; ++c) {
             const std::int32_t id = ids(token, c);
-            const bool is_expert = id >= 0 && id < experts;
-            weight[c] = is_expert ? detail::usable(row[id]) : detail::lowest<S>();
-            const std::int32_t none = is_expert ? forbidden_choice(id) : padding_choice;
-            expert[token * k + c] = weight[c] > detail::lowest<S>() ? id : none;
+            weight[c] = is_expert(id) ? detail::usable(row[id]) : detail::lowest<S>();
+            expert[token * k + c] = weight[c] > detail::lowest<S>() ? id : no_choice(id);
         }
-        rule.weigh(choices_of_row<S, W>{weight, nullptr, k}, pack<S, W>::all(maximum), pack<S, W>::all(sum));
+        rule.weigh_any(choices_of_row<S, W>{weight, nullptr, k}, pack<S, W>::all(maximum), pack<S, W>::all(sum));
     }
-    SWITCHYARD_HD bool is_padding(index_t token) const { return ids(token, 0) < 0 || ids(token, 0) >= experts; }
+    SWITCHYARD_HD bool is_padding(index_t token) const {
+        index_t c = 0;
+        while (c < ids.columns && !is_expert(ids(token, c))) {
+            ++c;
+        }
+        return c == ids.columns;
+    }
     SWITCHYARD_HD void padding(index_t token) const {
         give_none(token, [](index_t) { return padding_choice; });
     }
     SWITCHYARD_HD void forbid_all(index_t token) const {
-        give_none(token, [this, token](index_t c) {
-            const std::int32_t id = ids(token, c);
-            return id >= 0 && id < experts ? forbidden_choice(id) : padding_choice;
-        });
+        give_none(token, [this, token](index_t c) { return no_choice(ids(token, c)); });
     }
 
   private:
+    SWITCHYARD_HD bool is_expert(std::int32_t id) const { return id >= 0 && id < experts; }
+    SWITCHYARD_HD std::int32_t no_choice(std::int32_t id) const {
+        return is_expert(id) ? forbidden_choice(id) : absent_choice;
+    }
     template <class Code>
     SWITCHYARD_HD void give_none(index_t token, const Code& code) const {
         for (index_t c = 0; c < ids.columns; ++c) {

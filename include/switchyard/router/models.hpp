@@ -30,6 +30,7 @@
 #include <switchyard/score/score_function.hpp>
 
 #include <concepts>
+#include <optional>
 
 namespace switchyard {
 
@@ -64,12 +65,13 @@ struct hunyuan_v1_moe {
     index_t moe_topk = 1;
 };
 
-/// Not a recipe: a gshard_router, whose capacities are the model's too. In training expert_capacity (a file's null, 2
-/// ceil(T / E), is the caller's to set); at inference the fraction of all tokens, rounded up, where that is above 0.
+/// Not a recipe: a gshard_router, whose capacities are the model's too. In training expert_capacity, or, where it is
+/// none (a file's null), 2 ceil(T / E) of the batch's tokens, where its own code keeps that of the first batch; at
+/// inference the fraction of all tokens, rounded up, where that is above 0.
 /// There every second choice is kept: its own code draws under "random" and "sampling" at inference, too.
 struct nllb_moe {
     index_t num_experts = 128;
-    index_t expert_capacity = 64;
+    std::optional<index_t> expert_capacity = 64;
     second_choice second_expert_policy = second_choice::all;  ///< all, random or sampling
     bool normalize_router_prob_before_dropping = false;
     bool batch_prioritized_routing = false;
@@ -311,6 +313,10 @@ constexpr recipe_router<Space> router_of(const models::hunyuan_v1_moe& model) {
 constexpr gshard_router router_of(const models::nllb_moe& model) {
     const bool is_random = model.second_expert_policy == second_choice::random;
     const double fraction = model.moe_eval_capacity_token_fraction;
+    capacity_rule capacity{.number = model.expert_capacity};
+    if (!model.expert_capacity) {  // twice the share of an expert, rounded up before
+        capacity = {.factor = 2, .rounding = capacity_rounding::ceil, .multiple = 2, .counts_choices = false};
+    }
     gshard_router router{.second = model.second_expert_policy,
                          .compared = second_weight::probability,
                          .normalize = !model.normalize_router_prob_before_dropping ? pair_sum::after_drops
@@ -318,8 +324,8 @@ constexpr gshard_router router_of(const models::nllb_moe& model) {
                                                                                    : pair_sum::before_drops,
                          .epsilon_kind = gate_sum::clamp,
                          .epsilon = 0x1p-23,
-                         .capacity = {.number = model.expert_capacity},
-                         .inference_capacity = {.number = model.expert_capacity},
+                         .capacity = capacity,
+                         .inference_capacity = capacity,
                          .order = model.batch_prioritized_routing ? drop_order::gate : drop_order::position,
                          .balance_weight = 0};
     if (fraction > 0) {

@@ -167,7 +167,7 @@ softmax_settings softmax_settings_of(const recipe_router<Space>& r, index_t capa
 
 namespace detail {
 
-/// A token's own choices, and the shared experts behind them.
+/// A token's own choices, and the shared experts behind them; none of padding.
 template <class Space>
 struct add_shared_choices {
     matrix_view<const std::int32_t, Space> own;
@@ -178,8 +178,12 @@ struct add_shared_choices {
     SWITCHYARD_HD void operator()(index_t token) const {
         const index_t k = own.columns;
         std::int32_t* const list = ids + token * (k + shared);
-        for (index_t c = 0; c < k; ++c) list[c] = own(token, c);
-        for (index_t c = 0; c < shared; ++c) list[k + c] = static_cast<std::int32_t>(first_shared + c);
+        bool has_own = false;
+        for (index_t c = 0; c < k; ++c) {
+            list[c] = own(token, c);
+            has_own = has_own || (list[c] >= 0 && list[c] < first_shared);
+        }
+        for (index_t c = 0; c < shared; ++c) list[k + c] = has_own ? static_cast<std::int32_t>(first_shared + c) : -1;
     }
 };
 

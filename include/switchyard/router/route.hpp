@@ -42,7 +42,13 @@ struct tokens_of_plan {
     const std::int32_t* expert;
     index_t choices;
 
-    SWITCHYARD_HD bool operator()(index_t token) const { return expert[token * choices] >= 0; }
+    SWITCHYARD_HD bool operator()(index_t token) const {
+        index_t c = 0;
+        while (c < choices && expert[token * choices + c] < 0) {
+            ++c;
+        }
+        return c < choices;
+    }
 };
 
 }  // namespace detail

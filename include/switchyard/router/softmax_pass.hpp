@@ -475,7 +475,17 @@ struct select_list {
                             scratch + scratch_size<W>());
             take_scores(row, weight, choice);
         }
-        rule.weigh(choices_of_row<S, W>{weight, nullptr, k}, pack<S, W>::all(maximum), pack<S, W>::all(sum));
+        weigh(choices_of_row<S, W>{weight, nullptr, k}, pack<S, W>::all(maximum), pack<S, W>::all(sum));
+    }
+
+    /// Chosen scores become gates: the first is the row's maximum, unless keys decide.
+    template <class Choices, class N>
+    SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE void weigh(const Choices& choices, N maximum, N sum) const {
+        if constexpr (is_raw) {
+            rule.weigh(choices, maximum, sum);
+        } else {
+            rule.weigh_any(choices, maximum, sum);
+        }
     }
 
     /// Tiles of W rows, one per lane.
@@ -505,7 +515,7 @@ struct select_list {
         } else {
             left = select_by_keys<W>(rows, any, scratch, best);
         }
-        rule.weigh(choices_of_tile<S, W>{best.key, k}, pack<S, W>::load(rows.maximum), pack<S, W>::load(rows.sum));
+        weigh(choices_of_tile<S, W>{best.key, k}, pack<S, W>::load(rows.maximum), pack<S, W>::load(rows.sum));
         for (int r = 0; r < W; ++r) {
             if (rows.row[r] == nullptr) {
                 continue;
@@ -636,7 +646,7 @@ struct select_one_each {
             weight[c] = is_allowed ? row[best] : detail::lowest<S>();
             expert[token * k + c] = is_allowed ? static_cast<std::int32_t>(best) : forbidden_choice(best);
         }
-        rule.weigh(choices_of_row<S, W>{weight, nullptr, k}, pack<S, W>::all(maximum), pack<S, W>::all(sum));
+        rule.weigh_any(choices_of_row<S, W>{weight, nullptr, k}, pack<S, W>::all(maximum), pack<S, W>::all(sum));
     }
     SWITCHYARD_HD void padding(index_t token) const {
         for (index_t c = 0; c < k; ++c) {

@@ -272,7 +272,7 @@ struct softmax_backward_pass {
         constexpr S lowest = -std::numeric_limits<S>::infinity();
         if (!settings.needs_probabilities()) {
             fill_zeros<W>(probability);
-            (void)differentiate_gates<W>(token, row, chosen);
+            (void)differentiate_gates<W>(token, row, row, chosen);
             add_chosen(token, chosen, probability);
             return;
         }
@@ -295,8 +295,8 @@ struct softmax_backward_pass {
                 weighted = multiply_add(p, P::load(balance_gradient + j), weighted);
             }
         }
-        const S dot =
-            total(weighted) + differentiate_gates<W>(token, settings.gates.is_softmax() ? probability : row, chosen);
+        const S dot = total(weighted) +
+                      differentiate_gates<W>(token, settings.gates.is_softmax() ? probability : row, row, chosen);
         const double z = z_weight != 0 ? z_loss_gradient(z_weight, row_logsumexp(plan.row_maximum[token], sum),
                                                          plan.totals->counted_tokens)
                                        : 0.0;
@@ -318,7 +318,7 @@ struct softmax_backward_pass {
     /// chosen[c] = what choice c adds to its score's gradient, from probabilities for a softmax and from scores
     /// otherwise. Returns what all scores share of that.
     template <int W>
-    SWITCHYARD_HD S differentiate_gates(index_t token, const S* from, S* chosen) const {
+    SWITCHYARD_HD S differentiate_gates(index_t token, const S* from, const S* row, S* chosen) const {
         const std::int32_t* const expert = plan.expert + token * plan.choices;
         const S beyond = settings.gates.is_softmax() ? S(0) : detail::lowest<S>();
         S* const gradient = chosen + padded<W>(plan.choices);
@@ -328,11 +328,33 @@ struct softmax_backward_pass {
         }
         const gate_rule<S> rule(settings.gates);
         if (settings.gates.is_softmax()) {
+            if (settings.gates.is_softmax_of_chosen()) {
+                lift_values(rule, expert, row, chosen);
+            }
             // Without an exponential per choice, packs would wait longer for their numbers than they work.
             return rule.differentiate(choices_of_row<S, 1>{chosen, gradient, plan.choices, beyond}).v;
         }
         (void)rule.differentiate(choices_of_row<S, W>{chosen, gradient, plan.choices, beyond});
         return S(0);
+    }
+
+    /// Probabilities of choices that all lie far below the row's maximum become values relative to the highest of them.
+    SWITCHYARD_HD void lift_values(const gate_rule<S>& rule, const std::int32_t* expert, const S* row, S* value) const {
+        S sum = 0;
+        for (index_t c = 0; c < plan.choices; ++c) {
+            sum += value[c];
+        }
+        if (!(sum < rule.least_sum())) [[likely]] {
+            return;
+        }
+        S highest_score = std::numeric_limits<S>::lowest();
+        for (index_t c = 0; c < plan.choices; ++c) {
+            value[c] = expert[c] >= 0 ? detail::usable(row[expert[c]]) : detail::lowest<S>();
+            highest_score = value[c] > highest_score ? value[c] : highest_score;
+        }
+        for (index_t c = 0; c < plan.choices; ++c) {
+            value[c] = exp_nonpositive(value[c] - highest_score);
+        }
     }
 
     SWITCHYARD_HD void add_chosen(index_t token, const S* chosen, S* gradient) const {

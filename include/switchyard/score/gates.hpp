@@ -3,8 +3,8 @@
 //   g_c = scale v_c / D     D = 1, sum_j v_j + epsilon, or max(sum_j v_j, epsilon), j over the k choices, kept or not
 //
 // The scale is applied here and nowhere else, whatever D is. D = 0 gives gates 0 and no gradient. With softmax and
-// D = sum the gates are a softmax over the chosen scores, down to scores that lie so far below the row's highest (88 in
-// float) that their values are 0.
+// D = sum the gates are a softmax over the chosen scores, however far these lie below the row's highest: values that
+// would be 0 all together are taken relative to the highest of the chosen.
 //
 // Backward, with h_c the gradient of gate c and D' = 1 where D moves with the sum, else 0:
 //
@@ -15,8 +15,8 @@
 // The two programs are written over `choices`, a row's k numbers wherever they are: adjacent in memory
 // (choices_of_row), a pack for each choice of W rows (choices_of_tile), or one in each of a kernel's threads.
 // Choices::number is what they are read as; map(f) replaces each score by f(score, gradient) and returns the sum of
-// what this thread replaced, sum_of(f) sums f(score, gradient) and sum() what stands in the scores' place, all in a
-// fixed order. `are_values` says that a softmax's values are all it ever holds.
+// what this thread replaced, sum_of(f) sums f(score, gradient), sum() what stands in the scores' place, all in a fixed
+// order, and largest() is the largest of that. `are_values` says that a softmax's values are all it ever holds.
 #pragma once
 
 #include <switchyard/core/config.hpp>
@@ -54,6 +54,10 @@ struct gate_settings {
     /// Whether the sum over all experts is read.
     SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE constexpr bool needs_row_sum() const {
         return is_softmax() && (!normalizes() || epsilon != 0);
+    }
+    /// Whether the gates are a softmax over the chosen scores.
+    SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE constexpr bool is_softmax_of_chosen() const {
+        return is_softmax() && !needs_row_sum();
     }
 };
 
@@ -95,6 +99,13 @@ struct choices_of_row {
         }
         return number::all(total(all));
     }
+    SWITCHYARD_HD number largest() const {
+        number all = number::all(-std::numeric_limits<S>::infinity());
+        for (index_t c = 0; c < k; c += W) {
+            all = max(all, number::load_first(score + c, lanes(c), -std::numeric_limits<S>::infinity()));
+        }
+        return number::all(highest(all));
+    }
 
   private:
     SWITCHYARD_HD index_t lanes(index_t c) const { return k - c < W ? k - c : W; }
@@ -133,6 +144,13 @@ struct choices_of_tile {
         }
         return part[0];
     }
+    number largest() const {
+        number all = number::load(score[0]);
+        for (index_t c = 1; c < k; ++c) {
+            all = max(all, number::load(score[c]));
+        }
+        return all;
+    }
 };
 
 /// The two programs, in the numbers of a machine.
@@ -148,7 +166,13 @@ struct gate_rule {
     SWITCHYARD_HD constexpr gate_rule(const gate_settings& s)
         : settings(s), scale(static_cast<S>(s.scale)), epsilon(static_cast<S>(s.epsilon)) {}
 
-    /// Scores become gates. Values of a softmax are handled in units of the row's sum.
+    /// A softmax's values whose sum is less are taken relative to the highest of the chosen instead.
+    SWITCHYARD_HD static constexpr S least_sum() {
+        return std::numeric_limits<S>::min() / std::numeric_limits<S>::epsilon();
+    }
+
+    /// Scores become gates, where the row's maximum is among them. Values of a softmax are handled in units of the
+    /// row's sum.
     template <class Choices, class N>
     SWITCHYARD_HD void weigh(const Choices& choices, N row_maximum, N row_sum) const {
         choices.map([&](N score, N) { return value_of(settings.function, score, row_maximum); });
@@ -156,6 +180,18 @@ struct gate_rule {
         const N over = inverse(sum, settings.is_softmax() ? row_sum : N::all(S(1)));
         const N factor = N::all(scale);
         choices.map([&](N value, N) { return value * over * factor; });
+    }
+
+    /// The same where the row's maximum may be none of them.
+    template <class Choices, class N>
+    SWITCHYARD_HD void weigh_any(const Choices& choices, N row_maximum, N row_sum) const {
+        N maximum = row_maximum;
+        if (settings.is_softmax_of_chosen()) {
+            // Forbidden scores, where there are no others, have the value 0.
+            const N chosen = max(choices.largest(), N::all(std::numeric_limits<S>::lowest()));
+            maximum = where(above(row_maximum, chosen + N::all(farthest)), chosen, row_maximum);
+        }
+        weigh(choices, maximum, row_sum);
     }
 
     /// The gate of a single choice, the row's maximum.
@@ -208,6 +244,10 @@ struct gate_rule {
     }
 
   private:
+    /// How far below the row's maximum the highest of the chosen may lie and values be relative to the former. Its own
+    /// is 1.6e-28 then, and those which count beside it are in float's range, too.
+    static constexpr S farthest = S(64);
+
     /// 1 / D, in the unit of the values. It may be near the largest number: times the scale it would be infinite, so
     /// values are multiplied by it before they are by the scale.
     template <class N>

@@ -225,9 +225,14 @@ struct backward_kernel {
         S shared;
         if (rule.settings.is_softmax()) {
             const std::uint32_t chosen = gather_gradients(here, in, mine, now, gradient);
+            const bool is_lifted =
+                rule.settings.is_softmax_of_chosen() && lift_values(here, in, token, mine, now, chosen, probability);
             shared =
                 rule.differentiate(choices_of_columns<Here, Group, S, V>{here, in.group, chosen, probability, gradient})
                     .v;
+            if (is_lifted) {
+                unrolled<V>([&](int j) { probability[j] = (chosen >> j & 1u) != 0 ? S(0) : probability[j]; });
+            }
         } else {
             shared = differentiate_choices(here, in, token, mine, now, gradient);
             // d_scores may be the scores: other lanes have loaded their choices' before this one stores there.
@@ -262,6 +267,43 @@ struct backward_kernel {
             unrolled<V>([&](int j) { gradient[j] = distance == mine.distance(j) ? its_gradient : gradient[j]; });
         }
         return chosen;
+    }
+
+    /// Where all choices of a row lie so far below its maximum that their probabilities come to nothing, these become
+    /// values relative to the highest of them. Whether this row's have.
+    template <class Here>
+    SWITCHYARD_DEVICE bool lift_values(Here& here, block_state& in, index_t token, const pieces& mine,
+                                       const incoming& now, std::uint32_t chosen, S (&probability)[V]) const {
+        bool counts = false;
+        unrolled<V>([&](int j) {
+            counts = counts || ((chosen >> j & 1u) != 0 && !(probability[j] < gate_rule<S>::least_sum()));
+        });
+        counts = in.group.any(here, counts);
+        const bool is_lifted = now.is_live && !counts;
+        if (!in.group.any_nearby(here, is_lifted)) {
+            return false;
+        }
+        const bool has_choice = is_lifted && now.expert >= 0;
+        S value = lowest<S>();
+        if (has_choice) {
+            const S score = load_scalar(here.load(&source.scores(token, now.expert)));
+            value = usable(IsNoisy ? source.changed(token, now.expert, score) : score);
+        }
+        const S highest_score = in.group.highest(here, value);
+        value = value > lowest<S>() ? exp_nonpositive(value - highest_score) : S(0);
+        in.choices.show(here, choices(), mine.rank, now.expert, value);
+        for (int c = 0; c < choices(); ++c) {
+            std::int32_t expert = -1;
+            S its_value = 0;
+            in.choices.see(here, in.group, c, expert, its_value);
+            const int distance = expert - mine.first_column();
+            unrolled<V>([&](int j) {
+                probability[j] = is_lifted && distance == mine.distance(j) ? its_value : probability[j];
+            });
+        }
+        // d_scores may be the scores.
+        if constexpr (!Group::is_block) here.sync_warp();
+        return is_lifted;
     }
 
     /// gradient[j] = what the choice of this column adds to its score's gradient, for functions of one score. Each

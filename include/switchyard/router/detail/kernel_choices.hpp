@@ -48,6 +48,7 @@ struct choices_of_lanes {
         return {group.sum(here, is_choice ? own : S(0))};
     }
     SWITCHYARD_DEVICE number sum() const { return {group.sum(here, own())}; }
+    SWITCHYARD_DEVICE number largest() const { return {group.highest(here, is_choice ? score : lowest<S>())}; }
 
   private:
     SWITCHYARD_DEVICE S own() const { return is_choice ? score : S(0); }
@@ -164,8 +165,8 @@ template <class Here, class Group, class S, class Keys>
 SWITCHYARD_DEVICE S gate_of(Here& here, Group& group, const select_list<S, Keys>& select,
                             const scored_column<S>& picked, S maximum, S sum) {
     S gate = picked.score;
-    select.rule.weigh(choices_of_lanes<Here, Group, S>{here, group, group.rank(here) < select.k, gate, S(0)},
-                      pack<S, 1>{maximum}, pack<S, 1>{sum});
+    select.weigh(choices_of_lanes<Here, Group, S>{here, group, group.rank(here) < select.k, gate, S(0)},
+                 pack<S, 1>{maximum}, pack<S, 1>{sum});
     return gate;
 }
 
