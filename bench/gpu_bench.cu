@@ -392,7 +392,8 @@ int run(bool quick, const std::string& only) {
         time_routing<float>(on, rows, s, "top_k", sy::top_k_router{.k = s.choices});
         time_routing<__nv_bfloat16>(on, rows, s, "top_k_bf16", sy::top_k_router{.k = s.choices});
     }
-    // Sigmoid and a selection bias: DeepSeek-V3's router, with the best 4 of 8 groups of experts, and Kimi K2's, without.
+    // Sigmoid and a selection bias: DeepSeek-V3's router, with the best 4 of 8 groups of experts, and Kimi K2's,
+    // without.
     const auto bias = random_numbers(on, 1, 384, 7);
     for (const shape& s : {shape{65536, 384, 8, 0}, {4096, 384, 8, 0}}) {
         time_routing<float>(on, rows, s, "bias",

@@ -203,7 +203,7 @@ void for_each_far_choice(index_t experts, index_t k, const F& f) {
             router.key = sy::key_source::score;
             router.normalize = balances ? sy::gate_sum::clamp : sy::gate_sum::add;
             router.scale = 1.5;
-            router.capacity = {.factor = 0.9};
+            router.capacity = sy::capacity_rule{.factor = 0.9};
             if (balances) router.balance_weight = 0.02;
             if (balances) router.z_weight = 0.01;
         };

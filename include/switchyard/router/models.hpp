@@ -315,7 +315,8 @@ constexpr gshard_router router_of(const models::nllb_moe& model) {
     const double fraction = model.moe_eval_capacity_token_fraction;
     capacity_rule capacity{.number = model.expert_capacity};
     if (!model.expert_capacity) {  // twice the share of an expert, rounded up before
-        capacity = {.factor = 2, .rounding = capacity_rounding::ceil, .multiple = 2, .counts_choices = false};
+        capacity =
+            capacity_rule{.factor = 2, .rounding = capacity_rounding::ceil, .multiple = 2, .counts_choices = false};
     }
     gshard_router router{.second = model.second_expert_policy,
                          .compared = second_weight::probability,
