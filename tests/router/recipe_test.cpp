@@ -632,6 +632,20 @@ TEST_CASE("recipe: masks of groups differ where keys are negative") {
     CHECK(experts_of(routed<double>(router, {{0, 1, 5, 2}}).view()) == ref::integers{{2, 3}});
     router.groups.masked = group_mask::zero;
     CHECK(experts_of(routed<double>(router, {{0, 1, 5, 2}}).view()) == ref::integers{{0, 1}});
+    // More than the kept group has.
+    router.k = 3;
+    CHECK(experts_of(routed<double>(router, {{0, 1, 5, 2}}).view()) == ref::integers{{0, 1, 2}});
+    const auto biases = draw_bias(48, 3);
+    for (const index_t k : {7, 16, 30, 48}) {
+        recipe some{.k = k,
+                    .score = score_function::sigmoid,
+                    .selection_bias = numbers_of(biases),
+                    .groups = {.count = 8, .kept = 1, .masked = group_mask::zero},
+                    .normalize = gate_sum::add,
+                    .capacity = {.number = 70}};
+        some.inference_capacity = some.capacity;
+        check<float>(some, clear_scores(some, score_kind::gaussian, 70, 48, 4, 210));
+    }
 }
 
 TEST_CASE("recipe: forbidden experts are not counted in their group, and a group of them alone comes last") {

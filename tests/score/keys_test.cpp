@@ -428,6 +428,7 @@ TEST_CASE("groups: every setting out of range is named") {
     CHECK(sentence({.count = 4, .kept = 2}, 8, 5) ==
           "k = 5 is more than the 4 experts of the groups that a token keeps");
     CHECK(sentence({.count = 4, .kept = 2}, 8, 4) == "");
+    CHECK(sentence({.count = 4, .kept = 2, .masked = sy::group_mask::zero}, 8, 5) == "");
     CHECK(sentence({}, 8, 8) == "");
 }
 

@@ -50,13 +50,13 @@ ref::plan reference_plan(const Router& router, const ref::matrix& scores, const 
 
     Router keeps_all = router;
     keeps_all.order = sy::drop_order::position;
-    keeps_all.capacity = keeps_all.inference_capacity = sy::capacity_rule{.number = scores.rows};
+    keeps_all.capacity = keeps_all.inference_capacity = {.number = scores.rows};
     auto mode = sy::run_mode(training_with(mask));
     if (!is_training) mode = sy::run_mode(sy::inference{.mask = mask_of(mask)});
     const auto all = routed<S>(keeps_all, scores, mode);
     auto all_gates = same;
     all_gates.order = ref::drop_order::position;
-    all_gates.capacity = sy::capacity_rule{.number = scores.rows};
+    all_gates.capacity = {.number = scores.rows};
     const auto kept_all = ref::route_scores(all_gates, scores, mask, noise);
 
     const ref::matrix logits = ref::noisy_scores(same.noise, scores, noise);

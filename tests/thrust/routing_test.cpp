@@ -228,16 +228,19 @@ TEST_CASE("recipes on Thrust: the CPU backend's decisions, gates, losses, gradie
                 router.z_weight = 0.001;
             },
             {.logit = spread_bias(48, 5), .selection = spread_bias(48, 7)}});
-    checks({[](auto& router) {
-                router.k = 20;
-                router.score = sy::score_function::sqrt_softplus;
-                router.groups = sy::expert_groups{.count = 4, .kept = 2, .summed = 3, .masked = sy::group_mask::zero};
-                router.normalize = sy::gate_sum::clamp;
-                router.epsilon = 0.25;
-                router.logit_jitter = 0.02f;
-                router.capacity = router.inference_capacity = sy::capacity_rule{.number = 200};
-            },
-            {.selection = spread_bias(48, 11)}});
+    for (const index_t k : {20, 30}) {  // of the 24 experts in a token's groups, and of all
+        checks({[&](auto& router) {
+                    router.k = k;
+                    router.score = sy::score_function::sqrt_softplus;
+                    router.groups =
+                        sy::expert_groups{.count = 4, .kept = 2, .summed = 3, .masked = sy::group_mask::zero};
+                    router.normalize = sy::gate_sum::clamp;
+                    router.epsilon = 0.25;
+                    router.logit_jitter = 0.02f;
+                    router.capacity = router.inference_capacity = sy::capacity_rule{.number = 200};
+                },
+                {.selection = spread_bias(48, 11)}});
+    }
     checks({[](auto& router) {
                 router.k = 3;
                 router.key = sy::key_source::score;

@@ -173,7 +173,8 @@ inline void require_valid(const recipe_router& router, index_t experts) {
     require(groups.kept >= 1 && groups.kept <= groups.count, "groups.kept = ", groups.kept,
             " must lie in 1..groups.count = ", groups.count);
     require(groups.summed >= 1, "groups.summed = ", groups.summed, " must be at least 1");
-    const index_t eligible = groups.one_each ? choosable : groups.kept * (choosable / groups.count);
+    const bool has_all = groups.one_each || groups.masked == group_mask::zero;
+    const index_t eligible = has_all ? choosable : groups.kept * (choosable / groups.count);
     require(!groups.one_each || router.k == groups.count, "k = ", router.k, " must be groups.count = ", groups.count);
     require(router.k <= eligible, "k = ", router.k, " is more than the ", eligible, " experts of the kept groups");
     require(std::isfinite(router.epsilon) && router.epsilon >= 0, "epsilon = ", router.epsilon,

@@ -63,7 +63,8 @@ inline void require_groups(const expert_groups& groups, index_t experts, index_t
             " must lie in 1..groups.count = ", groups.count);
     require(groups.summed >= 1 && groups.summed <= expert_groups::most_summed, "groups.summed = ", groups.summed,
             " must lie in 1..", expert_groups::most_summed);
-    require(k <= groups.kept * (experts / groups.count), "k = ", k, " is more than the ",
+    // With keys of 0, experts outside are choices, too.
+    require(groups.masked == group_mask::zero || k <= groups.kept * (experts / groups.count), "k = ", k, " is more than the ",
             groups.kept * (experts / groups.count), " experts of the groups that a token keeps");
 }
 
