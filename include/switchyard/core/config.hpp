@@ -42,9 +42,14 @@
 
 #if defined(__GNUC__) || defined(__clang__)
 #define SWITCHYARD_ALWAYS_INLINE __attribute__((always_inline)) inline
-#define SWITCHYARD_COLD __attribute__((cold, noinline))
 #else
 #define SWITCHYARD_ALWAYS_INLINE __forceinline
+#endif
+
+// On a device a call costs registers and memory, however rare it is.
+#if (defined(__GNUC__) || defined(__clang__)) && !defined(__CUDA_ARCH__)
+#define SWITCHYARD_COLD __attribute__((cold, noinline))
+#else
 #define SWITCHYARD_COLD
 #endif
 

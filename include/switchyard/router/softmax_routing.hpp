@@ -322,14 +322,17 @@ struct softmax_backward_pass {
         const std::int32_t* const expert = plan.expert + token * plan.choices;
         const S beyond = settings.gates.is_softmax() ? S(0) : detail::lowest<S>();
         S* const gradient = chosen + padded<W>(plan.choices);
+        bool are_low = true;
         for (index_t c = 0; c < plan.choices; ++c) {
-            chosen[c] = expert[c] >= 0 ? detail::usable(from[expert[c]]) : beyond;
+            const S number = expert[c] >= 0 ? detail::usable(from[expert[c]]) : beyond;
+            are_low = are_low && number < gate_rule<S>::least_value();
+            chosen[c] = number;
             gradient[c] = gate_gradient(token, c);
         }
         const gate_rule<S> rule(settings.gates);
         if (settings.gates.is_softmax()) {
-            if (settings.gates.is_softmax_of_chosen()) {
-                lift_values(rule, expert, row, chosen);
+            if (are_low && settings.gates.is_softmax_of_chosen()) [[unlikely]] {
+                lift_values(expert, row, chosen);
             }
             // Without an exponential per choice, packs would wait longer for their numbers than they work.
             return rule.differentiate(choices_of_row<S, 1>{chosen, gradient, plan.choices, beyond}).v;
@@ -339,14 +342,7 @@ struct softmax_backward_pass {
     }
 
     /// Probabilities of choices that all lie far below the row's maximum become values relative to the highest of them.
-    SWITCHYARD_HD void lift_values(const gate_rule<S>& rule, const std::int32_t* expert, const S* row, S* value) const {
-        S sum = 0;
-        for (index_t c = 0; c < plan.choices; ++c) {
-            sum += value[c];
-        }
-        if (!(sum < rule.least_sum())) [[likely]] {
-            return;
-        }
+    SWITCHYARD_HD SWITCHYARD_COLD void lift_values(const std::int32_t* expert, const S* row, S* value) const {
         S highest_score = std::numeric_limits<S>::lowest();
         for (index_t c = 0; c < plan.choices; ++c) {
             value[c] = expert[c] >= 0 ? detail::usable(row[expert[c]]) : detail::lowest<S>();

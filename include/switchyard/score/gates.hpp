@@ -166,8 +166,8 @@ struct gate_rule {
     SWITCHYARD_HD constexpr gate_rule(const gate_settings& s)
         : settings(s), scale(static_cast<S>(s.scale)), epsilon(static_cast<S>(s.epsilon)) {}
 
-    /// A softmax's values whose sum is less are taken relative to the highest of the chosen instead.
-    SWITCHYARD_HD static constexpr S least_sum() {
+    /// A softmax's chosen values that are all less are taken relative to the highest of them instead.
+    SWITCHYARD_HD static constexpr S least_value() {
         return std::numeric_limits<S>::min() / std::numeric_limits<S>::epsilon();
     }
 

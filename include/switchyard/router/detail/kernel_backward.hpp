@@ -276,7 +276,7 @@ struct backward_kernel {
                                        const incoming& now, std::uint32_t chosen, S (&probability)[V]) const {
         bool counts = false;
         unrolled<V>([&](int j) {
-            counts = counts || ((chosen >> j & 1u) != 0 && !(probability[j] < gate_rule<S>::least_sum()));
+            counts = counts || ((chosen >> j & 1u) != 0 && !(probability[j] < gate_rule<S>::least_value()));
         });
         counts = in.group.any(here, counts);
         const bool is_lifted = now.is_live && !counts;
