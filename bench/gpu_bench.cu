@@ -444,6 +444,15 @@ int main(int argc, char** argv) {
                     status != cudaSuccess ? cudaGetErrorString(status) : "there is no CUDA device");
         return 77;
     }
+#if defined(SWITCHYARD_ONLY_COMPILED)
+    constexpr bool optimised = false;
+#else
+    constexpr bool optimised = true;
+#endif
+    if (!optimised) {
+        std::fprintf(stderr, "gpu_bench was built without optimisation: configure with -DCMAKE_CUDA_ARCHITECTURES\n");
+        return 2;
+    }
     try {
         return run(quick, only);
     } catch (const std::exception& problem) {

@@ -40,7 +40,8 @@ def short(name):
 
 def compile_kernels(nvcc, source, flags):
     """{kernel: {arch: (registers, shared bytes, spilled bytes, stack bytes)}}"""
-    command = [nvcc, *flags, "-c", str(source), "-o", "/dev/null", "-Xptxas", "-v"]
+    # A fat binary is the devices' code alone: the host's is compiled with the tests.
+    command = [nvcc, *flags, "-fatbin", str(source), "-o", "/dev/null", "-Xptxas", "-v"]
     for arch in ARCHITECTURES:
         command += ["-gencode", f"arch=compute_{arch},code=sm_{arch}"]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
