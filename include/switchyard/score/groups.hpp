@@ -64,8 +64,8 @@ inline void require_groups(const expert_groups& groups, index_t experts, index_t
     require(groups.summed >= 1 && groups.summed <= expert_groups::most_summed, "groups.summed = ", groups.summed,
             " must lie in 1..", expert_groups::most_summed);
     // With keys of 0, experts outside are choices, too.
-    require(groups.masked == group_mask::zero || k <= groups.kept * (experts / groups.count), "k = ", k, " is more than the ",
-            groups.kept * (experts / groups.count), " experts of the groups that a token keeps");
+    require(groups.masked == group_mask::zero || k <= groups.kept * (experts / groups.count), "k = ", k,
+            " is more than the ", groups.kept * (experts / groups.count), " experts of the groups that a token keeps");
 }
 
 namespace detail {
