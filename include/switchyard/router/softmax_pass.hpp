@@ -589,7 +589,8 @@ struct select_list {
             }
         }
         const expert_groups groups = detail::groups_of(keys);
-        const bool gathers = groups.choose() && groups.masked == group_mask::forbidden;
+        const index_t in_kept = groups.kept * (experts / groups.count);
+        const bool gathers = groups.choose() && k <= in_kept;
         index_t columns = experts;
         std::int32_t shift[W][expert_groups::most];
         if (gathers) {
@@ -599,14 +600,18 @@ struct select_list {
                 each[r] = rows.row[r] != nullptr ? own[r] : scratch + r * length;
             }
             gather_groups<W>(groups, experts, each, group_scores<W>(scratch), shift);
-            columns = groups.kept * (experts / groups.count);
+            columns = in_kept;
         } else if (groups.choose()) {
             keep_groups<W>(groups, experts, own, group_scores<W>(scratch));
         }
         for (int r = 0; r < W; ++r) {
             maxima[r] = detail::column_maxima_of<W>(key[r], columns);
         }
-        const std::uint32_t left = select_tile<W>(key, columns, k, maxima, best);
+        std::uint32_t left = select_tile<W>(key, columns, k, maxima, best);
+        if (gathers && groups.masked == group_mask::zero) {
+            // Keys above 0 come before those of other groups. Rows with others are chosen from as a whole.
+            left |= at_least_bits(pack<S, W>::all(S(0)), pack<S, W>::load(best.key[k - 1]));
+        }
         const auto size = static_cast<std::int32_t>(experts / groups.count);
         for (int r = 0; r < W; ++r) {
             const S* const row = rows.row[rows.row[r] != nullptr ? r : any];
