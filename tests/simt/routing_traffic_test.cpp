@@ -107,12 +107,17 @@ void check_costs(const Router& router, const shape& of) {
 /// A part of one's own: keys that the library does not have, in a router of one's own.
 struct own_router {
     index_t k = 1;
+    bool* has_strayed = nullptr;  ///< set where keys are asked for of no token
 };
 template <class S>
 struct own_keys {
+    index_t tokens;
+    bool* has_strayed;
+
     SWITCHYARD_HD static bool needs_row_sum() { return false; }
     template <int W>
-    SWITCHYARD_HD sy::pack<S, W> operator()(index_t, index_t, sy::pack<S, W> score, S, S) const {
+    SWITCHYARD_HD sy::pack<S, W> operator()(index_t token, index_t, sy::pack<S, W> score, S, S) const {
+        if (has_strayed != nullptr && (token < 0 || token >= tokens)) *has_strayed = true;
         return sy::pack<S, W>::all(S(0)) - score * score;  // the scores nearest to 0
     }
 };
@@ -126,7 +131,8 @@ void route_scores(const Policy& policy, const own_router& router, const Scores& 
     const auto choose = [&](const auto& source, const sy::softmax_settings& settings, const auto& made) {
         sy::route_softmax(
             policy, source, mode, made, settings, scratch,
-            sy::select_list<S, own_keys<S>>{made.expert, made.gate, made.experts, router.k, {settings.gates}, {}});
+            sy::select_list<S, own_keys<S>>{
+                made.expert, made.gate, made.experts, router.k, {settings.gates}, {made.tokens, router.has_strayed}});
     };
     sy::route_by_rows(policy, router, router.k, scores, mode, plan, scratch, choose);
 }
@@ -222,6 +228,32 @@ TEST_CASE("traffic: strided scores cost no more bytes") {
         return executor.counted().loaded + executor.counted().stored;
     };
     CHECK(bytes_of(sy::transposed(sy::as_view(turned))) == bytes_of(dense));
+}
+
+TEST_CASE("traffic: keys are asked for of the batch's tokens alone") {
+    for (const shape& of :
+         {shape{1, 8, 1}, shape{37, 40, 4}, shape{65, 64, 8}, shape{65, 300, 20}, shape{70, 1100, 2}}) {
+        CAPTURE(of.tokens);
+        bool has_strayed = false;
+        const routed_once<float> made(own_router{.k = of.choices, .has_strayed = &has_strayed}, of, true);
+        CHECK(!has_strayed);
+        CHECK(made.plan.tokens() == of.tokens);
+    }
+}
+
+TEST_CASE("traffic: a few tokens in one launch, where a block has the memory on every device") {
+    for (const index_t k : {2, 8, 11, 16, 32}) {
+        CAPTURE(k);
+        const shape of{40, 256, k};
+        const routed_once<float> made(list_of(k), of, true);
+        CHECK(made.forward.launches == 1);
+        CHECK(made.executor.peak_shared_bytes() <= 64 * 1024);
+        const routed_once<double> wide(list_of(k), of, true);
+        CHECK(wide.forward.launches == (k < 11 ? 1 : 3));
+        CHECK(wide.executor.peak_shared_bytes() <= 64 * 1024);
+        const routed_once<double> by_keys(own_router{.k = k}, of, true);
+        CHECK(by_keys.executor.peak_shared_bytes() <= 64 * 1024);
+    }
 }
 
 TEST_CASE("traffic: blocks need no more shared memory than every device gives") {

@@ -61,6 +61,7 @@ struct both_recipes {
         ids = sy::matrix<std::int32_t>(tokens, host.k);
         sy::random_choices(sy::seq, experts, {.seed = 9}, ids);
         for (index_t t = 0; t < tokens; t += 5) ids.data()[t * host.k + host.k - 1] = -1;
+        for (index_t t = 3; t < tokens; t += 7) ids.data()[t * host.k + host.k - 1] = ids.data()[t * host.k];  // twice
         for (index_t t = 0; t < tokens; t += 7) ids.data()[t * host.k] = -1;
         for (index_t c = 0; tokens > 3 && c < host.k; ++c) ids.data()[3 * host.k + c] = -1;
         hang_choices();

@@ -168,6 +168,9 @@ struct few_tokens_kernel {
     }
 };
 
+/// What any device gives a block that asks for it: Turing's.
+inline constexpr std::size_t most_shared_memory = 64 * 1024;
+
 /// Tokens that one block routes in less time than three launches take.
 inline constexpr index_t most_few_tokens = 64;
 inline constexpr index_t most_few_experts = 256;
@@ -192,10 +195,14 @@ void launch_forward(const Policy& policy, const score_rows<Storage, Space>& sour
         plan.load_after = scratch.template take<std::int64_t>(plan.experts);
     }
     constexpr bool may_be_few = !IsNoisy || selects_by_keys<Select>;
+    const index_t levels = histogram_levels(plan.experts, plan.choices);
+    const int few_levels = hand_out::levels_for(plan.experts, plan.choices);
+    const std::size_t few_room = few_kernel::room(plan.experts, levels, most_few_tokens) + finish::room() +
+                                 hand_out::room(plan.experts, few_levels);
     const bool is_few = may_be_few && !source.changes_scores() && made.has_rows() && plan.row_block == 1 &&
                         plan.tokens <= most_few_tokens && plan.experts <= most_few_experts &&
-                        plan.choices <= most_group_choices && !settings.finish.is_needed();
-    const index_t levels = histogram_levels(plan.experts, plan.choices);
+                        plan.choices <= most_group_choices && !settings.finish.is_needed() &&
+                        few_room <= most_shared_memory;
     const index_t rows = is_few ? most_few_tokens
                                 : forward_block_rows<kernel>(group, plan.tokens, plan.experts, plan.choices,
                                                              static_cast<index_t>(sizeof(Storage)), levels);
@@ -230,13 +237,11 @@ void launch_forward(const Policy& policy, const score_rows<Storage, Space>& sour
     };
     if constexpr (may_be_few) {
         if (is_few) {
-            const int at_once = hand_out::levels_for(plan.experts, plan.choices);
             policy.launch(
                 few_tokens_kernel<few_kernel, finish, hand_out>{
                     rows_by(std::type_identity<few_kernel>{}, lane_group<warp_lanes>{}),
-                    finish{plan, counts, settings.slots.balance, totals}, hand_out{plan, counts, at_once}},
-                1,
-                few_kernel::room(plan.experts, levels, rows) + finish::room() + hand_out::room(plan.experts, at_once));
+                    finish{plan, counts, settings.slots.balance, totals}, hand_out{plan, counts, few_levels}},
+                1, few_room);
             return;
         }
     }
@@ -318,7 +323,9 @@ void route_softmax_backward(const Policy& policy, const Source& source, const pl
                             const Gates& d_gates, const Scores& d_scores, const softmax_settings& settings,
                             const backward_settings& backward, Workspace& scratch) {
     if constexpr (detail::is_score_rows<Source>) {
-        if (detail::kernels_route(plan)) {
+        // A softmax's choices are told apart by their columns.
+        const bool may_be_one = settings.may_repeat && settings.gates.is_softmax();
+        if (detail::kernels_route(plan) && !may_be_one) {
             const auto launch = [&](const auto& group, auto numbers, auto noisy) {
                 detail::launch_backward(policy, source, plan, d_gates, d_scores, settings, backward, group, numbers,
                                         noisy);

@@ -162,7 +162,8 @@ softmax_settings softmax_settings_of(const recipe_router<Space>& r, index_t capa
             .bad = r.bad,
             .may_drop = capacity != unlimited,
             .gates = gate_settings_of(r),
-            .finish = gate_finish_of(r)};
+            .finish = gate_finish_of(r),
+            .may_repeat = r.choices.data != nullptr};
 }
 
 namespace detail {
@@ -180,8 +181,9 @@ struct add_shared_choices {
         std::int32_t* const list = ids + token * (k + shared);
         bool has_own = false;
         for (index_t c = 0; c < k; ++c) {
-            list[c] = own(token, c);
-            has_own = has_own || (list[c] >= 0 && list[c] < first_shared);
+            const std::int32_t id = own(token, c);
+            list[c] = id >= 0 && id < first_shared ? id : -1;
+            has_own = has_own || list[c] >= 0;
         }
         for (index_t c = 0; c < shared; ++c) list[k + c] = has_own ? static_cast<std::int32_t>(first_shared + c) : -1;
     }

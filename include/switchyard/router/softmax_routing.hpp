@@ -38,9 +38,10 @@ struct softmax_settings {
     bool may_drop = true;  ///< a token with every expert forbidden is dropped, not an error
     gate_settings gates{};
     gate_finish finish{};
-    index_t rounds = 0;   ///< of no-token-left-behind; 0 is off
-    index_t rowless = 0;  ///< the last experts, which have no rows (router/rowless.hpp)
-    index_t shared = 0;   ///< the last choices of each token, which are no choices
+    index_t rounds = 0;       ///< of no-token-left-behind; 0 is off
+    index_t rowless = 0;      ///< the last experts, which have no rows (router/rowless.hpp)
+    index_t shared = 0;       ///< the last choices of each token, which are no choices
+    bool may_repeat = false;  ///< a token's choices may name an expert twice
 
     /// Whether probabilities over all experts are asked for in training.
     SWITCHYARD_HD SWITCHYARD_ALWAYS_INLINE constexpr bool needs_probabilities() const {

@@ -326,7 +326,7 @@ struct backward_kernel {
             S added = 0;
             in.choices.see(here, in.group, c, expert, added);
             const int distance = expert - mine.first_column();
-            unrolled<V>([&](int j) { gradient[j] = distance == mine.distance(j) ? added : gradient[j]; });
+            unrolled<V>([&](int j) { gradient[j] = distance == mine.distance(j) ? gradient[j] + added : gradient[j]; });
         }
         return shared;
     }

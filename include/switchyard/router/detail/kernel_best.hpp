@@ -32,6 +32,9 @@ struct best_room {
     bool is_live;
 };
 
+/// Groups of fewer threads take choices one by one.
+inline constexpr int least_sorting_threads = 8;
+
 /// A column of the row where nothing was found: only in rows that nobody checked.
 template <class S>
 SWITCHYARD_HD scored_column<S> in_range(const scored_column<S>& picked) {
@@ -79,7 +82,7 @@ template <class Here, class Group, class S, class Storage, int V, int Size>
 SWITCHYARD_DEVICE scored_column<S> take_best(Here& here, Group& group, int k, S (&open)[V],
                                              const row_pieces<Storage, V, Size>& mine, const best_room<S>& room,
                                              S& highest_key) {
-    if constexpr (!Group::is_block && Size >= 8) {
+    if constexpr (!Group::is_block && Size >= least_sorting_threads) {
         if (2 * k <= Size) {
             const int first_lane = here.thread() % warp_lanes - mine.rank;
             const S maximum = sorted_over_lanes<Size>(

@@ -35,6 +35,12 @@ inline constexpr bool is_single = false;
 template <class S>
 inline constexpr bool is_single<select_best<S>> = true;
 
+/// The rows' best go through shared memory (kernel_best.hpp).
+template <class Select, class Pieces>
+inline constexpr bool sorts_candidates = false;
+template <class S, class Keys, class Pieces>
+inline constexpr bool sorts_candidates<select_list<S, Keys>, Pieces> = Pieces::threads >= least_sorting_threads;
+
 /// What a block keeps of a row in shared memory.
 template <class S>
 struct row_record {
@@ -58,7 +64,7 @@ struct forward_kernel {
     using S = compute_t<Storage>;
     using pieces = row_pieces<Storage, V, group_threads<Group, threads>>;
     /// That pass through shared memory at once.
-    static constexpr int candidates = is_single<Select> || Group::is_block ? 0 : threads;
+    static constexpr int candidates = sorts_candidates<Select, pieces> && !Group::is_block ? threads : 0;
 
     score_rows<Storage, Space> source;
     token_mask mask;
@@ -216,7 +222,8 @@ struct forward_kernel {
         unrolled<V>([&](int j) { probabilities[j] += scores[j] * scale; });
         scored_column<S> weighed = picked;
         if constexpr (by_keys) {
-            picked = pick_by_keys(here, in.group, select, token, raw, mine, room, maximum, sum);
+            // Keys of one's own may read what belongs to the token: groups without one ask for the block's first.
+            picked = pick_by_keys(here, in.group, select, is_live ? token : in.first, raw, mine, room, maximum, sum);
             weighed = picked;
             if (is_used && mine.rank < choices() && picked.score > lowest<S>()) {
                 weighed.score = usable(
