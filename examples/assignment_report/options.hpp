@@ -29,7 +29,7 @@ struct options {
 
     double capacity_factor = 1.25;  ///< Switch's
     bool parallel = false;
-    int threads = 0;  ///< if parallel; 0: one a core
+    int threads = 0;  ///< if parallel; 0: one per core
     index_t repeat = 1;
 
     std::string csv;     ///< a file to write; empty: none

@@ -216,7 +216,7 @@ struct options {
     solver_kind solver = solver_kind::hungarian;
     backend_kind backend = backend_kind::eigen;
     policy_kind policy = policy_kind::seq;
-    int threads = 0;  ///< of policy par; 0: one a core
+    int threads = 0;  ///< of policy par; 0: one per core
     index_t repeat = 1;
 
     bool writes(format_kind format) const { return std::find(formats.begin(), formats.end(), format) != formats.end(); }

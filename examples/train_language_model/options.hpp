@@ -72,7 +72,7 @@ struct options {
 
     std::uint64_t seed = 1;  ///< the first
     index_t seeds = 1;
-    int threads = 0;  ///< 0: one a core
+    int threads = 0;  ///< 0: one per core
     bool report = true;
 };
 
