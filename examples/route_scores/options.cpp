@@ -88,7 +88,7 @@ class grammar : public command_line {
         add_path("--preset", "NAME", "Options of a model by its model_type, such as deepseek_v3; those given win",
                  top_k_.preset);
         add_path("--config", "config.json", "Options of a model by its configuration; those given win", top_k_.config);
-        add_number<index_t>("--k", "N", "Experts a token goes to, 1..E (2)", top_k_.k, 1, no_limit);
+        add_number<index_t>("--k", "N", "Experts per token, 1..E (2)", top_k_.k, 1, no_limit);
         add_number<double>("--logit-multiplier", "X", "Scores are multiplied by X > 0 first (1)",
                            top_k_.logit_multiplier);
         add_path("--logit-bias", "L.npy", "[E], added next", top_k_.logit_bias);
