@@ -37,7 +37,7 @@ struct options {
 };
 
 /// Reads the command line. Nothing is returned where it asked for help or the version, which are then printed; anything
-/// wrong throws switchyard::error with a sentence.
+/// wrong throws switchyard::error with an error message.
 std::optional<options> parse_options(int argc, const char* const* argv);
 
 }  // namespace study

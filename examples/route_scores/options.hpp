@@ -292,7 +292,7 @@ noise_setting noise_of(const options& asked, router_kind router);
 double noise_scale_of(const options& asked);
 
 /// Reads the command line. Nothing is returned where it asked for help or the version, which are then printed; anything
-/// wrong throws switchyard::error with a sentence.
+/// wrong throws switchyard::error with an error message.
 std::optional<options> parse_options(int argc, const char* const* argv);
 
 }  // namespace study
