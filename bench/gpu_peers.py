@@ -7,7 +7,7 @@ Every form runs as it is written, under torch.compile, and, where it waits for n
 are gpu_bench's `cold`: between two CUDA events, medians of 31 runs after 5, a buffer of twice the L2 cache read before
 each. A form that reads a number back waits between the events, as it does for its users. float32 scores, gaussian; the
 forms are those of peers.py (docs/peers.md). That script compares their results with the library's, except those of
-combining several choices a token.
+combining several choices per token.
 --rows reads what gpu_bench printed in an earlier run on the same device.
 Exit status: 0; 2 bad usage; 77 where there is no GPU or no PyTorch.
 """

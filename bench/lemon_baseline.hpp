@@ -1,7 +1,7 @@
 // LEMON's network simplex on the balanced assignment: the baseline of exact solvers.
 //
 // Used in the way that was the fastest of those tried (LEMON 1.3.1, skewed scores): the altering candidate list; arcs
-// added expert by expert, mixed by LEMON except where there are few tokens an expert; integer costs. At 65536 x 64 and
+// added expert by expert, mixed by LEMON except where there are few tokens per expert; integer costs. At 65536 x 64 and
 // 65536 x 256, arcs added token by token took 1.1 to 2 times as long, block search 1.2 to 1.5 times, the candidate list
 // 2 to 3 times, first eligible 10 times and more; at 16384 x 1024 mixing took 1.3 times as long as not, and at 65536 x
 // 64 a third or less. SmartDigraph, StaticDigraph and ListDigraph differ by noise: the solver copies the graph into

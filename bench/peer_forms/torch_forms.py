@@ -128,7 +128,7 @@ def combine_gather(rows, gate, order, row):
 
 
 def combine_k_index_add(rows, gate, choice, row):
-    """For k choices a token: gate[T, k], choice[T k] that each row is of, and its inverse."""
+    """For k choices per token: gate[T, k], choice[T k] that each row is of, and its inverse."""
     y = torch.zeros(len(gate), rows.shape[1], dtype=rows.dtype, device=rows.device)
     return y.index_add_(0, choice // gate.shape[1], rows * gate.flatten()[choice, None])
 

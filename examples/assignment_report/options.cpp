@@ -52,7 +52,7 @@ class grammar : public command_line {
         add_number<double>("--capacity-factor", "F", "Of switch: an expert takes floor(F T / E) tokens (1.25)",
                            asked_.capacity_factor, 0, 1e9);
         add_named("--policy", policies_by_name, asked_.parallel, "One thread or several (seq)");
-        add_number<int>("--threads", "N", "Of policy par (one a core)", asked_.threads, 1, 1024);
+        add_number<int>("--threads", "N", "Of policy par (one per core)", asked_.threads, 1, 1024);
         add_number<index_t>("--repeat", "N", "Measured runs; the time is their median (1)", asked_.repeat, 1,
                             1'000'000);
     }

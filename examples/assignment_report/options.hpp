@@ -29,7 +29,7 @@ struct options {
 
     double capacity_factor = 1.25;  ///< Switch's
     bool parallel = false;
-    int threads = 0;  ///< if parallel; 0: one a core
+    int threads = 0;  ///< if parallel; 0: one per core
     index_t repeat = 1;
 
     std::string csv;     ///< a file to write; empty: none
@@ -37,7 +37,7 @@ struct options {
 };
 
 /// Reads the command line. Nothing is returned where it asked for help or the version, which are then printed; anything
-/// wrong throws switchyard::error with a sentence.
+/// wrong throws switchyard::error with an error message.
 std::optional<options> parse_options(int argc, const char* const* argv);
 
 }  // namespace study

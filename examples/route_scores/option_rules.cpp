@@ -65,18 +65,19 @@ void require_used(const options& asked, const command_line& line) {
         {"--rounds", sinkhorn || quantile, "router sinkhorn or quantile"},
         {"--ema", quantile, "router quantile"},
         {"--gradients", softmax || asked.chooses(router_kind::base), "a router that trains"},
-        {"--capacity-factor", softmax, "router switch or top_k"},
-        {"--capacity", softmax, "router switch or top_k"},
-        {"--capacity-rounding", factor, "router switch or top_k with a capacity from a factor"},
-        {"--capacity-minimum", factor, "router switch or top_k with a capacity from a factor"},
-        {"--capacity-multiple", factor, "router switch or top_k with a capacity from a factor"},
-        {"--drop-order", softmax, "router switch or top_k"},
-        {"--balance-weight", softmax, "router switch or top_k"},
-        {"--z-weight", softmax, "router switch or top_k"},
+        {"--capacity-factor", softmax, "a router other than base and greedy"},
+        {"--capacity", softmax, "a router other than base and greedy"},
+        {"--capacity-rounding", factor, "a router with a capacity from a factor"},
+        {"--capacity-minimum", factor, "a router with a capacity from a factor"},
+        {"--capacity-multiple", factor, "a router with a capacity from a factor"},
+        {"--drop-order", softmax, "a router other than base and greedy"},
+        {"--balance-weight", softmax, "a router other than base and greedy"},
+        {"--z-weight", softmax, "a router other than base and greedy"},
         {"--noise", asked.noise == noise_kind::sample ? switched : softmax,
-         asked.noise == noise_kind::sample ? "router switch" : "router switch or top_k"},
+         asked.noise == noise_kind::sample ? "router switch" : "a router other than base and greedy"},
         {"--noise-scale", noise, "--noise logit_jitter or sample"},
-        {"--seed", noise || draws || gshard || mixer || noisy, "--noise logit_jitter or sample"},
+        {"--seed", noise || draws || gshard || mixer || noisy,
+         "--noise logit_jitter or sample, or router gshard, sparse_mixer, noisy_top_k or random"},
         {"--block",
          asked.writes(format_kind::vllm) || asked.writes(format_kind::deepgemm) ||
              asked.writes(format_kind::megablocks),
@@ -105,10 +106,10 @@ void require_used(const options& asked, const command_line& line) {
         require_use({option, balances && asked.balance_scope == scope_kind::sequence, "--balance-scope sequence"});
     }
     for (const char* const option : {"--preset", "--config", "--balance-count"}) {
-        require_use({option, top_k || gshard || mixer, "router top_k"});
+        require_use({option, top_k || gshard || mixer, "router top_k, gshard or sparse_mixer"});
     }
     for (const char* const option : {"--normalize-epsilon", "--epsilon-kind"}) {
-        require_use({option, top_k || gshard, "router top_k"});
+        require_use({option, top_k || gshard, "router top_k or gshard"});
     }
     for (const use& u : uses) require_use(u);
     for (const loss_kind loss : {loss_kind::device_balance, loss_kind::communication_balance}) {

@@ -88,7 +88,7 @@ class grammar : public command_line {
         add_path("--preset", "NAME", "Options of a model by its model_type, such as deepseek_v3; those given win",
                  top_k_.preset);
         add_path("--config", "config.json", "Options of a model by its configuration; those given win", top_k_.config);
-        add_number<index_t>("--k", "N", "Experts a token goes to, 1..E (2)", top_k_.k, 1, no_limit);
+        add_number<index_t>("--k", "N", "Experts per token, 1..E (2)", top_k_.k, 1, no_limit);
         add_number<double>("--logit-multiplier", "X", "Scores are multiplied by X > 0 first (1)",
                            top_k_.logit_multiplier);
         add_path("--logit-bias", "L.npy", "[E], added next", top_k_.logit_bias);
@@ -159,10 +159,10 @@ class grammar : public command_line {
     }
 
     void add_capacity() {
-        group_ = "Capacity (switch, top_k)";
-        add_number<double>("--capacity-factor", "F", "Rows an expert = F k T / E (switch 1.25; top_k has no limit)",
+        group_ = "Capacity (all routers but base and greedy)";
+        add_number<double>("--capacity-factor", "F", "Rows per expert = F k T / E (switch 1.25; others have no limit)",
                            asked_.capacity_factor, 0);
-        add_number<index_t>("--capacity", "N", "Rows an expert, as given; excludes --capacity-factor", asked_.capacity,
+        add_number<index_t>("--capacity", "N", "Rows per expert, as given; excludes --capacity-factor", asked_.capacity,
                             0, no_limit);
         add_named("--capacity-rounding", rounding_by_name, asked_.capacity_rounding,
                   "Of a capacity from a factor; round is half to even (floor)");
@@ -175,7 +175,7 @@ class grammar : public command_line {
     }
 
     void add_losses_and_noise() {
-        group_ = "Losses and noise (switch, top_k)";
+        group_ = "Losses and noise (all routers but base and greedy)";
         add_number<double>("--balance-weight", "W", "Of the load-balancing loss (0.01)", asked_.balance_weight);
         add_number<double>("--z-weight", "W", "Of the z-loss (0)", asked_.z_weight);
         add_named("--noise", noise_by_name, asked_.noise,
@@ -211,10 +211,10 @@ class grammar : public command_line {
     void add_execution() {
         group_ = "How it runs";
         add_named("--solver", solvers_by_name, asked_.solver,
-                  "Of router base: exact, or within 0.0005 std(scores) a token (hungarian)");
+                  "Of router base: exact, or within 0.0005 std(scores) per token (hungarian)");
         add_named("--backend", backends_by_name, asked_.backend, "Eigen's CPU code or Thrust's CPU systems (eigen)");
         add_named("--policy", policies_by_name, asked_.policy, "One thread or several (seq)");
-        add_number<int>("--threads", "N", "Of policy par (one a core)", asked_.threads, 1, 1024);
+        add_number<int>("--threads", "N", "Of policy par (one per core)", asked_.threads, 1, 1024);
         add_number<index_t>("--repeat", "N", "Measured runs; milliseconds is their median (1)", asked_.repeat, 1,
                             no_limit);
     }

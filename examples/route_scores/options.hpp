@@ -216,7 +216,7 @@ struct options {
     solver_kind solver = solver_kind::hungarian;
     backend_kind backend = backend_kind::eigen;
     policy_kind policy = policy_kind::seq;
-    int threads = 0;  ///< of policy par; 0: one a core
+    int threads = 0;  ///< of policy par; 0: one per core
     index_t repeat = 1;
 
     bool writes(format_kind format) const { return std::find(formats.begin(), formats.end(), format) != formats.end(); }
@@ -292,7 +292,7 @@ noise_setting noise_of(const options& asked, router_kind router);
 double noise_scale_of(const options& asked);
 
 /// Reads the command line. Nothing is returned where it asked for help or the version, which are then printed; anything
-/// wrong throws switchyard::error with a sentence.
+/// wrong throws switchyard::error with an error message.
 std::optional<options> parse_options(int argc, const char* const* argv);
 
 }  // namespace study

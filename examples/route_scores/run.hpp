@@ -80,7 +80,7 @@ inputs read_inputs(const options& asked);
 /// `asked.repeat` times measured. Bad input throws switchyard::error.
 routing run_router(const options& asked, router_kind router, const inputs& given);
 
-/// Fails with a sentence where the backend or the policy asked for is not built in.
+/// Fails with an error message where the backend or the policy asked for is not built in.
 void require_built_in(const options& asked);
 
 /// The part of it that runs on Thrust, in run_thrust.cpp, and whether this program has it.

@@ -18,7 +18,8 @@ namespace study {
 /// Options are added to groups; `--help` and `--version` are there. A program derives its grammar from this.
 class command_line {
   public:
-    /// False where help or the version was asked for and printed; fails with a sentence on what is not in the grammar.
+    /// False where help or the version was asked for and printed; fails with an error message on what is not in the
+    /// grammar.
     bool parse(int argc, const char* const* argv) {
         try {
             app_.parse(argc, argv);

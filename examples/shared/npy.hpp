@@ -26,8 +26,8 @@ using sy::index_t;
 /// Scores [tokens, experts], row-major: float for float16 and float32 files, double for float64.
 using score_table = std::variant<sy::matrix<float>, sy::matrix<double>>;
 
-/// Reads scores in C or Fortran order, little- or big-endian. Fails with a sentence that begins with the path for a
-/// file that cannot be read, is not .npy, is truncated or too long, has another rank or type, or holds NaN or
+/// Reads scores in C or Fortran order, little- or big-endian. Fails with an error message that begins with the path for
+/// a file that cannot be read, is not .npy, is truncated or too long, has another rank or type, or holds NaN or
 /// +infinity.
 score_table read_scores(const std::string& path);
 

@@ -1,6 +1,6 @@
 // What the text of an option stands for: numbers, names, and lists of names.
 //
-// A text that stands for nothing fails with a sentence that names the option, the text and the rule.
+// A text that stands for nothing fails with an error message that names the option, the text and the rule.
 #pragma once
 
 #include <switchyard/switchyard.hpp>

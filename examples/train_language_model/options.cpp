@@ -16,7 +16,7 @@ constexpr const char* about =
 
 constexpr const char* more =
     "Written to DIR:\n"
-    "  results.csv    one line an evaluation of a run: step, seconds, losses, loads\n"
+    "  results.csv    one line per evaluation of a run: step, seconds, losses, loads\n"
     "  results.json   everything, the options included\n"
     "  scores/*.npy   float32 [tokens, experts], what each trained router gives the held-out text\n"
     "  report.html    the same as pictures\n"
@@ -77,7 +77,7 @@ class grammar : public command_line {
 
     void add_model() {
         group_ = "The model";
-        add_number<index_t>("--experts", "N", "Experts a layer (16)", asked_.experts, 2, 1024);
+        add_number<index_t>("--experts", "N", "Experts per layer (16)", asked_.experts, 2, 1024);
         add_number<index_t>("--hidden", "N",
                             "Hidden width of an expert, and of the dense model; top_2's have half (256)", asked_.hidden,
                             2, 65536);
@@ -89,12 +89,13 @@ class grammar : public command_line {
     void add_training() {
         group_ = "Training";
         add_number<index_t>("--steps", "N", "Steps of a run (2000)", asked_.steps, 1, 100'000'000);
-        add_number<index_t>("--tokens", "N", "Tokens a step (1024)", asked_.tokens, 1, 1 << 20);
+        add_number<index_t>("--tokens", "N", "Tokens per step (1024)", asked_.tokens, 1, 1 << 20);
         add_number<double>("--rate", "X", "Adam's learning rate, after a hundred steps of warming up (0.02)",
                            asked_.rate, 0, 10);
-        add_number<double>("--capacity-factor", "F", "Rows an expert = F k T / E, in training (1.25)",
+        add_number<double>("--capacity-factor", "F", "Rows per expert = F k T / E, in training (1.25)",
                            asked_.capacity_factor, 0, 1e6);
-        add_number<double>("--balance-weight", "W", "Of the balance loss of switch, switch_jitter and top_2 (0.05)",
+        add_number<double>("--balance-weight", "W",
+                           "Of the balance loss of switch, switch_jitter, top_2, gshard and sparse_mixer (0.05)",
                            asked_.balance_weight, 0, 1e6);
         add_number<double>("--jitter", "X", "Of switch_jitter: the router's input times U[1-X, 1+X) (0.01)",
                            asked_.jitter, 0, 0.999);
@@ -104,7 +105,7 @@ class grammar : public command_line {
 
     void add_execution() {
         group_ = "How it runs";
-        add_number<int>("--threads", "N", "One a core unless given; results do not depend on it", asked_.threads, 1,
+        add_number<int>("--threads", "N", "One per core unless given; results do not depend on it", asked_.threads, 1,
                         1024);
         app_.add_flag_callback(
                 "--no-report", [this] { asked_.report = false; }, "Make no report.html")

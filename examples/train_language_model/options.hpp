@@ -72,7 +72,7 @@ struct options {
 
     std::uint64_t seed = 1;  ///< the first
     index_t seeds = 1;
-    int threads = 0;  ///< 0: one a core
+    int threads = 0;  ///< 0: one per core
     bool report = true;
 };
 
@@ -80,7 +80,7 @@ struct options {
 inline bool has_bfloat16_router(contender kind) { return kind > contender::dense && kind <= contender::base; }
 
 /// Reads the command line. Nothing is returned where it asked for help or the version, which are then printed; anything
-/// wrong throws switchyard::error with a sentence.
+/// wrong throws switchyard::error with an error message.
 std::optional<options> parse_options(int argc, const char* const* argv);
 
 }  // namespace study

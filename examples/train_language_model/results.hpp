@@ -22,7 +22,7 @@ std::optional<crossing> crossing_of(const std::vector<run_record>& runs, const r
 /// The comparison, a line a kind of run; with several seeds medians, and least and largest in brackets.
 void print_table(std::ostream& out, const std::vector<run_record>& runs);
 
-/// A folder made for the results; fails with a sentence where nothing can be written there.
+/// A folder made for the results; fails with an error message where nothing can be written there.
 void require_writable(const std::filesystem::path& folder);
 
 /// results.csv, results.json and scores/*.npy, each put in place when it is whole.

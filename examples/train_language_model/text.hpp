@@ -33,8 +33,8 @@ struct batch {
 
 class corpus {
   public:
-    /// Reads files, and folders with all their files in order of path. Fails with a sentence where there is too little
-    /// text.
+    /// Reads files, and folders with all their files in order of path. Fails with an error message where there is too
+    /// little text.
     corpus(const std::vector<std::string>& paths, index_t context);
 
     index_t size() const { return static_cast<index_t>(bytes_.size()); }

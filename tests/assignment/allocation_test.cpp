@@ -52,7 +52,7 @@ TEST_CASE("hungarian: nothing is allocated after the first call for a shape") {
     }
 }
 
-TEST_CASE("hungarian: nothing is allocated after the first call for a shape, with two experts a token or threads") {
+TEST_CASE("hungarian: nothing is allocated after the first call for a shape, with two experts per token or threads") {
     switchyard_test::thread_pool pool(3);  // allocates nothing itself
     const auto check = [](const auto& policy, const sy::hungarian& solver, index_t tokens, index_t choices) {
         INFO("sampling ", solver.sampling, ", ", tokens, " tokens, k = ", choices);

@@ -175,7 +175,7 @@ TEST_CASE("auction: whatever prices it begins with, its bound holds") {
     }));
 }
 
-TEST_CASE("auction: several experts a token, within the bound of the best") {
+TEST_CASE("auction: several experts per token, within the bound of the best") {
     std::mt19937_64 random(41);
     int feasible = 0, infeasible = 0;
     for (int i = 0; i < 6000; ++i) {

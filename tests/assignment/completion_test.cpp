@@ -12,7 +12,7 @@ using namespace assignment_tests;
 
 namespace {
 
-/// k experts a token, some placed already.
+/// k experts per token, some placed already.
 struct partial {
     instance problem;
     index_t choices = 1;

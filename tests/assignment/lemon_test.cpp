@@ -274,7 +274,7 @@ TEST_CASE("lemon: hungarian has the network simplex's optimum") {
     against_lemon<float>(sy::seq, sy::hungarian{.candidates = 2, .sampling = 2}, promise::exact, false, 1500, 27);
 }
 
-TEST_CASE("lemon: hungarian has the network simplex's optimum for several experts a token") {
+TEST_CASE("lemon: hungarian has the network simplex's optimum for several experts per token") {
     against_lemon<float>(sy::seq, sy::hungarian{}, promise::exact, true, 4000, 28);
     against_lemon<double>(sy::seq, sy::hungarian{}, promise::exact, true, 1000, 29);
     against_lemon<float>(sy::seq, sy::hungarian{.candidates = 1, .sampling = 0}, promise::exact, true, 1000, 30);

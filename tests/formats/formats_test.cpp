@@ -344,7 +344,7 @@ TEST_CASE("formats: arguments that do not fit are refused with their name, value
     says("choices is 5 x 10; it must be 6 x 10", [&] { sy::write_masked(sy::seq, plan, ints(5, 10), ints(1, 6)); });
     says("counts has room for 5 numbers; there are 6",
          [&] { sy::write_masked(sy::seq, plan, ints(6, 10), ints(1, 5)); });
-    says("choices has room for 0 rows an expert; the plan has up to 5",
+    says("choices has room for 0 rows per expert; the plan has up to 5",
          [&] { sy::write_masked(sy::seq, plan, ints(6, 0), ints(1, 6)); });
     says("none = 6 must be -1 or an expert of the plan's 6",
          [&] { sy::write_ids(sy::seq, plan, ints(10, 2), {.none = 6}); });
@@ -367,7 +367,7 @@ TEST_CASE("formats: arguments that do not fit are refused with their name, value
          [&] { sy::write_token_lists(sy::seq, plan, ints(1, 11), ints(1, 20), ints(1, 21), floats(1, 20), scratch); });
     says("dispatch has 61 columns; they must be a multiple of E = 6",
          [&] { sy::write_one_hot(sy::seq, plan, floats(10, 61)); });
-    says("combine has room for 1 rows an expert; the plan has up to 5",
+    says("combine has room for 1 rows per expert; the plan has up to 5",
          [&] { sy::write_combine_weights(sy::seq, plan, floats(10, 6)); });
     // More than 32 bits hold, and a plan that is none.
     sy::plan_view<float> large = plan.view();
@@ -393,6 +393,6 @@ TEST_CASE("formats: arguments that do not fit are refused with their name, value
     given_choices twice(1, 2, 1);
     twice.ids(0, 0) = twice.ids(0, 1) = 0;
     sy::plan_from_choices(sy::seq, twice.ids, twice.gates, 1, {.may_repeat = true}, repeated, scratch);
-    says("the row map has room for 1 rows a token; the plan has 2 choices",
+    says("the row map has room for 1 rows per token; the plan has 2 choices",
          [&] { sy::write_row_map(sy::seq, repeated, ints(1, 3)); });
 }

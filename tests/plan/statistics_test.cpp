@@ -244,7 +244,7 @@ TEST_CASE("statistics of loads: bad arguments") {
 }
 
 TEST_CASE("statistics of choices, gates and changes: worked by hand") {
-    // Two choices a token, capacity 2. Token 3 is padding; token 2 has one choice here.
+    // Two choices per token, capacity 2. Token 3 is padding; token 2 has one choice here.
     const auto before =
         plan_of(4, 2, 3, {0, 1, 0, 2, 0, -1, -1, -1}, {.5f, .5f, .75f, .25f, 1, 0, 0, 0}, {.capacity = {.number = 2}});
     std::array<sy::choice_statistics, 2> choices{};

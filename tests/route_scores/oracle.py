@@ -204,7 +204,7 @@ def best_assignment(cost):
 
 
 def best_balanced_total(scores):
-    """The largest total of an assignment with floor(T/E) or ceil(T/E) tokens an expert; -inf where there is none."""
+    """The largest total of an assignment with floor(T/E) or ceil(T/E) tokens per expert; -inf where there is none."""
     tokens, experts = scores.shape
     low, high = tokens // experts, -(-tokens // experts)
     if tokens == 0:

@@ -1,4 +1,4 @@
-// BASE with k > 1: the best balanced choice of k experts a token, by trying all; loads, gates and gradients.
+// BASE with k > 1: the best balanced choice of k experts per token, by trying all; loads, gates and gradients.
 #include "reference/numeric.hpp"
 #include "support/backends.hpp"
 #include "support/routed.hpp"
@@ -19,7 +19,7 @@ using namespace switchyard_test;
 
 namespace {
 
-/// The best total of k different experts a token with loads between lower and upper.
+/// The best total of k different experts per token with loads between lower and upper.
 double best_total(const ref::matrix& scores, index_t k, index_t lower, index_t upper) {
     double best = -INFINITY;
     std::vector<index_t> load(static_cast<std::size_t>(scores.columns));

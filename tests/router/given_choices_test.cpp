@@ -325,7 +325,7 @@ TEST_CASE("table of choices: rows by token id, none outside, and what is refused
     CHECK(std::equal(want, want + 10, ids.data()));
     ids_matrix wide(5, 3);
     CHECK(sentence_of([&] { sy::table_choices(sy::seq, table, list, wide); }) ==
-          "the table has k = 2 experts a token, ids have 3");
+          "the table has k = 2 experts per token, ids have 3");
     ids_matrix few(4, 2);
     CHECK(sentence_of([&] { sy::table_choices(sy::seq, table, list, few); }) == "tokens are 5 x 1 for T = 4 tokens");
     CHECK(sentence_of([&] { sy::random_choices(sy::seq, 1, {}, ids); }) == "k = 2 must lie in 1..E = 1");

@@ -1,4 +1,4 @@
-// Two experts a token, the second left out by a policy: against plain loops, the recorded answers of NLLB's own code,
+// Two experts per token, the second left out by a policy: against plain loops, the recorded answers of NLLB's own code,
 // central differences, and what the policies say of themselves.
 #include "reference/numeric.hpp"
 #include "support/backends.hpp"

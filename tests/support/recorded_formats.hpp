@@ -1,5 +1,5 @@
 // Recorded arrays of packages that take a routing, for fixed ids: those of five plans, and two examples from the
-// packages' own documentation. -1 in ids is a choice without an expert; k different experts a token otherwise.
+// packages' own documentation. -1 in ids is a choice without an expert; k different experts per token otherwise.
 //
 //   set   T, k, E
 //   a     50, 4, 8      some -1

@@ -271,7 +271,7 @@ TEST_CASE("auction on Thrust: what the host does") {
         problem.lower = reference::filled<index_t>(5, lower);
         problem.upper = reference::filled<index_t>(5, upper);
     };
-    // Several experts a token.
+    // Several experts per token.
     bounds(0, tokens);
     const solution two = solve_there(sy::auction{}, problem, scratch, {.choices = 2});
     CHECK(two.result.converged);

@@ -40,5 +40,5 @@ TEST_CASE("formats: a table of an expert's rows holds any batch, since no load i
     sy::matrix<std::int32_t, device_memory> masked(8, 49);
     sy::matrix<std::int32_t, device_memory> counts(1, 8);
     CHECK_THROWS_WITH_AS(sy::write_masked(device, plan, masked, counts),
-                         "choices has room for 49 rows an expert; the plan has up to 50", sy::error);
+                         "choices has room for 49 rows per expert; the plan has up to 50", sy::error);
 }

@@ -15,7 +15,7 @@ ROUTERS = ["dense", "switch_unbalanced", "switch", "switch_jitter", "top_2", "ba
 # Those of an option.
 MORE = ["gshard", "sparse_mixer", "deepseek_v3", "deepseek_v4", "quantile", "sinkhorn", "hash", "random",
         "round_robin"]
-TWO = ["top_2", "gshard", "sparse_mixer", "deepseek_v3", "deepseek_v4"]  # experts a token
+TWO = ["top_2", "gshard", "sparse_mixer", "deepseek_v3", "deepseek_v4"]  # experts per token
 # A text that a small model can learn in few steps.
 TEXT = b"".join(b"int value_%d = %d * (left + right);\n" % (i % 7, i % 10) for i in range(1300))
 

@@ -28,10 +28,10 @@
 // Scores: any storage type and strides; bids in the compute type or double, certified in double. Bad scores, tokens
 // with too few experts, and bounds that cannot be met are errors before any bid, as in `hungarian`.
 //
-// Time: a pass over the scores for the first look and for each certificate, and O(E) per bid: T bids and usually few
+// Time: one pass over the scores to begin with and one for each certificate, and O(E) per bid: T bids and usually few
 // more per phase, two to five phases. Identical tokens raise prices eps by eps; `most_rounds` and `time_limit` bound
 // it. Memory from the workspace: about 40 bytes per place. Nothing is allocated after the first call for a shape. The
-// first look, the bids of large rounds and the certificates are shared among the policy's threads; the result is
+// first pass, the bids of large rounds and the certificates are shared among the policy's threads; the result is
 // bitwise identical for every CPU policy, except where a time limit stops it. On a Thrust policy: device_auction.hpp.
 //
 // `iterations` of the result counts rounds of bids, `steps` phases.

@@ -15,15 +15,15 @@
 //
 // What waits: the calling thread enqueues rounds, and reads the number of open tokens once every four. Where few are
 // left (detail/device_auction_fill.hpp), it reads a number for each attempt to place them, and two for the certificate;
-// the first look takes two more. On return everything is finished.
+// the first pass takes two more. On return everything is finished.
 //
 // What runs on the host, after a copy of all scores there: problems with k > 1 (they are solved there), scores that are
-// bad (for the sentence of the error), the search for a proof where forbidden pairs keep an auction from ending, and
+// bad (for the error message), the search for a proof where forbidden pairs keep an auction from ending, and
 // the completion of an assignment where a limit of the settings was met before any phase ended. These allocate.
 //
 // Time: a round is a pass of the open tokens over their scores, two stable sorts of T keys, and some passes over T and
 // E; tens to hundreds of rounds, thousands where experts are many and tokens few. Memory from the workspace: about 100
-// bytes a token. Thrust's sorts allocate more: see backend/thrust.hpp.
+// bytes per token. Thrust's sorts allocate more: see backend/thrust.hpp.
 #pragma once
 
 #include <switchyard/assignment/assignment.hpp>

@@ -107,7 +107,7 @@ inline double market_price(const quotas& bounds, index_t tokens, index_t places,
     return 0;
 }
 
-/// Gives closed experts the lowest prices at which nobody prefers them.
+/// Gives closed experts the lowest prices at which no token prefers them.
 template <class S>
 void price_closed_experts(const score_source<S>& scores, const std::int32_t* rows, index_t tokens, index_t choices,
                           const std::int32_t* expert_of_token, double* prices) {
@@ -264,7 +264,7 @@ void exact_assignment<Policy, S>::find_prices(price_search<S>& search, std::int3
     }
 }
 
-/// Looks at all tokens at good prices, and solves for those that are nearly tied. False: that did not do.
+/// Makes a pass over all tokens at good prices, and solves for those that are nearly tied. False: that did not do.
 template <class Policy, class S>
 bool exact_assignment<Policy, S>::solve_narrowed() {
     const auto scope = scratch_.open();
@@ -331,7 +331,8 @@ bool exact_assignment<Policy, S>::solve_narrowed() {
     return false;
 }
 
-/// The last look at all tokens left nothing to move; perhaps it is the best already. So it is where ties abound.
+/// The last pass over all tokens left nothing to move, so the assignment may be the best already. Where many tokens are
+/// tied, it usually is.
 template <class Policy, class S>
 bool exact_assignment<Policy, S>::certify_as_it_is(const price_search<S>& search, narrowing<S>& all) {
     double* const prices = graph_.prices();
@@ -417,7 +418,7 @@ void exact_assignment<Policy, S>::stop_here() {
     certify_all();
 }
 
-/// The certificate of what is written, by a look at all scores.
+/// The certificate of what is written, by a pass over all scores.
 template <class Policy, class S>
 void exact_assignment<Policy, S>::certify_all() {
     double* const prices = graph_.prices();

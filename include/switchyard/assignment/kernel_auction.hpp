@@ -7,8 +7,8 @@
 //   const base_router<async_auction> router{{.prices = prices}};   // prices: [E] on the device, 0 to begin with
 //
 // `async_auction` enqueues a number of launches that its settings and the shape settle, reads nothing on the host, and
-// can be captured in a CUDA graph. Its assignment is always within the quotas and the gap is always certified; how
-// small it is nobody promises. It is the exact optimum's price, found as `hungarian` finds it, and a few rounds of an
+// can be captured in a CUDA graph. Its assignment is always within the quotas and the gap is always certified;
+// there is no bound on its size. It is the exact optimum's price, found as `hungarian` finds it, and a few rounds of an
 // auction for the tokens that are nearly tied:
 //
 //   prices     at most `sample_steps` Newton steps on one token of eight, and `price_steps` on all
@@ -77,7 +77,7 @@ inline void require_settings(const async_auction& solver) {
             " must be a number from 0 on");
 }
 
-/// What can be asked of bounds before tokens are counted, with the sentences of require_quotas.
+/// What can be asked of bounds before tokens are counted, with the error messages of require_quotas.
 inline void require_order_of_bounds(const quotas& bounds) {
     for (index_t e = 0; e < bounds.experts; ++e) {
         const index_t lower = bounds.lower(e);

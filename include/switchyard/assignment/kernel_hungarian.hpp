@@ -1,4 +1,4 @@
-// `hungarian` on a device that runs kernels: exact, with one look at the device from the host.
+// `hungarian` on a device that runs kernels: exact, with one synchronisation of the host in the common case.
 //
 //   device_workspace<Policy> scratch;
 //   const device_assignment_problem<float, Policy::memory::space> problem{
@@ -9,7 +9,7 @@
 //
 //   device   prices: Newton steps, on one of eight tokens first where none are given, then on all
 //                                                                                       detail/kernel_price_steps.hpp
-//   device   a look at all tokens fixes those that small changes of prices cannot move; the few others, the
+//   device   a pass over all tokens fixes those that small changes of prices cannot move; the few others, the
 //            candidates, are lined up with their scores                                 detail/kernel_narrowing.hpp
 //   copy     candidates, and what the fixed tokens leave of the quotas: the one wait
 //   host     the exact solver for the candidates (hungarian.hpp, one thread), and the certificate: with prices that
@@ -25,9 +25,9 @@
 //   another parcel     prices were still too far off when the first came, or moved further than the band; the prices
 //                      found, more Newton steps, and four times the room for the next one: two more parcels at most
 //   all scores         where that does not do, or rounding left more tokens tied than there is room for; with k > 1,
-//                      above 4,096 experts, and for scores that are bad (for the sentence of the error). One copy each
+//                      above 4,096 experts, and for scores that are bad (for the error message). One copy each
 //                      for scores, mask and prices, and what is found is copied back
-//   a certificate      where a limit of the settings stopped the solver: the device looks at all tokens once more
+//   a certificate      where a limit of the settings stopped the solver: the device makes one more pass over all tokens
 //   bounds, experts    arrays of bounds are copied to the device, and so are more than 28,672 experts found
 //
 // Memory: about 16 bytes per token, the parcel (32 E + 1024 rows of scores, or all), and 4 bytes per pair of experts
@@ -171,7 +171,7 @@ class exact_on_device {
         return rest;
     }
 
-    /// Prices at which few tokens are beyond the quotas. The look of the parcel before has left its counts.
+    /// Prices at which few tokens are beyond the quotas. The pass of the parcel before has left its counts.
     void find_prices(const price_search_on_device<C>& on, int attempt) {
         if (attempt > 0) policy_.launch(clear_counts<C>{on}, 1);
         const index_t stride = std::clamp<index_t>(rows_ / (8 * experts_), 1, 8);
@@ -202,7 +202,7 @@ class exact_on_device {
         if (host_prices_ != nullptr) std::copy_n(candidates.prices(), experts_, host_prices_);
     }
 
-    /// The certificate of what is written, by a look at all scores, at prices on the host and on the device. Those of
+    /// The certificate of what is written, by a pass over all scores, at prices on the host and on the device. Those of
     /// closed experts may differ: no load, no place, no term.
     assignment_result certify(const quotas& bounds, index_t tokens, const double* prices, const double* prices_there,
                               const price_search_on_device<C>& on) {

@@ -86,7 +86,7 @@ class worker_pool {
         void (*call)(const void* context, index_t block);
         const void* context;
         index_t blocks;
-        index_t next = 0;          ///< the first block that nobody has taken
+        index_t next = 0;          ///< the first block that no thread has taken
         index_t running = 0;       ///< blocks taken and not yet finished
         job* following = nullptr;  ///< of the list of jobs with blocks to take
     };
@@ -168,7 +168,7 @@ class task_pool {
     }
 
   private:
-    /// Outlives the call where tasks start late; these look at no more than `next`.
+    /// Outlives the call where tasks start late; these read no more than `next`.
     struct job {
         void (*call)(const void* context, index_t block) = nullptr;
         const void* context = nullptr;

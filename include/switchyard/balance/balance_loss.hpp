@@ -202,7 +202,7 @@ struct merge_slots {
     }
 };
 
-/// What a loss needs of all sequences before it looks at one.
+/// What a loss needs of all sequences before it reads one.
 struct sequence_totals {
     double scale = 0;  ///< weight E / (sequences that are not left out)
     double mean_counted = 0;
@@ -342,7 +342,7 @@ void write_balance_sums(const Policy& policy, const Scores& scores, const Choice
     auto chosen = detail::chosen_of<Policy>(choices, tokens, settings.after_drops);
     index_t k = chosen.expert.columns;
     if constexpr (plan_like<Choices>) {
-        k -= view_of_plan(choices).origin.rowless.shared;  // every token's last, which nobody chose
+        k -= view_of_plan(choices).origin.rowless.shared;  // every token's last, which was not chosen
     }
     chosen.counted = settings.count == choice_count::first ? 1 : k;
     chosen.once_in_group = settings.unit == balance_unit::communication;

@@ -15,8 +15,8 @@
 //   d s_th -= a_e phi(x) / sigma;   d n_th -= a_e phi(x) / sigma N_th sigmoid(n_th)
 //
 // Padding and forbidden experts (-infinity) count nowhere. load[E] and loss[1] are doubles in the policy's memory. Sums
-// have an order that depends on the shape alone: the same bits on any number of threads. O(T E + T k), T (k + 1) lists
-// and 512 E sums of scratch at most; nothing waits. Ties: the lower expert.
+// have an order that depends on the shape alone: they are bitwise identical for any number of threads. O(T E + T k), T
+// (k + 1) lists and 512 E sums of scratch at most; nothing waits. Ties: the lower expert.
 //
 // Shazeer et al. 2017, arXiv 1701.06538, appendix A; weight 0.1.
 #pragma once

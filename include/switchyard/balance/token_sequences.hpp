@@ -75,7 +75,7 @@ struct sequence_slots {
 
 }  // namespace detail
 
-/// Fails with a sentence where the sequences are not those of T rows.
+/// Fails with an error message where the sequences are not those of T rows.
 template <class Policy, class Space>
 void require_sequences(const token_sequences<Space>& sequences, index_t tokens) {
     static_assert(std::is_same_v<Space, typename Policy::memory::space>,

@@ -6,8 +6,8 @@
 //                         d_tokens[t] = (sum of these choices' gates) * d_y[t]; 0 where there are none
 //
 // Choices in order. On the CPU rows of one storage that lie contiguously move as in combine without identity experts,
-// and any others number by number with the same bits. On devices one thread has an element of a sum, and one a dot
-// product.
+// and any others number by number, with bitwise identical results. On devices one thread has an element of a sum, and
+// one a dot product.
 #pragma once
 
 #include <switchyard/backend/policy.hpp>

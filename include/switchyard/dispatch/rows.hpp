@@ -6,10 +6,10 @@
 //   sum_and_dot_rows      both backward halves of dispatch with gates
 //   dot_rows      d_gate[t, c] = rows[row of (t, c)] . tokens[t]   0 for dropped choices
 //
-// Contiguous rows move one by one, as vectors (detail/contiguous_rows.hpp); large outputs are written past the cache
-// (they do not fit it, and the row that would be read first is skipped). Any other stride moves in tiles on the stack,
-// which with its lists takes up to 448 KiB (detail/tiled_rows.hpp). Storage is converted on the way (core/stored.hpp).
-// Sums have a fixed order whatever the strides, the thread count and the alignment.
+// Contiguous rows move one by one, as vectors (detail/contiguous_rows.hpp); large outputs are written with non-temporal
+// stores (they do not fit the cache, and their lines are not read first). Any other stride moves in tiles on the
+// stack, which with its lists takes up to 448 KiB (detail/tiled_rows.hpp). Storage is converted on the way
+// (core/stored.hpp). Sums have a fixed order whatever the strides, the thread count and the alignment.
 #pragma once
 
 #include <switchyard/backend/policy.hpp>

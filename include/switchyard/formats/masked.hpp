@@ -46,7 +46,7 @@ void require_room_for_loads(const char* name, const View& p, index_t most) {
     if constexpr (host_policy<Policy>) {
         load = p.experts > 0 ? *std::max_element(p.load_after, p.load_after + p.experts) : 0;
     }
-    require(most >= load, name, " has room for ", most, " rows an expert; the plan has up to ", load);
+    require(most >= load, name, " has room for ", most, " rows per expert; the plan has up to ", load);
 }
 
 template <class S, class Space, class T>

@@ -203,7 +203,7 @@ void write_row_map(const Policy& policy, const Plan& plan, Map&& map) {
     const auto out = as_view(map);
     detail::require_shape("the row map", out, p.tokens, 2 * p.experts + 1);
     require(p.choices <= p.experts + p.origin.rowless.count(), "the row map has room for ", p.experts,
-            " rows a token; the plan has ", p.choices, " choices");
+            " rows per token; the plan has ", p.choices, " choices");
     detail::require_holds<number>("the row map", std::max(p.row_bound, p.experts));
     detail::fill_and_place(policy, out, number(-1),
                            detail::place_rows<typename view::scalar, typename view::space, number>{p, out});

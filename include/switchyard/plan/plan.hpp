@@ -304,7 +304,8 @@ class basic_plan {
     matrix_view<const std::int32_t, space> slot() const { return {view().slot, view().tokens, view().choices}; }
     matrix_view<const S, space> gate() const { return {view().gate, view().tokens, view().choices}; }
 
-    /// Scores computed from tokens, kept for backward: [T, E] after `route`, empty after `route_scores`.
+    /// Scores computed from tokens, kept for backward: [T, E] after `route`. `route_scores` leaves them as they are:
+    /// empty in a new plan, and otherwise those of the last `route`.
     matrix<S, Memory>& scores() noexcept { return scores_; }
     const matrix<S, Memory>& scores() const noexcept { return scores_; }
 

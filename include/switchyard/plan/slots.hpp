@@ -3,7 +3,7 @@
 // Choices take slots in order: all first choices before any second (Lepikhin et al. 2020), and within a choice by token
 // position, or by falling gate of the token's first choice with the lower token first (batch priority: Riquelme et al.
 // 2021, arXiv 2106.05974). Gates below 0, which a scale makes, come after 0 by their values; -0 is 0; NaN, from scores
-// that nobody checked, counts as -infinity. slot = number of earlier choices of the same expert; kept iff slot <
+// that were not checked, counts as -infinity. slot = number of earlier choices of the same expert; kept iff slot <
 // capacity. All integer arithmetic: the same on every backend, policy and thread count (by gate order: for equal
 // gates).
 //

@@ -1,4 +1,4 @@
-// GShard's routing: two experts a token, the second left out now and then. Lepikhin et al., arXiv 2006.16668; NLLB
+// GShard's routing: two experts per token, an optional second. Lepikhin et al., arXiv 2006.16668; NLLB
 // Team, arXiv 2207.04672.
 //
 //   p = softmax(s);  a = argmax s;  b = argmax of s without a, under `sampling` of s + Gumbel without a

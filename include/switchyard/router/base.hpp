@@ -63,7 +63,7 @@ struct base_router {
     Solver solver{};
     bad_scores bad = bad_scores::error;  ///< at inference; training always checks
     expert_prices* prices = nullptr;     ///< a warm start for training, the caller's; or null
-    index_t k = 1;                       ///< 1..E experts a token
+    index_t k = 1;                       ///< 1..E experts per token
 };
 
 template <class Solver>

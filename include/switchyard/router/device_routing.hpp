@@ -1,11 +1,11 @@
 // Routing's row programs on a device: the verbs of router/softmax_routing.hpp.
 //
-// One thread a row (or a few consecutive rows), with packs of width 1: the arithmetic is the CPU's, its sums are in
+// One thread per row (or a few consecutive rows), with packs of width 1: the arithmetic is the CPU's, its sums are in
 // another order. Choices are taken on raw scores and are the CPU's. Column sums of the probabilities, the z-loss and
-// what is wrong with scores are summed in fixed blocks and a fixed order: the same bits on every run.
+// what is wrong with scores are summed in fixed blocks and a fixed order, so they are bitwise identical on every run.
 //
 // Bad scores are noted in the plan's status, where `check` (plan/device_plan.hpp) finds them; nothing is read on the
-// host. Scratch from the workspace: at most two numbers a score, less for many rows.
+// host. Scratch from the workspace: at most two numbers per score, less for many rows.
 #pragma once
 
 #include <switchyard/backend/device.hpp>

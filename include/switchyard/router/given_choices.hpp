@@ -187,7 +187,7 @@ void table_choices(const Policy& policy, const Table& table, const Tokens& token
     static_assert(std::is_same_v<typename decltype(rows)::value_type, std::int32_t> &&
                       std::is_same_v<typename decltype(out)::value_type, std::int32_t>,
                   "switchyard: ids of experts are int32 here");
-    require(rows.columns == out.columns, "the table has k = ", rows.columns, " experts a token, ids have ",
+    require(rows.columns == out.columns, "the table has k = ", rows.columns, " experts per token, ids have ",
             out.columns);
     require((list.columns == 1 && list.rows == out.rows) || (list.rows == 1 && list.columns == out.rows), "tokens are ",
             list.rows, " x ", list.columns, " for T = ", out.rows, " tokens");

@@ -1,4 +1,4 @@
-// The GShard router: two experts a token, of which the second may be left out by a policy.
+// The GShard router: two experts per token, of which the second may be left out by a policy.
 //
 //   p = softmax(s[T, E]);  a = argmax s;  b = argmax of s without a
 //   second kept    all        always
@@ -17,14 +17,14 @@
 // from (seed, stream, step, token, column), in training alone: inference has a policy of its own.
 //
 // A second choice that the policy leaves out keeps its place and its expert in the plan, with slot -1 and gate 0, as
-// one over capacity; but it asked for no slot: it is in no load, and later tokens take its place. All first choices
+// one over capacity; but it asks for no slot: it is in no load, and later tokens take its place. All first choices
 // take slots before any second; by gate order, tokens come by falling p_a. Balance loss and z-loss are top-k's, of
 // first choices unless asked otherwise.
 //
 // Backward, `route_scores_backward`, is that of the gates as they are: the policy's decision, like the choice, is a
 // constant. Padding has expert -1 in both choices. A token with one allowed expert has a forbidden second, gate 0.
-// Needs E >= 2. Ties: the lower expert. O(T E); 3 numbers of scratch a token at most. By kernels rows are read by the
-// generic device code, one thread a token; nothing waits.
+// Needs E >= 2. Ties: the lower expert. O(T E); 3 numbers of scratch per token at most. By kernels rows are read by the
+// generic device code, one thread per token; nothing waits.
 //
 // Lepikhin et al. 2020, "GShard", arXiv 2006.16668; NLLB Team 2022, arXiv 2207.04672.
 #pragma once
@@ -97,7 +97,7 @@ constexpr std::uint64_t fingerprint_of(const gshard_router& r) {
                        r.input_jitter, r.input_dropout, r.balance_weight, static_cast<int>(r.balance), r.z_weight);
 }
 
-/// Fails with a sentence where a setting is out of range.
+/// Fails with an error message where a setting is out of range.
 inline void require_settings(const gshard_router& r, index_t experts, const run_mode& mode) {
     require(experts >= 2, "E = ", experts, " expert: a second choice needs at least 2");
     require(r.second_threshold > 0 && std::isfinite(r.second_threshold), "second_threshold = ", r.second_threshold,

@@ -2,7 +2,7 @@
 //
 //   route_softmax            3 launches: rows, totals, slots; 1 for up to 64 tokens of up to 256 experts without noise.
 //                            Reads each score once and writes the plan once; beside that it reads each choice back
-//                            once, and moves 32 bytes an expert (16 more for each further choice) for every block of
+//                            once, and moves 32 bytes per expert (16 more for each further choice) for every block of
 //                            tokens
 //   route_softmax_backward   1 launch: reads scores, statistics, choices and d_gates once, writes d_scores once
 //
@@ -135,7 +135,7 @@ void with_key_group(index_t experts, index_t choices, const F& f) {
     }
 }
 
-/// Tokens of a block of the forward kernel: see kernel_block_rows. Bytes a row: its scores, and the plan's share.
+/// Tokens of a block of the forward kernel: see kernel_block_rows. Bytes per row: its scores, and the plan's share.
 template <class Kernel, class Group>
 index_t forward_block_rows(const Group& group, index_t tokens, index_t experts, index_t choices, index_t score_bytes,
                            index_t levels) {

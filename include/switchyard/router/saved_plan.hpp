@@ -42,7 +42,7 @@ struct saved_plan {
     index_t tokens = 0;            ///< T
     index_t experts = 0;           ///< E, those with rows
     index_t choices = 1;           ///< k
-    index_t capacity = unlimited;  ///< rows an expert
+    index_t capacity = unlimited;  ///< rows per expert
     index_t row_block = 1;
     std::uint64_t settings = 0;  ///< plan.view().origin.settings; 0: the router given is taken at its word
 

@@ -245,7 +245,7 @@ struct softmax_pass {
         }
     }
 
-    /// Whether the sums of exponentials are asked for by nobody.
+    /// Whether the sums of exponentials are not needed.
     SWITCHYARD_HD bool needs_no_sums(const places& at) const {
         if constexpr (selects_tiles<Select>) {
             return !(row_maximum != nullptr && keeps_sums) && at.column_sums == nullptr && !select.needs_row_sum();

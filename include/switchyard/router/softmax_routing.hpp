@@ -187,7 +187,7 @@ void route_softmax(const Policy& policy, const Source& source, const run_mode& m
     finish_losses(policy, plan, settings, column_sums, scratch);
 }
 
-/// Forward with no token left behind: the row pass lists `settings.rounds` candidates a token.
+/// Forward with no token left behind: the row pass lists `settings.rounds` candidates per token.
 template <class Policy, class Source, class S, class Space, class Workspace>
 void route_softmax_in_rounds(const Policy& policy, const Source& source, const run_mode& mode,
                              const plan_view<S, Space>& plan, const softmax_settings& settings, Workspace& scratch) {

@@ -14,7 +14,7 @@
 // unless asked otherwise. A token with one allowed expert has a forbidden second, gate 0. Padding has expert -1 in both
 // choices. Needs E >= 2. Ties: the lower expert. Random numbers from (seed, stream, step, token, column).
 //
-// O(T E). By kernels rows are read by the generic device code, one thread a token; nothing waits.
+// O(T E). By kernels rows are read by the generic device code, one thread per token; nothing waits.
 //
 // Liu, Gao, Chen 2023, "Sparse Backpropagation for MoE Training", arXiv 2310.00811; Liu et al. 2024, "GRIN", arXiv
 // 2409.12136. PhiMoE: router_of(models::phimoe{...}), whose code has 0.3333 in the place of 1/3.
@@ -71,7 +71,7 @@ constexpr std::uint64_t fingerprint_of(const sparse_mixer_router& r) {
                        static_cast<int>(r.balance), r.z_weight);
 }
 
-/// Fails with a sentence where a setting is out of range.
+/// Fails with an error message where a setting is out of range.
 inline void require_settings(const sparse_mixer_router& r, index_t experts, const run_mode& mode) {
     require(experts >= 2, "E = ", experts, " expert: two draws need at least 2");
     require(r.epsilon >= 0 && std::isfinite(r.epsilon), "epsilon = ", r.epsilon, " must be finite and not negative");

@@ -7,7 +7,7 @@
 //   logit jitter     s *= U[1 - eps, 1 + eps): for callers that have only scores. It is not the paper's; the jittered
 //                    scores feed choice, gates and losses.
 //
-// The factors of jitter and dropout are the same bits on every target; Gumbel numbers are as good as its logarithm.
+// The factors of jitter and dropout are bitwise identical on every target; Gumbel numbers are as good as its logarithm.
 #pragma once
 
 #include <switchyard/core/config.hpp>
@@ -40,7 +40,7 @@ SWITCHYARD_HD constexpr noise_key for_purpose(noise_key key, noise_purpose purpo
     return key;
 }
 
-/// Uniform in [1 - eps, 1 + eps): the same bits on every target.
+/// Uniform in [1 - eps, 1 + eps), bitwise identical on every target.
 template <class S>
 SWITCHYARD_HD constexpr S jitter_factor(float u, float epsilon) {
     return static_cast<S>(1.0f - epsilon + rounded_product(2.0f * epsilon, u));

@@ -46,7 +46,7 @@ class auction_market {
         event_ = scratch.take<double>(experts);
     }
 
-    /// Opens with nobody placed, at the present prices. bounds(e) gives the pair of bounds.
+    /// Opens with no token placed, at the present prices. bounds(e) gives the pair of bounds.
     template <class Bounds>
     void open(index_t places, Bounds&& bounds) {
         index_t room = 0;

@@ -1,6 +1,6 @@
 // The certificate of an assignment (assignment.hpp), in blocks of tokens that threads share.
 //
-// Sums are of blocks first, then of these in order: the same bits for every policy.
+// Sums are of blocks first, then of these in order: bitwise identical for every policy.
 #pragma once
 
 #include <switchyard/assignment/assignment.hpp>

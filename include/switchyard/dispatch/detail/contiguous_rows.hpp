@@ -54,7 +54,7 @@ bool can_stream(const T* out) {
     return reinterpret_cast<std::uintptr_t>(out) % (wide<S>::width * sizeof(T)) == 0;
 }
 
-/// out[0 .. n) = f(j, lanes), f giving packs of S; past the cache where `stream` and the address allows it.
+/// out[0 .. n) = f(j, lanes), f giving packs of S; by non-temporal stores where `stream` and the address allows it.
 template <class S, class T, class F>
 void write_row(T* out, index_t n, bool stream, const F& f) {
     constexpr index_t W = native_width<S>;

@@ -210,7 +210,7 @@ SWITCHYARD_ALWAYS_INLINE void load_box(const matrix_view<const T>& m, index_t r,
     }
 }
 
-/// And back. `stream`: past the cache where a register is a whole line of it.
+/// And back. `stream`: by non-temporal stores where a register is a whole line of it.
 template <class Box, class T>
 SWITCHYARD_ALWAYS_INLINE void store_box(typename Box::columns box, const matrix_view<T>& m, index_t r, index_t n,
                                         index_t j, bool stream) {
@@ -416,7 +416,7 @@ void gather_tiles(const Policy& policy, const plan_view<S>& plan, bool weigh, bo
     });
 }
 
-/// sum_rows, of at most choices_a_tile<Box> choices a token.
+/// sum_rows, of at most choices_a_tile<Box> choices per token.
 template <class Box, class Policy, class S, class In, class Out>
 void sum_tiles(const Policy& policy, const plan_view<S>& plan, bool weigh, bool accumulate, bool stream,
                const matrix_view<const In>& in, const matrix_view<Out>& out) {

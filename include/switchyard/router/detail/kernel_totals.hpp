@@ -20,8 +20,8 @@ template <class S>
 struct block_facts {
     std::int32_t* bad = nullptr;         ///< [blocks] the first token with a bad score, or no_column
     std::int32_t* unroutable = nullptr;  ///< [blocks] the first token with every expert forbidden, or no_column
-    double* squares = nullptr;           ///< [blocks] sum of squared logsumexp; null where nobody asks
-    S* probabilities = nullptr;          ///< [blocks, E] column sums of the probabilities; null where nobody asks
+    double* squares = nullptr;           ///< [blocks] sum of squared logsumexp; null if not needed
+    S* probabilities = nullptr;          ///< [blocks, E] column sums of the probabilities; null if not needed
 };
 
 /// The losses and the status, from what the blocks of rows left: what `finish_counts_kernel` is given to add.
