@@ -10,8 +10,11 @@ if grep -rnE 'std::(popcount|count[lr]_(zero|one)|bit_(width|floor|ceil)|has_sin
 fi
 
 # nvcc 13 forgets which members are named where a braced list without a type is assigned in a template: x = {.c = 7} sets
-# the first member there, without a word.
-if grep -rnE '^ *(if \(.*\) |else )?[A-Za-z_][][A-Za-z0-9_.>-]*( = [][A-Za-z0-9_.>-]+)* = \{ *\.[a-z_]' include tests/thrust tests/cuda; then
+# the first member there, without a word. What stands before a declaration's name is a type: a space in between.
+untyped='(^|[;{}]|\) |else ) *[A-Za-z_*(][^ ;{}]*( = [^ ;{}]+)* = \{ *\.[a-z_]'
+if ! printf 'f([](auto& r) { r.groups = {.kept = 2}; });\n' | grep -qE "$untyped" ||
+    printf 'const rule made = {.factor = 2};\n' | grep -qE "$untyped" ||
+    grep -rnE "$untyped" include tests/thrust tests/cuda examples/*.cu bench/*.cu; then
     echo "Name the type of what is assigned: x = settings{.c = 7}." >&2
     exit 1
 fi

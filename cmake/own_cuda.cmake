@@ -22,7 +22,7 @@ if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
     set(CMAKE_CUDA_ARCHITECTURES 80)
     set(switchyard_more_architectures "--generate-code=arch=compute_80,code=[sm_90,sm_120]")
     # Neither a wish for a device nor a device (the second is its name in WSL): what is built here is not run.
-    if(NOT EXISTS /dev/nvidiactl AND NOT EXISTS /dev/dxg)
+    if(NOT EXISTS /dev/nvidiactl AND NOT EXISTS /dev/dxg AND NOT DEFINED ENV{CUDAARCHS})
         set(switchyard_only_compiled TRUE)
     endif()
 endif()

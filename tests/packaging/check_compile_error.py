@@ -3,7 +3,7 @@
 
 The file holds one or more lines `// expect: TEXT`; each TEXT must appear in the output. Its mistake stands between
 `#ifndef WITHOUT_MISTAKE` and `#endif`: with -DWITHOUT_MISTAKE the file must compile, so that nothing else is what fails.
-Where the mistake is a flag, the line `// mistake flags: FLAGS` has it instead: without these the file must compile.
+A line `// most lines: N` says how long the output may be. Where the mistake is a flag, the line `// mistake flags: FLAGS` has it instead: without these the file must compile.
 
 usage: check_compile_error.py SOURCE COMPILER [FLAGS...]
 """
@@ -38,6 +38,9 @@ def main():
     missing = [words for words in expected if words not in output]
     if missing:
         sys.exit(f"{source}: the compiler does not say: {missing}\nit says:\n{output}")
+    most = re.search(r"^// most lines: (\d+)$", text, re.MULTILINE)
+    if most and len(output.splitlines()) > int(most[1]):
+        sys.exit(f"{source}: the compiler says more than {most[1]} lines:\n{output}")
     print(f"does not compile, saying: {'; '.join(expected)}")
 
 

@@ -220,6 +220,16 @@ TEST_CASE_TEMPLATE("base: prices kept between steps leave each step as good as o
         CHECK(std::abs(warm_total - cold_total) <= promise);
         for (index_t e = 0; e < 20; ++e) CHECK(plan.view().load_after[e] == 150);
     }
+    // A step that fails leaves them as they were.
+    auto bad = scores;
+    bad(2999, 3) = std::numeric_limits<double>::quiet_NaN();
+    for (const std::size_t size : {std::size_t{4}, std::size_t{20}}) {
+        prices.of_expert.assign(size, 0.25);
+        CHECK(sentence_of([&] {
+                  sy::route_scores(sy::seq, warm, stored<float>(bad), training_with(), plan, scratch);
+              }).find("scores[2999, 3] is NaN") == 0);
+        CHECK((prices.of_expert == std::vector<double>(size, 0.25)));
+    }
     prices.of_expert.assign(20, std::numeric_limits<double>::quiet_NaN());  // of no use, and no harm
     sy::route_scores(sy::seq, warm, stored<float>(scores), training_with(), plan, scratch);
     for (const double price : prices.of_expert) CHECK(std::isfinite(price));

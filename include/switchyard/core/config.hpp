@@ -24,6 +24,7 @@
 
 #if (defined(_MSVC_LANG) ? _MSVC_LANG : __cplusplus) < 202002L
 #error "switchyard needs C++20: compile with -std=c++20 (CMake: target_compile_features(<target> PUBLIC cxx_std_20))"
+#include <switchyard needs C++20>  // no such file: compilers stop here, and what is above is not lost among errors
 #endif
 
 #if defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__

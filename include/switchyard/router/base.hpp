@@ -48,6 +48,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <utility>
 #include <vector>
 
 namespace switchyard {
@@ -100,29 +101,42 @@ struct gates_of_assigned {
     }
 };
 
-/// Makes room for a step's prices; whether there were prices to begin with. Null: neither.
-inline bool begin_prices(expert_prices* prices, index_t experts) {
-    if (prices == nullptr) return false;
-    const auto size = static_cast<std::size_t>(experts);
-    const bool is_warm = prices->of_expert.size() == size;
-    prices->of_expert.resize(size);
-    return is_warm;
-}
+/// A step's prices: the router's own where there are as many, else new ones, which become its own at `keep`. A step
+/// that fails leaves the old ones.
+class step_prices {
+  public:
+    step_prices(expert_prices* kept, index_t experts)
+        : kept_(kept), is_warm_(kept != nullptr && kept->of_expert.size() == static_cast<std::size_t>(experts)) {
+        if (kept != nullptr && !is_warm_) first_.resize(static_cast<std::size_t>(experts));
+    }
+    /// Whether there are prices to begin with.
+    bool is_warm() const { return is_warm_; }
+    /// [E]; null where the router keeps none.
+    double* data() { return kept_ == nullptr ? nullptr : is_warm_ ? kept_->of_expert.data() : first_.data(); }
+    void keep() {
+        if (kept_ != nullptr && !is_warm_) kept_->of_expert = std::move(first_);
+    }
+
+  private:
+    expert_prices* kept_;
+    bool is_warm_;
+    std::vector<double> first_;
+};
 
 /// Solves for T k / E tokens per expert, from the last step's prices where there are any.
 template <host_policy Policy, class Solver, class Storage>
 void solve_balanced(const Policy& policy, const base_router<Solver>& router, const matrix_view<const Storage>& scores,
                     const token_mask& mask, std::int32_t* expert_of_token, workspace& scratch) {
-    const bool is_warm = begin_prices(router.prices, scores.columns);
-    double* const prices = router.prices != nullptr ? router.prices->of_expert.data() : nullptr;
+    step_prices prices(router.prices, scores.columns);
     const assignment_problem<Storage> problem{
         .scores = scores,
         .bounds =
             balanced_quotas(product_of_sizes("choices", count_tokens(mask, scores.rows), router.k), scores.columns),
         .mask = mask,
         .choices = router.k,
-        .initial_prices = is_warm ? prices : nullptr};
-    solve(policy, router.solver, problem, {.expert_of_token = expert_of_token, .prices = prices}, scratch);
+        .initial_prices = prices.is_warm() ? prices.data() : nullptr};
+    solve(policy, router.solver, problem, {.expert_of_token = expert_of_token, .prices = prices.data()}, scratch);
+    prices.keep();
 }
 
 /// Balanced assignment: the plan's experts, -1 for padding.

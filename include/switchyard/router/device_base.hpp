@@ -65,15 +65,16 @@ void assign_balanced(const Policy& policy, const base_router<auction>& router,
     const auto scope = scratch.open();
     double* const prices = router.prices != nullptr ? scratch.template take<double>(plan.experts) : nullptr;
     const auto bytes = bytes_of<double>(plan.experts);
-    const bool is_warm = begin_prices(router.prices, plan.experts);
-    if (is_warm) policy.copy_to_device(prices, router.prices->of_expert.data(), bytes);
+    step_prices known(router.prices, plan.experts);
+    if (known.is_warm()) policy.copy_to_device(prices, known.data(), bytes);
     const device_assignment_problem<Storage, policy_space<Policy>> problem{
         .scores = scores,
         .bounds = balanced_quotas(tokens, plan.experts),
         .mask = mask,
-        .initial_prices = is_warm ? prices : nullptr};
+        .initial_prices = known.is_warm() ? prices : nullptr};
     solve(policy, router.solver, problem, {.expert_of_token = plan.expert, .prices = prices}, scratch);
-    if (router.prices != nullptr) policy.copy_to_host(router.prices->of_expert.data(), prices, bytes);
+    if (router.prices != nullptr) policy.copy_to_host(known.data(), prices, bytes);
+    known.keep();
     for_each_index(policy, 1, detail::note_events{plan.totals, nullptr, false});
 }
 

@@ -31,17 +31,17 @@ void assign_balanced(const Policy& policy, const base_router<hungarian>& router,
                      const plan_view<S, policy_space<Policy>>& plan, device_workspace<Policy>& scratch) {
     detail::require_settings(router.solver);
     const auto scope = scratch.open();
-    const bool is_warm = begin_prices(router.prices, plan.experts);
-    double* const known = router.prices != nullptr ? router.prices->of_expert.data() : nullptr;
-    double* const prices = is_warm ? scratch.template take<double>(plan.experts) : nullptr;
-    if (is_warm) detail::send_to_device(policy, prices, known, plan.experts);
+    step_prices known(router.prices, plan.experts);
+    double* const prices = known.is_warm() ? scratch.template take<double>(plan.experts) : nullptr;
+    if (known.is_warm()) detail::send_to_device(policy, prices, known.data(), plan.experts);
     const device_assignment_problem<Storage, policy_space<Policy>> problem{
         .scores = scores, .bounds = {.experts = plan.experts}, .mask = mask, .initial_prices = prices};
     workspace host_scratch;
     detail::device_effort effort;
     detail::exact_on_device<Policy, Storage>(policy, router.solver, problem, true, {.expert_of_token = plan.expert},
                                              scratch, host_scratch, effort)
-        .run(known);
+        .run(known.data());
+    known.keep();
     for_each_index(policy, 1, detail::note_events{plan.totals, nullptr, false});
 }
 

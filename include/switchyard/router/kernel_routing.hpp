@@ -1,16 +1,17 @@
 // Routing by kernels: the verbs of router/softmax_routing.hpp for a policy that runs them (backend/kernel.hpp).
 //
-//   route_softmax            3 launches: rows, totals, slots; 1 for up to 64 tokens of up to 256 experts without noise.
-//                            Reads each score once and writes the plan once; beside that it reads each choice back
-//                            once, and moves 32 bytes per expert (16 more for each further choice) for every block of
-//                            tokens
+//   route_softmax            3 launches: rows, totals, slots; 1 for up to 64 tokens of up to 256 experts and 32
+//   choices,
+//                            without noise, row blocks and gates that need a pass of their own. Reads each score once
+//                            and writes the plan once; beside that it reads each choice back once, and moves 32 bytes
+//                            per expert (16 more for each further choice) for every block of tokens
 //   route_softmax_backward   1 launch: reads scores, statistics, choices and d_gates once, writes d_scores once
 //
 // Scores in float, half, bfloat16 or double, with any strides: rows of whole, aligned vectors are read 16 bytes at a
 // time. Up to 1,024 experts a row lies in the registers of at most a warp, beyond in those of a thread block, up to
-// 4,096 experts and 512 choices; with noise, a bias or keys of their own, 256 experts are the border. What is beyond,
-// drop order by gate, no token left behind and selections of one's own (keys of one's own are not) are the generic
-// device code's (router/device_routing.hpp).
+// 4,096 experts and 512 choices; with noise or a bias 256 experts are the border, with keys of their own 512. What is
+// beyond, drop order by gate, no token left behind and selections of one's own (keys of one's own are not) are the
+// generic device code's (router/device_routing.hpp).
 //
 // Decisions and counts are the CPU backend's. Sums have a fixed order that depends on the shape alone. Scratch from the
 // workspace; nothing is read on the host.

@@ -15,7 +15,8 @@
 //       pack<S, W> score, S row_maximum, S row_sum) const    is returned for them, and for forbidden ones, is not used
 //   bool needs_row_sum() const                               whether row_sum is read
 //
-// and may have a member `expert_groups groups`. Keys that are NaN or -infinity count as the lowest finite number, so
+// and may have a member `expert_groups groups`. `token` is one of the batch; a kernel also asks for keys that nothing
+// uses, of padding as well. Keys that are NaN or -infinity count as the lowest finite number, so
 // that only a score forbids an expert. DeepSeek-V3: arXiv 2412.19437. Balancing by bias: Wang et al. 2024, arXiv
 // 2408.15664.
 #pragma once
@@ -53,7 +54,7 @@ template <class S>
 struct biased_keys {
     score_function function = score_function::softmax;
     key_source source = key_source::value;
-    const S* bias = nullptr;  ///< [E padded to 16 numbers], or null
+    const S* bias = nullptr;  ///< [E], on CPUs padded to 16 numbers, or null
     expert_groups groups{};
 
     SWITCHYARD_HD bool needs_row_sum() const {
