@@ -3,6 +3,7 @@
 // and shows that no host function is called from a kernel. What host code makes of settings is compared everywhere. Run
 // on a GPU, it compares what was decided with the CPU backend; without one it exits with 77, which CTest counts as
 // skipped.
+#include <switchyard/router/models.hpp>
 #include <switchyard/thrust.hpp>
 
 #include <cmath>
