@@ -3,6 +3,7 @@
 #include "reference/numeric.hpp"
 #include "support/backends.hpp"
 #include "support/routed.hpp"
+#include "support/score_gradient.hpp"
 
 #include <switchyard/plan/choices.hpp>
 #include <switchyard/router/given_choices.hpp>
@@ -97,15 +98,7 @@ TEST_CASE("given choices: what is no expert, what is forbidden, and gradients by
             router.score = score;
             router.balance_weight = 0.5;
             router.z_weight = 0.5;
-            const auto weights = gaussian_scores(5, 3, 4);
-            const auto made = routed<double>(router, scores);
-            const auto numeric = numeric_gradient(
-                [&](const ref::matrix& at) {
-                    const auto there = routed<double>(router, at);
-                    return inner(gates_of(there.view()), weights) + there.load_balancing_loss() + there.z_loss();
-                },
-                scores);
-            CHECK(difference(routed_backward(router, made, scores, weights), numeric) < 1e-8);
+            CHECK(score_gradient_error(router, scores, gaussian_scores(5, 3, 4)) < 1e-8);
         }
     }
     sy::recipe_router<> other{.k = 2, .choices = ids.view()};
@@ -166,14 +159,7 @@ TEST_CASE("given choices: ids of none keep their place, the first one, too") {
         router.order = order;
         scores = gaussian_scores(7, 4, 2);
         const auto made = routed<double>(router, scores);
-        const auto weights = gaussian_scores(7, 3, 4);
-        const auto numeric = numeric_gradient(
-            [&](const ref::matrix& at) {
-                const auto there = routed<double>(router, at);
-                return inner(gates_of(there.view()), weights) + there.load_balancing_loss() + there.z_loss();
-            },
-            scores);
-        CHECK(difference(routed_backward(router, made, scores, weights), numeric) < 1e-8);
+        CHECK(score_gradient_error(router, scores, gaussian_scores(7, 3, 4)) < 1e-8);
         sy::matrix<double> gates(7, 3);
         router.capacity = {};
         const auto whole = routed<double>(router, scores);

@@ -3,6 +3,7 @@
 // away from ties, so that choices stay what they are.
 #include "reference/numeric.hpp"
 #include "support/routed.hpp"
+#include "support/score_gradient.hpp"
 
 #include <switchyard/dispatch/combine.hpp>
 #include <switchyard/dispatch/dispatch.hpp>
@@ -24,22 +25,9 @@ double total(const sy::plan<double>& plan, const ref::matrix& weights) {
     return inner(gates_of(plan.view()), weights) + plan.load_balancing_loss() + plan.z_loss();
 }
 
-/// Gradient of the scores; returns how far it is from central differences.
 template <class Router>
 double score_gradient_error(const Router& router, index_t k, const ref::matrix& scores, const ref::mask_list& mask) {
-    const auto weights = gaussian(scores.rows, k, 99);
-    const auto plan = routed<double>(router, scores, training_with(mask));
-    const auto found = routed_backward(router, plan, scores, weights);
-    const auto numeric = numeric_gradient(
-        [&](const ref::matrix& at) {
-            const auto there = routed<double>(router, at, training_with(mask));
-            // Choices are held fixed: a step across a tie would be no derivative.
-            REQUIRE(experts_of(there.view()) == experts_of(plan.view()));
-            REQUIRE(slots_of(there.view()) == slots_of(plan.view()));
-            return total(there, weights);
-        },
-        scores);
-    return difference(found, numeric);
+    return switchyard_test::score_gradient_error(router, scores, gaussian(scores.rows, k, 99), mask);
 }
 
 /// Gradients of tokens and weights.
